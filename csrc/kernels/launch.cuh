@@ -1,0 +1,33 @@
+// How a CUDA kernel is launched and where its dynamic shared memory is; csrc/tests/emulation.h is the same for a CPU.
+#pragma once
+
+#ifndef DDFAST_EMULATION
+
+#include <cuda_runtime.h>
+
+namespace ddfast {
+
+constexpr size_t kDefaultSharedBytes = 48 * 1024;  // what every device gives a block without being asked
+
+template <typename T>
+__device__ T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char ddfast_shared_memory[];
+  return reinterpret_cast<T*>(ddfast_shared_memory);
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   Arguments... arguments) {
+  if (shared_bytes > kDefaultSharedBytes) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  return cudaGetLastError();
+}
+
+}  // namespace ddfast
+
+#endif

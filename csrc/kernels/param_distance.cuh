@@ -1,0 +1,110 @@
+// CUDA kernels of param_distance: both squared distances in one pass, all gradients in one more.
+//
+// Every sum has one fixed order: a thread strides over its chunk, a tree joins the threads, the chunks are added in
+// turn.
+#pragma once
+
+#include <cstdint>
+
+#include "launch.cuh"
+#include "param_distance_args.h"
+
+namespace ddfast {
+
+constexpr int kDistanceThreads = 256;
+constexpr int64_t kDistanceChunkCuda = 16 * kDistanceThreads;  // elements of a block
+
+inline int64_t distance_chunks_cuda(int64_t P) { return (P + kDistanceChunkCuda - 1) / kDistanceChunkCuda; }
+
+// Sums two numbers over the block; thread 0 holds the result.
+__device__ inline void block_sum(double& a, double& b) {
+  double* shared = shared_memory<double>();  // [2, threads]
+  const unsigned threads = blockDim.x;
+  shared[threadIdx.x] = a;
+  shared[threads + threadIdx.x] = b;
+  __syncthreads();
+  for (unsigned half = threads / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) {
+      shared[threadIdx.x] += shared[threadIdx.x + half];
+      shared[threads + threadIdx.x] += shared[threads + threadIdx.x + half];
+    }
+    __syncthreads();
+  }
+  a = shared[0];
+  b = shared[threads];
+}
+
+template <typename T>
+__global__ void param_distance_kernel(ParamDistanceArgs<T> args, int64_t chunks) {
+  const int64_t task = blockIdx.x;  // chunk task % chunks of row task / chunks
+  const int64_t first = (task % chunks) * kDistanceChunkCuda, row = (task / chunks) * args.P;
+  const int64_t last = first + kDistanceChunkCuda < args.P ? first + kDistanceChunkCuda : args.P;
+  T num = 0, den = 0;
+  for (int64_t i = first + threadIdx.x; i < last; i += blockDim.x) {
+    const T target = args.target[row + i];
+    const T a = args.student[row + i] - target, b = args.start[row + i] - target;
+    const T w = args.weight ? args.weight[i] : T(1);
+    num += w * a * a;
+    den += w * b * b;
+  }
+  double sums[2] = {static_cast<double>(num), static_cast<double>(den)};
+  block_sum(sums[0], sums[1]);
+  if (threadIdx.x == 0) {
+    args.partial[2 * task] = sums[0];
+    args.partial[2 * task + 1] = sums[1];
+  }
+}
+
+template <typename T>
+__global__ void param_distance_finish_kernel(ParamDistanceArgs<T> args, int64_t chunks) {
+  const int64_t s = blockIdx.x;
+  double sums[2] = {0, 0};
+  for (int64_t i = s * chunks + threadIdx.x; i < (s + 1) * chunks; i += blockDim.x) {
+    sums[0] += args.partial[2 * i];
+    sums[1] += args.partial[2 * i + 1];
+  }
+  block_sum(sums[0], sums[1]);
+  if (threadIdx.x == 0) {
+    args.distance[s] = static_cast<T>(sums[0] / sums[1]);
+    args.denominator[s] = static_cast<T>(sums[1]);
+  }
+}
+
+template <typename T>
+__global__ void param_distance_backward_kernel(ParamDistanceBackwardArgs<T> args, int64_t chunks) {
+  const int64_t s = blockIdx.x / chunks, row = s * args.P;
+  const int64_t first = (blockIdx.x % chunks) * kDistanceChunkCuda;
+  const int64_t last = first + kDistanceChunkCuda < args.P ? first + kDistanceChunkCuda : args.P;
+  // d = n / D:  dd/dstudent = 2 w (student - target) / D,  dd/dstart = -d 2 w (start - target) / D
+  const T along_student = 2 * args.grad[s] / args.denominator[s];
+  const T along_start = -along_student * args.distance[s];
+  for (int64_t i = first + threadIdx.x; i < last; i += blockDim.x) {
+    const T target = args.target[row + i];
+    const T w = args.weight ? args.weight[i] : T(1);
+    const T a = along_student * w * (args.student[row + i] - target);
+    const T b = along_start * w * (args.start[row + i] - target);
+    if (args.grad_student) args.grad_student[row + i] = a;
+    if (args.grad_start) args.grad_start[row + i] = b;
+    if (args.grad_target) args.grad_target[row + i] = -a - b;
+  }
+}
+
+template <typename T>
+cudaError_t launch_param_distance(const ParamDistanceArgs<T>& args, cudaStream_t stream) {
+  const int64_t chunks = distance_chunks_cuda(args.P);
+  const size_t shared = 2 * kDistanceThreads * sizeof(double);
+  const cudaError_t error = launch(param_distance_kernel<T>, dim3(static_cast<unsigned>(args.S * chunks)),
+                                   dim3(kDistanceThreads), shared, stream, args, chunks);
+  if (error != cudaSuccess) return error;
+  return launch(param_distance_finish_kernel<T>, dim3(static_cast<unsigned>(args.S)), dim3(kDistanceThreads), shared,
+                stream, args, chunks);
+}
+
+template <typename T>
+cudaError_t launch_param_distance_backward(const ParamDistanceBackwardArgs<T>& args, cudaStream_t stream) {
+  const int64_t chunks = distance_chunks_cuda(args.P);
+  return launch(param_distance_backward_kernel<T>, dim3(static_cast<unsigned>(args.S * chunks)), dim3(kDistanceThreads),
+                0, stream, args, chunks);
+}
+
+}  // namespace ddfast

@@ -1,0 +1,122 @@
+// Blocks of 64 bytes of numbers, and the choice of instruction set at run time.
+//
+// A kernel is written once against Block<T, kBytes>; run_best() runs the widest version that the processor has. The sum
+// of a channel or a chunk is formed in the same order in every version (a fused multiply-add may change the last bit).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define DDFAST_INLINE inline __attribute__((always_inline))
+#define DDFAST_INLINE_LAMBDA __attribute__((always_inline))
+
+namespace ddfast {
+
+constexpr int kBlockBytes = 64;  // one cache line: what a task touches of a pixel in channels-last
+
+template <typename T>
+constexpr int kBlockLanes = kBlockBytes / static_cast<int>(sizeof(T));  // 16 floats, 8 doubles
+
+template <typename T, int kBytes>
+struct Block {  // [kBlockLanes<T>], as kBlockBytes / kBytes machine vectors
+  typedef T Vector __attribute__((vector_size(kBytes)));
+  static constexpr int kCount = kBlockBytes / kBytes;
+  Vector part[kCount];
+
+  static DDFAST_INLINE Block fill(T value) {
+    Block out;
+    for (int i = 0; i < kCount; ++i) out.part[i] = value - Vector{};
+    return out;
+  }
+  static DDFAST_INLINE Block load(const T* from) {
+    Block out;
+    std::memcpy(&out, from, kBlockBytes);
+    return out;
+  }
+  // The last block of a row may be partial (kFull = false): its other lanes are read as zero and not written.
+  template <bool kFull>
+  static DDFAST_INLINE Block load(const T* from, int lanes) {
+    if (kFull) return load(from);
+    Block out = fill(T(0));
+    std::memcpy(&out, from, lanes * sizeof(T));
+    return out;
+  }
+  template <bool kFull>
+  DDFAST_INLINE void store(T* to, int lanes) const {
+    std::memcpy(to, this, kFull ? kBlockBytes : lanes * sizeof(T));
+  }
+  // value where gate > 0 or gate is NaN, else 0: ReLU that, like PyTorch's, lets a NaN through.
+  static DDFAST_INLINE Block where_positive(const Block& gate, const Block& value) {
+    Block out;
+    for (int i = 0; i < kCount; ++i) out.part[i] = gate.part[i] <= Vector{} ? Vector{} : value.part[i];
+    return out;
+  }
+  DDFAST_INLINE T lane(int i) const {
+    T values[kBlockLanes<T>];
+    std::memcpy(values, this, kBlockBytes);
+    return values[i];
+  }
+};
+
+#define DDFAST_BLOCK_OPERATOR(op)                                                                    \
+  template <typename T, int kBytes>                                                                  \
+  DDFAST_INLINE Block<T, kBytes> operator op(const Block<T, kBytes>& a, const Block<T, kBytes>& b) { \
+    Block<T, kBytes> out;                                                                            \
+    for (int i = 0; i < Block<T, kBytes>::kCount; ++i) out.part[i] = a.part[i] op b.part[i];         \
+    return out;                                                                                      \
+  }
+DDFAST_BLOCK_OPERATOR(+)
+DDFAST_BLOCK_OPERATOR(-)
+DDFAST_BLOCK_OPERATOR(*)
+#undef DDFAST_BLOCK_OPERATOR
+
+template <typename T, int kBytes>
+DDFAST_INLINE void operator+=(Block<T, kBytes>& a, const Block<T, kBytes>& b) {
+  a = a + b;
+}
+
+// A kernel is a class template Kernel<T, kBytes> with a static always-inline run(args, begin, end).
+template <template <typename, int> class Kernel, typename T, typename Args>
+void run_base(const Args& args, int64_t begin, int64_t end) {
+  Kernel<T, 16>::run(args, begin, end);
+}
+
+#if defined(__x86_64__)
+template <template <typename, int> class Kernel, typename T, typename Args>
+__attribute__((target("avx2,fma"))) void run_avx2(const Args& args, int64_t begin, int64_t end) {
+  Kernel<T, 32>::run(args, begin, end);
+}
+
+template <template <typename, int> class Kernel, typename T, typename Args>
+__attribute__((target("avx512f"))) void run_avx512(const Args& args, int64_t begin, int64_t end) {
+  Kernel<T, 64>::run(args, begin, end);
+}
+#endif
+
+enum class InstructionSet { base, avx2, avx512 };
+
+inline InstructionSet best_instruction_set() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return InstructionSet::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::avx2;
+#endif
+  return InstructionSet::base;
+}
+
+template <template <typename, int> class Kernel, typename T, typename Args>
+void run_on(InstructionSet set, const Args& args, int64_t begin, int64_t end) {
+#if defined(__x86_64__)
+  if (set == InstructionSet::avx512) return run_avx512<Kernel, T>(args, begin, end);
+  if (set == InstructionSet::avx2) return run_avx2<Kernel, T>(args, begin, end);
+#endif
+  run_base<Kernel, T>(args, begin, end);
+}
+
+// Runs tasks begin … end−1 of the kernel; the caller spreads ranges over threads.
+template <template <typename, int> class Kernel, typename T, typename Args>
+void run_best(const Args& args, int64_t begin, int64_t end) {
+  static const InstructionSet set = best_instruction_set();
+  run_on<Kernel, T>(set, args, begin, end);
+}
+
+}  // namespace ddfast

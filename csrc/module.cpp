@@ -1,0 +1,23 @@
+// The Python module ddfast._C: says how it was built. Importing it registers the kernels.
+#include <pybind11/pybind11.h>
+#include <torch/version.h>
+
+// Read from the file's bytes where the module cannot be loaded (ddfast/ops/_library.py); used below, so that it is
+// kept.
+static const char kBuiltFor[] = "ddfast was built for torch " TORCH_VERSION " ";
+
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", [] {
+    pybind11::dict info;
+    info["torch"] = TORCH_VERSION;
+    info["compiler"] = __VERSION__;
+    info["cuda"] = pybind11::none();
+    info["cuda_architectures"] = pybind11::none();
+#ifdef DDFAST_CUDA_VERSION
+    info["cuda"] = DDFAST_CUDA_VERSION;
+    info["cuda_architectures"] = DDFAST_CUDA_ARCHITECTURES;
+#endif
+    info["marker"] = kBuiltFor;
+    return info;
+  });
+}

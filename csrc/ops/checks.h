@@ -1,0 +1,24 @@
+// What every op checks of its tensors before it takes raw pointers: type, device, sizes, layout.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+namespace ddfast {
+
+// The tensor, dense in the wanted layout, once it is known to match `like` in type and device and to have these sizes.
+inline at::Tensor checked(const char* name, const at::Tensor& tensor, const at::Tensor& like, at::IntArrayRef sizes,
+                          at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  TORCH_CHECK(tensor.sizes() == sizes, name, ": expected ", sizes, ", got ", tensor.sizes());
+  TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), name, ": expected ", like.scalar_type(), ", got ",
+                   tensor.scalar_type());
+  TORCH_CHECK(tensor.device() == like.device(), name, ": expected device ", like.device(), ", got ", tensor.device());
+  return tensor.contiguous(format);
+}
+
+// What CUDAGuard is for a device that needs none.
+struct NoDeviceGuard {
+  explicit NoDeviceGuard(at::Device) {}
+};
+
+}  // namespace ddfast

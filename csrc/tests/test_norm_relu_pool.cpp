@@ -1,0 +1,202 @@
+// norm_relu_pool: CPU kernels at every instruction set and emulated CUDA kernels, against double-precision loops.
+#include "emulation.h"
+// emulation.h comes first: it stands in for the CUDA runtime
+#include "../kernels/norm_relu_pool.cuh"
+#include "../kernels/norm_relu_pool.h"
+#include "check.h"
+
+namespace ddfast::test {
+
+constexpr double kEps = 1e-5;
+
+// All inputs and, by the formulas of the op, all results of the four faces.
+struct Problem {
+  InstanceShape shape;
+  std::vector<double> z, dz, gamma, dgamma, beta, dbeta, grad, dgrad;
+  std::vector<double> y, mean, rstd, grad_z, grad_gamma, grad_beta, dy, dmean, dcov;
+  std::vector<double> dgrad_z, dgrad_gamma, dgrad_beta;     // with dgrad
+  std::vector<double> second_z, second_gamma, second_beta;  // with dgrad = 0
+
+  template <typename T>
+  static std::vector<double> draw(size_t count, unsigned seed) {  // what T can hold
+    const std::vector<T> rounded = as<T>(normal(count, seed));
+    return std::vector<double>(rounded.begin(), rounded.end());
+  }
+
+  template <typename T>
+  static Problem make(const InstanceShape& shape) {
+    Problem p;
+    p.shape = shape;
+    const size_t full = shape.N * shape.pixels() * shape.C;
+    const size_t pooled = shape.N * shape.pooled_height() * shape.pooled_width() * shape.C;
+    p.z = draw<T>(full, 1);
+    p.dz = draw<T>(full, 2);
+    p.gamma = draw<T>(shape.C, 3);
+    p.dgamma = draw<T>(shape.C, 4);
+    p.beta = draw<T>(shape.C, 5);
+    p.dbeta = draw<T>(shape.C, 6);
+    p.grad = draw<T>(pooled, 7);
+    p.dgrad = draw<T>(pooled, 8);
+    p.solve();
+    return p;
+  }
+
+  void solve() {
+    const size_t full = z.size(), pooled = grad.size(), statistics = shape.N * shape.C;
+    for (auto* out : {&grad_z, &dgrad_z, &second_z}) out->resize(full);
+    for (auto* out : {&y, &dy}) out->resize(pooled);
+    for (auto* out : {&mean, &rstd, &grad_gamma, &grad_beta, &dmean, &dcov, &dgrad_gamma, &dgrad_beta, &second_gamma,
+                      &second_beta}) {
+      out->resize(statistics);
+    }
+    for (int64_t n = 0; n < shape.N; ++n) {
+      for (int64_t c = 0; c < shape.C; ++c) solve_instance(n, c);
+    }
+  }
+
+  void solve_instance(int64_t n, int64_t c) {
+    const int64_t pixels = shape.pixels(), C = shape.C, OW = shape.pooled_width(), at = n * C + c;
+    const auto pixel = [&](int64_t i) { return (n * pixels + i) * C + c; };
+    const auto cell = [&](int64_t i) -> int64_t {
+      const int64_t oh = i / shape.W / 2, ow = i % shape.W / 2;
+      if (oh >= shape.pooled_height() || ow >= OW) return -1;
+      return ((n * shape.pooled_height() + oh) * OW + ow) * C + c;
+    };
+    double m = 0, variance = 0;
+    for (int64_t i = 0; i < pixels; ++i) m += z[pixel(i)] / pixels;
+    for (int64_t i = 0; i < pixels; ++i) variance += std::pow(z[pixel(i)] - m, 2) / pixels;
+    const double r = 1 / std::sqrt(variance + kEps);
+    double dm = 0, cov = 0;
+    for (int64_t i = 0; i < pixels; ++i) dm += dz[pixel(i)] / pixels;
+    for (int64_t i = 0; i < pixels; ++i) cov += (z[pixel(i)] - m) * r * (dz[pixel(i)] - dm) / pixels;
+    mean[at] = m;
+    rstd[at] = r;
+    dmean[at] = dm;
+    dcov[at] = cov;
+    std::vector<double> x(pixels), dx(pixels), q(pixels), dq(pixels);
+    for (int64_t i = 0; i < pixels; ++i) {
+      x[i] = (z[pixel(i)] - m) * r;
+      dx[i] = r * (dz[pixel(i)] - dm - x[i] * cov);
+      const double a = gamma[c] * x[i] + beta[c];
+      if (cell(i) < 0 || a <= 0) continue;
+      q[i] = grad[cell(i)] / 4;
+      dq[i] = dgrad[cell(i)] / 4;
+      y[cell(i)] += a / 4;
+      dy[cell(i)] += (dgamma[c] * x[i] + gamma[c] * dx[i] + dbeta[c]) / 4;
+    }
+    double sq = 0, sqx = 0, sdq = 0, sdqx = 0, sqdx = 0;
+    for (int64_t i = 0; i < pixels; ++i) {
+      sq += q[i];
+      sqx += q[i] * x[i];
+      sdq += dq[i];
+      sdqx += dq[i] * x[i];
+      sqdx += q[i] * dx[i];
+    }
+    grad_beta[at] = sq;
+    grad_gamma[at] = sqx;
+    dgrad_beta[at] = sdq;
+    dgrad_gamma[at] = sdqx + sqdx;
+    second_beta[at] = 0;
+    second_gamma[at] = sqdx;
+    const double along_e = dgamma[c] * r - gamma[c] * r * r * cov, along_de = gamma[c] * r;
+    for (int64_t i = 0; i < pixels; ++i) {
+      const double e = q[i] - sq / pixels - x[i] * sqx / pixels;
+      const double second = -dx[i] * sqx / pixels - x[i] * sqdx / pixels;
+      const double first = dq[i] - sdq / pixels - x[i] * sdqx / pixels;
+      grad_z[pixel(i)] = gamma[c] * r * e;
+      second_z[pixel(i)] = along_e * e + along_de * second;
+      dgrad_z[pixel(i)] = along_e * e + along_de * (first + second);
+    }
+  }
+};
+
+template <typename T, typename Run>
+void check(const Problem& p, const std::string& where, const Run& run) {
+  const InstanceShape& s = p.shape;
+  const std::string what = where + (sizeof(T) == 4 ? " float" : " double") + " N=" + std::to_string(s.N) +
+                           " C=" + std::to_string(s.C) + " H=" + std::to_string(s.H) + " W=" + std::to_string(s.W);
+  const auto z = as<T>(p.z), dz = as<T>(p.dz), gamma = as<T>(p.gamma), dgamma = as<T>(p.dgamma), beta = as<T>(p.beta),
+             dbeta = as<T>(p.dbeta), grad = as<T>(p.grad), dgrad = as<T>(p.dgrad), mean = as<T>(p.mean),
+             rstd = as<T>(p.rstd), dmean = as<T>(p.dmean), dcov = as<T>(p.dcov);
+  auto full = poisoned<T>(z.size()), pooled = poisoned<T>(grad.size());
+  auto first = poisoned<T>(mean.size()), second = poisoned<T>(mean.size());
+
+  run(NormReluPoolArgs<T>{s, z.data(), gamma.data(), beta.data(), kEps, pooled.data(), first.data(), second.data()});
+  expect_close(what + " y", pooled, p.y);
+  expect_close(what + " mean", first, p.mean);
+  expect_close(what + " rstd", second, p.rstd);
+
+  run(NormReluPoolBackwardArgs<T>{s, grad.data(), z.data(), mean.data(), rstd.data(), gamma.data(), beta.data(),
+                                  full.data(), first.data(), second.data()});
+  expect_close(what + " grad_z", full, p.grad_z);
+  expect_close(what + " grad_weight", first, p.grad_gamma);
+  expect_close(what + " grad_bias", second, p.grad_beta);
+
+  pooled = poisoned<T>(grad.size());
+  run(NormReluPoolJvpArgs<T>{s, dz.data(), dgamma.data(), dbeta.data(), z.data(), mean.data(), rstd.data(),
+                             gamma.data(), beta.data(), pooled.data(), first.data(), second.data()});
+  expect_close(what + " dy", pooled, p.dy);
+  expect_close(what + " dmean", first, p.dmean);
+  expect_close(what + " dcov", second, p.dcov);
+
+  for (const bool zero : {false, true}) {
+    full = poisoned<T>(z.size());
+    run(NormReluPoolBackwardJvpArgs<T>{s, grad.data(), zero ? nullptr : dgrad.data(), z.data(), dz.data(), mean.data(),
+                                       rstd.data(), dmean.data(), dcov.data(), gamma.data(), dgamma.data(), beta.data(),
+                                       full.data(), first.data(), second.data()});
+    expect_close(what + (zero ? " second_z" : " dgrad_z"), full, zero ? p.second_z : p.dgrad_z);
+    expect_close(what + (zero ? " second_weight" : " dgrad_weight"), first, zero ? p.second_gamma : p.dgrad_gamma);
+    expect_close(what + (zero ? " second_bias" : " dgrad_bias"), second, zero ? p.second_beta : p.dgrad_beta);
+  }
+}
+
+template <typename T>
+struct OnCpu {
+  InstructionSet set;
+
+  void operator()(const NormReluPoolArgs<T>& args) const { run<NormReluPool>(args); }
+  void operator()(const NormReluPoolBackwardArgs<T>& args) const { run<NormReluPoolBackward>(args); }
+  void operator()(const NormReluPoolJvpArgs<T>& args) const { run<NormReluPoolJvp>(args); }
+  void operator()(const NormReluPoolBackwardJvpArgs<T>& args) const { run<NormReluPoolBackwardJvp>(args); }
+
+  template <template <typename, int> class Kernel, typename Args>
+  void run(const Args& args) const {
+    const int64_t tasks = norm_relu_pool_tasks<T>(args.shape);
+    std::thread other([&] { run_on<Kernel, T>(set, args, 0, tasks / 2); });
+    run_on<Kernel, T>(set, args, tasks / 2, tasks);
+    other.join();
+  }
+};
+
+template <typename T>
+void check_all(const InstanceShape& shape) {
+  const Problem problem = Problem::make<T>(shape);
+  for (const InstructionSet set : {InstructionSet::base, InstructionSet::avx2, InstructionSet::avx512}) {
+    if (set > best_instruction_set()) continue;
+    check<T>(problem,
+             set == InstructionSet::base   ? "base"
+             : set == InstructionSet::avx2 ? "avx2"
+                                           : "avx512",
+             OnCpu<T>{set});
+  }
+  // Shared memory for all tiles, for narrow tiles only, and for none: the second path.
+  const size_t widest = (kPoolThreads + 3 * shape.pixels() * 32) * sizeof(T);
+  const size_t narrow = (kPoolThreads + 3 * shape.pixels() * (32 / sizeof(T))) * sizeof(T);
+  for (const size_t limit : {widest, narrow, size_t{0}}) {
+    check<T>(problem, "cuda with " + std::to_string(limit) + " bytes", [limit](const auto& args) {
+      expect("launch", launch_norm_relu_pool(args, limit, nullptr) == cudaSuccess);
+    });
+  }
+}
+
+}  // namespace ddfast::test
+
+int main() {
+  using ddfast::InstanceShape;
+  for (const InstanceShape& shape : {InstanceShape{1, 1, 2, 2}, InstanceShape{2, 3, 5, 4}, InstanceShape{1, 35, 4, 7},
+                                     InstanceShape{2, 40, 9, 9}, InstanceShape{1, 16, 16, 16}}) {
+    ddfast::test::check_all<float>(shape);
+    ddfast::test::check_all<double>(shape);
+  }
+  return ddfast::test::finish("norm_relu_pool");
+}
