@@ -35,7 +35,9 @@ def find_cuda_home() -> Path | None:
 
 def nvcc_version(cuda_home: Path) -> str:
     """Major.minor of the nvcc under cuda_home."""
-    output = subprocess.run([cuda_home / "bin" / "nvcc", "--version"], check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(
+        [cuda_home / "bin" / "nvcc", "--version"], check=True, capture_output=True, text=True
+    ).stdout
     return re.search(r"release (\d+\.\d+)", output).group(1)
 
 

@@ -1,0 +1,27 @@
+"""ddfast: dataset distillation by trajectory matching, with exact meta-gradients in constant memory."""
+
+from ddfast import adjoints, networks, ops, students
+from ddfast.data import SyntheticSet
+from ddfast.distill import Distillation, DistillResult, distill
+from ddfast.evaluate import Evaluation, evaluate
+from ddfast.experts import TrajectoryStore, train_experts
+from ddfast.installation import build_info
+from ddfast.matching import match_trajectory, unroll
+
+__all__ = [
+    "DistillResult",
+    "Distillation",
+    "Evaluation",
+    "SyntheticSet",
+    "TrajectoryStore",
+    "adjoints",
+    "build_info",
+    "distill",
+    "evaluate",
+    "match_trajectory",
+    "networks",
+    "ops",
+    "students",
+    "train_experts",
+    "unroll",
+]

@@ -132,4 +132,9 @@ def _load_extension() -> ModuleType | None:
     return importlib.import_module("ddfast._C")
 
 
+def why_no_extension() -> str:
+    """Why EXTENSION is None."""
+    return "DDFAST_EXTENSION=0" if os.environ.get("DDFAST_EXTENSION") == "0" else "ddfast._C was not built"
+
+
 EXTENSION = _load_extension()

@@ -1,0 +1,5 @@
+"""`python -m ddfast`."""
+
+from ddfast.cli import main
+
+main()

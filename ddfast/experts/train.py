@@ -1,0 +1,111 @@
+"""Training experts on real data, a snapshot after every epoch."""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector
+
+from ddfast import networks, seeds
+from ddfast.data import Dataset, load_dataset
+from ddfast.experts.trajectories import TrajectoryStore
+
+log = logging.getLogger("ddfast")
+
+
+def cache_folder() -> Path:
+    """Where experts are kept unless told otherwise: DDFAST_CACHE, else the user's cache folder."""
+    named = os.environ.get("DDFAST_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddfast"
+
+
+def train_experts(
+    dataset,
+    *,
+    network: str = "convnet",
+    num_experts: int = 10,
+    epochs: int = 50,
+    output: str | Path | None = None,
+    lr_teacher: float = 0.01,
+    batch_train: int = 256,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> TrajectoryStore:
+    """Train experts by plain SGD (MTT section 3.1: no momentum, no weight decay), one snapshot per epoch.
+
+    Args:
+        dataset: a name, a pair of torch data sets, or a Dataset.
+        network: a name of ddfast.networks.NETWORKS.
+        num_experts: experts with numbers 0 … num_experts − 1; those that the folder already holds are not trained again.
+        epochs: E.
+        output: the folder; None for one in the user's cache that these settings name.
+        lr_teacher: learning rate.
+        batch_train: images per minibatch; every epoch visits all in a new random order.
+
+    Errors: ValueError for settings that make no sense, or a folder that holds experts of other settings.
+    """
+    for name, value in (("num_experts", num_experts), ("epochs", epochs), ("batch_train", batch_train)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if not lr_teacher > 0:
+        raise ValueError(f"lr_teacher: expected a positive number, got {lr_teacher}")
+    data = load_dataset(dataset)
+    settings = expert_settings(data, network=network, lr_teacher=lr_teacher, batch_train=batch_train, seed=seed)
+    path = Path(output) if output is not None else cache_folder() / "experts" / folder_name(settings, epochs)
+    store = TrajectoryStore.create(path, settings, epochs)
+    missing = range(store.num_experts, num_experts)
+    if missing:
+        P = sum(p.numel() for p in create_network(data, network, seeds.generator(0)).parameters())
+        size = len(missing) * (epochs + 1) * P * 4 / 1e6
+        log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), epochs, size, path)
+    for expert in missing:
+        began = time.perf_counter()
+        snapshots = _train_expert(data, expert, network, epochs, lr_teacher, batch_train, seed, device)
+        if not snapshots.isfinite().all():
+            raise ValueError(
+                f"expert {expert} diverged: its parameters are not finite; try a smaller lr_teacher than {lr_teacher}"
+            )
+        store.add(expert, snapshots)
+        log.info("expert %d of %d trained in %.1f s", expert + 1, num_experts, time.perf_counter() - began)
+    return store
+
+
+def expert_settings(data: Dataset, **settings) -> dict:
+    """What tells one set of experts from another, for their folder and its name."""
+    return {"dataset": data.name, "fingerprint": data.fingerprint(), **settings}
+
+
+def folder_name(settings: dict, epochs: int) -> str:
+    """The name of a cache folder for experts of these settings."""
+    words = [f"{value:g}" if isinstance(value, float) else str(value) for value in settings.values()]
+    return "-".join([*words, f"{epochs}epochs"])
+
+
+def create_network(data: Dataset, network: str, generator: torch.Generator) -> nn.Module:
+    """A network for this data set, freshly initialised from `generator`."""
+    return networks.create(
+        network, channels=data.channels, num_classes=data.num_classes, image_size=data.image_size, generator=generator
+    )
+
+
+def _train_expert(
+    data: Dataset, expert: int, network: str, epochs: int, lr: float, batch: int, seed: int, device
+) -> Tensor:  # [E + 1, P]
+    generator = seeds.generator(seed, "expert", expert)
+    net = create_network(data, network, generator).to(device)
+    images, labels = data.train_images.to(device), data.train_labels.to(device)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    start = parameters_to_vector(net.parameters()).detach()
+    snapshots = torch.empty(epochs + 1, len(start))  # a copy each: a view of the live weights would move with them
+    snapshots[0] = start
+    for epoch in range(epochs):
+        for chosen in torch.randperm(len(images), generator=generator).to(images.device).split(batch):
+            optimizer.zero_grad()
+            cross_entropy(net(images[chosen]), labels[chosen]).backward()
+            optimizer.step()
+        snapshots[epoch + 1] = parameters_to_vector(net.parameters()).detach()
+    return snapshots

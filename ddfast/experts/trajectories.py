@@ -1,0 +1,102 @@
+"""TrajectoryStore: the parameter snapshots of trained experts, one file per expert, read one snapshot at a time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddfast.files import read_json, replacing, write_json
+
+FORMAT = "ddfast-trajectories-1"
+
+
+class TrajectoryStore:
+    """A folder of experts: `experts.json` says what they are, `expert_0000.safetensors` … hold snapshots [E + 1, P].
+
+    Snapshot 0 is the initialisation, snapshot e the parameters after epoch e.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        about = self.path / "experts.json"
+        if not about.is_file():
+            raise FileNotFoundError(f"{self.path}: no trained experts here (experts.json is missing)")
+        self.about: dict[str, Any] = read_json(about)
+        if not isinstance(self.about, dict) or self.about.get("format") != FORMAT:
+            raise ValueError(f"{about}: not a ddfast trajectory store")
+
+    @classmethod
+    def create(cls, path: str | Path, settings: dict[str, Any], epochs: int) -> "TrajectoryStore":
+        """A store in `path` for experts of these settings: the one that is there, or a new, empty one.
+
+        Errors: ValueError where the folder holds experts of other settings.
+        """
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        about = {"format": FORMAT, "epochs": epochs, "settings": json.loads(json.dumps(settings))}
+        if (path / "experts.json").exists():
+            store = cls(path)
+            differing = [
+                key for key in {**store.settings, **about["settings"]} if store.settings.get(key) != settings.get(key)
+            ]
+            differing += ["epochs"] if store.epochs != epochs else []
+            if store.about != about:
+                raise ValueError(
+                    f"{path}: holds experts with other settings ({', '.join(differing)}); choose another folder"
+                )
+            return store
+        write_json(path / "experts.json", about)
+        return cls(path)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the experts were trained with."""
+        return self.about["settings"]
+
+    @property
+    def epochs(self) -> int:
+        """E, epochs per expert; there are E + 1 snapshots."""
+        return self.about["epochs"]
+
+    @property
+    def num_experts(self) -> int:
+        """How many experts are stored, counted from expert 0."""
+        count = 0
+        while self._file(count).exists():
+            count += 1
+        return count
+
+    def _file(self, expert: int) -> Path:
+        return self.path / f"expert_{expert:04d}.safetensors"
+
+    def add(self, expert: int, snapshots: Tensor) -> None:  # [E + 1, P]
+        """Store an expert, whole or not at all."""
+        if snapshots.dim() != 2 or len(snapshots) != self.epochs + 1:
+            raise ValueError(f"snapshots: expected [{self.epochs + 1}, P], got {list(snapshots.shape)}")
+        with replacing(self._file(expert)) as temporary:
+            save_file({"snapshots": snapshots.detach().cpu().contiguous()}, temporary)
+
+    def snapshot(self, expert: int, epoch: int) -> Tensor:  # [P], on the CPU
+        """The parameters of an expert after an epoch, the only bytes that are read."""
+        if not 0 <= expert < self.num_experts:
+            raise ValueError(f"{self.path}: expected an expert from 0 to {self.num_experts - 1}, got {expert}")
+        if not 0 <= epoch <= self.epochs:
+            raise ValueError(f"{self.path}: expected an epoch from 0 to {self.epochs}, got {epoch}")
+        try:
+            with safe_open(self._file(expert), framework="pt") as file:
+                return file.get_slice("snapshots")[epoch]
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{self._file(expert)}: not a whole trajectory file ({error})") from None
+
+    def segment(self, expert: int, start_epoch: int, target_epoch: int) -> tuple[Tensor, Tensor]:  # [P], [P]
+        """The start and the target of one match; ValueError where they are equal, for their distance is divided by."""
+        start, target = self.snapshot(expert, start_epoch), self.snapshot(expert, target_epoch)
+        if start.equal(target):
+            raise ValueError(
+                f"{self._file(expert)}: the snapshots of epochs {start_epoch} and {target_epoch} are equal: "
+                f"there is no trajectory to match"
+            )
+        return start, target

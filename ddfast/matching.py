@@ -1,0 +1,121 @@
+"""One pure iteration of trajectory matching: unroll a student on the synthetic set, compare it with the expert."""
+
+import torch
+from torch import Tensor, nn
+
+from ddfast.adjoints import Augment, CheckpointedUnroll, Unroll
+from ddfast.ops import param_distance
+from ddfast.ops._library import expect_tensors
+from ddfast.students import ModuleStudent, Student
+
+
+def unroll(
+    student: Student | nn.Module,
+    start: Tensor,  # [P] or [S, P]
+    images: Tensor,  # [I, C, H, W]
+    labels: Tensor,  # int64 [I], or target weights [I, K]
+    lr: Tensor,  # [] or [T]
+    *,
+    batches: Tensor | None = None,  # int64 [T, B]
+    syn_steps: int | None = None,
+    augment: Augment | None = None,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    adjoint: CheckpointedUnroll | None = None,
+    return_states: bool = False,
+) -> Tensor:  # [P] or [S, P]; with return_states [T + 1, P] or [T + 1, S, P]
+    """Train a student on the synthetic set for T steps of SGD; differentiable in images, soft labels, lr and start.
+
+        g_n = ∇_θ ℓ(θ_n; A_n(X[b_n]), Y[b_n]),  v_{n+1} = μ v_n + g_n + w θ_n,  θ_{n+1} = θ_n − α v_{n+1}
+
+    with ℓ the mean cross-entropy (Algorithm 1 of MTT, Cazenavette et al. 2022). Any loss of the result may follow.
+
+    Args:
+        student: an nn.Module, used in the train or eval mode that it is in, or a Student. Its flat parameters are those
+            of `module.parameters()`, in that order (torch.nn.utils.parameters_to_vector).
+        start: θ_0; with [S, P], S students are trained side by side on the same images.
+        images: the synthetic set, I images.
+        labels: classes, or target weights per class; softmax of label logits is the caller's.
+        lr: α, one or one per step.
+        batches: the minibatches, indices into images; images may be repeated and left out.
+        syn_steps: T, for all images in every step. Exactly one of batches and syn_steps is given.
+        augment: A(images, n), differentiable, the same for the same step n.
+        adjoint: how the gradient is formed; CheckpointedUnroll() where None.
+        return_states: return θ_0 … θ_T instead of θ_T.
+
+    Errors: ValueError or TypeError naming the argument, what was expected and what came.
+    """
+    if isinstance(student, nn.Module):
+        student = ModuleStudent(student)
+    elif not isinstance(student, Student):
+        raise TypeError(f"student: expected an nn.Module or a Student, got {type(student).__name__}")
+    lr = torch.as_tensor(lr, dtype=start.dtype, device=start.device) if isinstance(lr, float) else lr
+    _check_tensors(student, start, images, labels, lr)
+    syn_steps = _check_steps(batches, syn_steps, images, lr)
+    for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
+        if not value >= 0:
+            raise ValueError(f"{name}: expected at least 0, got {value}")
+    plan = Unroll(student, syn_steps, batches, augment, momentum, weight_decay, return_states)
+    adjoint = CheckpointedUnroll() if adjoint is None else adjoint
+    states = adjoint(plan, start.reshape(-1, start.shape[-1]), images, labels, lr)
+    return states if start.dim() == 2 else states.squeeze(-2)
+
+
+def match_trajectory(
+    student: Student | nn.Module,
+    start: Tensor,  # [P] or [S, P]: θ*_t
+    target: Tensor,  # like start: θ*_{t+M}
+    images: Tensor,  # [I, C, H, W]
+    labels: Tensor,  # int64 [I], or target weights [I, K]
+    lr: Tensor,  # [] or [T]
+    **options,
+) -> Tensor:  # [] or [S]
+    """The matching loss of MTT (eq. 2): ‖θ_T − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖², with θ_T unrolled from θ*_t.
+
+    Options, derivatives and errors are those of `unroll`, save return_states. A start that equals its target gives inf
+    or nan.
+    """
+    if "return_states" in options:
+        raise TypeError("match_trajectory: return_states is not an option here; use unroll and ops.param_distance")
+    return param_distance(unroll(student, start, images, labels, lr, **options), target, start)
+
+
+def _check_tensors(student: Student, start: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> None:
+    soft = {"labels": labels} if isinstance(labels, Tensor) and labels.is_floating_point() else {}
+    expect_tensors(start=start, images=images, lr=lr, **soft)
+    P = student.num_parameters
+    if start.dim() not in (1, 2) or start.shape[-1] != P or start.numel() == 0:
+        raise ValueError(f"start: expected [P] or [S, P] with P = {P}, got {list(start.shape)}")
+    if images.dim() != 4 or images.numel() == 0:
+        raise ValueError(f"images: expected [I, C, H, W], got {list(images.shape)}")
+    if not isinstance(labels, Tensor) or not (soft or labels.dtype == torch.int64):
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels: expected int64 [I] or target weights [I, K], got {kind}")
+    if labels.device != images.device:
+        raise ValueError(f"labels: expected device {images.device} like images, got {labels.device}")
+    if labels.dim() != (2 if soft else 1) or len(labels) != len(images):
+        expected = f"[{len(images)}, K]" if soft else f"[{len(images)}]"
+        raise ValueError(f"labels: expected {expected} for {len(images)} images, got {list(labels.shape)}")
+
+
+def _check_steps(batches: Tensor | None, syn_steps: int | None, images: Tensor, lr: Tensor) -> int:
+    """The number of steps, T, once batches, syn_steps and lr are known to agree."""
+    if (batches is None) == (syn_steps is None):
+        given = "neither" if batches is None else "both"
+        raise ValueError(f"batches, syn_steps: expected exactly one of them, got {given}")
+    if batches is not None:
+        if not isinstance(batches, Tensor) or batches.dtype != torch.int64:
+            kind = batches.dtype if isinstance(batches, Tensor) else type(batches).__name__
+            raise TypeError(f"batches: expected an int64 tensor, got {kind}")
+        if batches.dim() != 2 or batches.numel() == 0:
+            raise ValueError(f"batches: expected [T, B], got {list(batches.shape)}")
+        if batches.device.type == "cpu" and not 0 <= int(batches.min()) <= int(batches.max()) < len(images):
+            raise ValueError(
+                f"batches: expected indices 0 to {len(images) - 1}, got {int(batches.min())} to {int(batches.max())}"
+            )
+        syn_steps = len(batches)
+    if isinstance(syn_steps, bool) or not isinstance(syn_steps, int) or syn_steps < 1:
+        raise ValueError(f"syn_steps: expected a whole number of at least 1, got {syn_steps!r}")
+    if lr.dim() > 1 or (lr.dim() == 1 and len(lr) != syn_steps):
+        raise ValueError(f"lr: expected [] or [T] with T = {syn_steps}, got {list(lr.shape)}")
+    return syn_steps

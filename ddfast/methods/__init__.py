@@ -1,0 +1,7 @@
+"""The methods: each says how one outer step changes a SyntheticSet."""
+
+from ddfast.methods.mtt import MTT, MTTSettings
+
+METHODS = {"mtt": (MTT, MTTSettings)}
+
+__all__ = ["METHODS", "MTT", "MTTSettings"]

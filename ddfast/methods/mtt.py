@@ -1,0 +1,145 @@
+"""MTT: match a segment of an expert's trajectory (Cazenavette et al. 2022, Algorithm 1)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddfast.data import SyntheticSet
+from ddfast.experts.trajectories import TrajectoryStore
+from ddfast.matching import match_trajectory
+from ddfast.students import ModuleStudent
+
+LR_FLOOR = 1e-6  # the learned learning rate is projected to at least this
+
+
+@dataclass(frozen=True)
+class MTTSettings:
+    """The options of MTT, by the names of its published code.
+
+    syn_steps: inner steps T; batch_syn: images per step (None: all); expert_epochs: epochs between start and target;
+    max_start_epoch: starts are drawn from 0 … max_start_epoch − 1; lr_img and lr_lr: SGD of the images and of the
+    student's learning rate, both with momentum 0.5; lr_teacher: that rate's first value.
+    """
+
+    syn_steps: int
+    expert_epochs: int
+    max_start_epoch: int
+    lr_img: float
+    lr_lr: float
+    lr_teacher: float
+    batch_syn: int | None = None
+
+    def __post_init__(self):
+        for name in ("syn_steps", "expert_epochs", "max_start_epoch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.batch_syn is not None and self.batch_syn < 1:
+            raise ValueError(f"batch_syn: expected at least 1, got {self.batch_syn}")
+        for name in ("lr_img", "lr_lr"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        if not self.lr_teacher > 0:
+            raise ValueError(f"lr_teacher: expected a positive number, got {self.lr_teacher}")
+
+    @property
+    def epochs_needed(self) -> int:
+        """How many epochs of an expert a run can use."""
+        return self.max_start_epoch - 1 + self.expert_epochs
+
+
+class MTT:
+    """One outer step draws an expert's segment, unrolls a student over it, and descends on images and α."""
+
+    def __init__(
+        self,
+        settings: MTTSettings,
+        synthetic: SyntheticSet,
+        experts: TrajectoryStore,
+        network: nn.Module,
+        generator: torch.Generator,
+        *,
+        num_experts: int | None = None,
+        device: str | torch.device | None = None,
+    ):
+        if experts.epochs < settings.epochs_needed:
+            raise ValueError(
+                f"experts: {experts.path} has {experts.epochs} epochs; max_start_epoch {settings.max_start_epoch} and "
+                f"expert_epochs {settings.expert_epochs} need {settings.epochs_needed}"
+            )
+        self.num_experts = experts.num_experts if num_experts is None else num_experts
+        if not 1 <= self.num_experts <= experts.num_experts:
+            raise ValueError(
+                f"num_experts: expected 1 to the {experts.num_experts} in {experts.path}, got {self.num_experts}"
+            )
+        self.settings, self.experts, self.generator = settings, experts, generator
+        self.student = ModuleStudent(network.to(device))
+        self.synthetic = synthetic
+        self.images = synthetic.images.detach().clone().to(device).requires_grad_()
+        self.labels = synthetic.labels.to(device)
+        self.lr = synthetic.lr.detach().clone().to(device).requires_grad_()
+        self.optimizers = [
+            torch.optim.SGD([self.images], lr=settings.lr_img, momentum=0.5),
+            torch.optim.SGD([self.lr], lr=settings.lr_lr, momentum=0.5),
+        ]
+        self.skipped = 0  # updates left out because loss or gradient was not finite
+        self.floored = 0  # projections of the learning rate
+
+    def current(self) -> SyntheticSet:
+        """The synthetic set as it is now."""
+        synthetic = self.synthetic
+        return SyntheticSet(
+            self.images, self.labels, self.lr, synthetic.class_names, synthetic.preprocessing
+        ).detached()
+
+    def step(self) -> dict[str, Any]:
+        """One outer iteration; what it did, for the metrics. A non-finite loss or gradient changes nothing."""
+        expert = self._draw(self.num_experts)
+        start_epoch = self._draw(self.settings.max_start_epoch)
+        target_epoch = start_epoch + self.settings.expert_epochs
+        start, target = (p.to(self.images.device) for p in self.experts.segment(expert, start_epoch, target_epoch))
+        batches = self._batches()
+        steps = {"syn_steps": self.settings.syn_steps} if batches is None else {"batches": batches}
+        loss = match_trajectory(self.student, start, target, self.images, self.labels, self.lr, **steps)
+        gradients = torch.autograd.grad(loss, (self.images, self.lr))
+        finite = all(bool(value.isfinite().all()) for value in (loss, *gradients))
+        if finite:
+            self._descend(*gradients)
+        else:
+            self.skipped += 1
+        return {
+            "loss": loss.item(),
+            "lr": self.lr.item(),
+            "expert": expert,
+            "start_epoch": start_epoch,
+            "skipped": self.skipped,
+            "floored": self.floored,
+            "updated": finite,
+        }
+
+    def _descend(self, by_images: Tensor, by_lr: Tensor) -> None:
+        self.images.grad, self.lr.grad = by_images, by_lr
+        for optimizer in self.optimizers:
+            optimizer.step()
+        with torch.no_grad():
+            if self.lr < LR_FLOOR:
+                self.lr.fill_(LR_FLOOR)
+                self.floored += 1
+
+    def _draw(self, count: int) -> int:
+        return int(torch.randint(count, (), generator=self.generator))
+
+    def _batches(self) -> Tensor | None:  # int64 [T, B]
+        """Random permutations of the set cut into minibatches, one after another; None for all images every step."""
+        size, count = self.settings.batch_syn, len(self.images)
+        if size is None or size >= count:
+            return None
+        chunks = self._chunks(size, count)
+        return torch.stack([next(chunks) for _ in range(self.settings.syn_steps)]).to(self.images.device)
+
+    def _chunks(self, size: int, count: int) -> Iterator[Tensor]:
+        while True:
+            order = torch.randperm(count, generator=self.generator)
+            yield from order[: count // size * size].split(size)  # a shorter last chunk would not stack

@@ -1,0 +1,117 @@
+"""The field's ConvNet, and its fused layer."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ddfast.ops import norm_relu_pool
+
+ACTIVATIONS = {"relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.01), "sigmoid": nn.Sigmoid}
+POOLINGS = {"avgpooling": lambda: nn.AvgPool2d(2), "maxpooling": lambda: nn.MaxPool2d(2), "none": nn.Identity}
+NORMALISATIONS = ("instancenorm", "batchnorm", "layernorm", "groupnorm", "none")
+
+
+class NormReLUPool(nn.Module):
+    """Instance norm with affine parameters, ReLU and 2×2 average pool as one op: [N, C, H, W] -> [N, C, H/2, W/2].
+
+    Computes what GroupNorm(C, C) → ReLU → AvgPool2d(2) computes, with the same parameters, and can be differentiated
+    twice (`create_graph=True`).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Apply the layer."""
+        return norm_relu_pool(z, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        """What repr shows."""
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+class ConvNet(nn.Module):
+    """[3×3 convolution → norm → activation → 2×2 pool] × depth → linear (Gidaris & Komodakis 2018; Zhao et al. 2021).
+
+    Args:
+        channels: of the images, 1 for grey.
+        width: channels of every convolution.
+        depth: number of blocks; None for log2(shorter side) − 2, with a last map of at least 2×2 (3 at 32 px, 4 at 64,
+            5 at 128).
+        image_size: (H, W) of the images.
+        norm: instancenorm (GroupNorm(C, C)), batchnorm, layernorm, groupnorm (four groups) or none.
+        activation: relu, leakyrelu (0.01) or sigmoid.
+        pooling: avgpooling, maxpooling or none.
+        first_padding: padding of the first convolution; 3 makes 28-px digits 32 px, as the field does.
+
+    The default block runs as one op after its convolution, in channels-last. Parameters and their order are the same
+    either way: weight and bias of the convolution, then of the norm, block by block, then of the linear layer.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        num_classes: int = 10,
+        width: int = 128,
+        depth: int | None = None,
+        image_size: tuple[int, int] = (32, 32),
+        *,
+        norm: str = "instancenorm",
+        activation: str = "relu",
+        pooling: str = "avgpooling",
+        first_padding: int = 1,
+    ):
+        super().__init__()
+        _expect_one_of("norm", norm, NORMALISATIONS)
+        _expect_one_of("activation", activation, ACTIVATIONS)
+        _expect_one_of("pooling", pooling, POOLINGS)
+        for name, value in (("channels", channels), ("num_classes", num_classes), ("width", width)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        H, W = (side + 2 * (first_padding - 1) for side in image_size)
+        if depth is None:
+            depth = max(1, round(math.log2(max(1, min(H, W)))) - 2)
+        smallest = 2 ** (depth + 1) if pooling != "none" else 1
+        if depth < 1 or min(H, W) < smallest:
+            raise ValueError(
+                f"image_size: expected at least {smallest} pixels a side for depth {depth} and {pooling}, "
+                f"got {tuple(image_size)} with first_padding {first_padding}"
+            )
+        blocks = []
+        for block in range(depth):
+            padding = first_padding if block == 0 else 1
+            blocks.append(nn.Conv2d(channels if block == 0 else width, width, 3, padding=padding))
+            if (norm, activation, pooling) == ("instancenorm", "relu", "avgpooling"):
+                blocks.append(NormReLUPool(width))
+            else:
+                blocks += [_norm(norm, width, (H, W)), ACTIVATIONS[activation](), POOLINGS[pooling]()]
+            if pooling != "none":
+                H, W = H // 2, W // 2
+        self.features = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(width * H * W, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits: [B, C, H, W] -> [B, K]."""
+        return self.classifier(self.features(images.contiguous(memory_format=torch.channels_last)).flatten(1))
+
+
+def _norm(name: str, width: int, size: tuple[int, int]) -> nn.Module:
+    if name == "batchnorm":
+        return nn.BatchNorm2d(width)
+    if name == "layernorm":
+        return nn.LayerNorm([width, *size])
+    if name == "none":
+        return nn.Identity()
+    groups = width if name == "instancenorm" else 4
+    if width % groups:
+        raise ValueError(f"width: expected a multiple of {groups} for {name}, got {width}")
+    return nn.GroupNorm(groups, width)
+
+
+def _expect_one_of(name: str, value: str, allowed) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")

@@ -1,0 +1,140 @@
+"""Any nn.Module as a student: gradients by autograd, directional derivatives by one double backward of one step."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from ddfast.students.base import GradientJvp, Step, Student
+
+
+@dataclass
+class _Memory:
+    """What a module saw before its forward pass of a step: the same again makes the same pass."""
+
+    random_state: Tensor
+    device_random_state: Tensor | None
+    buffers: dict[str, Tensor]
+
+
+class ModuleStudent(Student):
+    """A network whose flat parameters [P] are those of `module.parameters()`, in that order.
+
+    The module's own parameters are never read. It is used in the mode, train or eval, that it is in. A replay draws the
+    same random numbers (dropout) and starts from the same buffers as the forward sweep; buffers that the module
+    updates (batch norm's running statistics) are updated in the forward sweep only, once per step and student.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self._names, parameters = [], []
+        for name, parameter in module.named_parameters():
+            self._names.append(name)
+            parameters.append(parameter)
+        if not parameters:
+            raise ValueError(f"student: {type(module).__name__} has no parameters")
+        self._shapes = [parameter.shape for parameter in parameters]
+        self._sizes = [parameter.numel() for parameter in parameters]
+        self.num_parameters = sum(self._sizes)
+
+    def grad(self, parameters, images, labels, *, step, create_graph=False):
+        losses, gradients = [], []
+        for s, row in enumerate(parameters.unbind(0)):
+            with torch.enable_grad():
+                row = row if create_graph else row.detach().requires_grad_()
+                pieces = row.split(self._sizes)
+                loss = self._loss(pieces, images, labels, step, s)
+                grads = torch.autograd.grad(
+                    loss, pieces, create_graph=create_graph, allow_unused=True, materialize_grads=True
+                )
+            losses.append(loss if create_graph else loss.detach())
+            gradients.append(torch.cat([g.reshape(-1) for g in grads]))
+        return torch.stack(losses), torch.stack(gradients)
+
+    def grad_jvp(self, parameters, images, labels, direction, *, step, wanted):
+        rows = [
+            self._grad_jvp(row, images, labels, sigma, step, s, wanted)
+            for s, (row, sigma) in enumerate(zip(parameters.unbind(0), direction.unbind(0), strict=True))
+        ]
+        slopes, h_sigmas, by_images, by_labels = zip(*rows, strict=True)
+        return GradientJvp(
+            torch.stack(slopes),
+            torch.stack(h_sigmas) if wanted.parameters else None,
+            sum(by_images) if wanted.images else None,
+            sum(by_labels) if wanted.labels else None,
+        )
+
+    def _grad_jvp(self, row, images, labels, sigma, step, s, wanted):
+        """One student's ⟨g, σ⟩, Hσ [P], ∂⟨g, σ⟩/∂x and ∂⟨g, σ⟩/∂y; None where not wanted."""
+        with torch.enable_grad():
+            pieces = [piece.requires_grad_() for piece in row.detach().split(self._sizes)]
+            images = images.detach().requires_grad_(wanted.images)
+            labels = labels.detach().requires_grad_(wanted.labels)
+            loss = self._loss(pieces, images, labels, step, s)
+            grads = torch.autograd.grad(loss, pieces, create_graph=True, allow_unused=True, materialize_grads=True)
+            parts = sigma.detach().split(self._sizes)
+            terms = [(g, part.view(g.shape)) for g, part in zip(grads, parts, strict=True)]
+            slope = torch.stack([(g.detach() * part).sum() for g, part in terms]).sum()
+            # The gradient in a parameter that the loss is linear in, or does not see, has no graph.
+            dependent = [(g, part) for g, part in terms if g.requires_grad]
+            inputs = [*(pieces if wanted.parameters else ()), *((images,) if wanted.images else ())]
+            inputs += (labels,) if wanted.labels else ()
+            if not inputs or not dependent:
+                results = [torch.zeros_like(x) for x in inputs]
+            else:
+                outputs, directions = zip(*dependent, strict=True)
+                results = list(
+                    torch.autograd.grad(outputs, inputs, directions, allow_unused=True, materialize_grads=True)
+                )
+        by_labels = results.pop() if wanted.labels else None
+        by_images = results.pop() if wanted.images else None
+        h_sigma = torch.cat([h.reshape(-1) for h in results]) if wanted.parameters else None
+        return slope, h_sigma, by_images, by_labels
+
+    def _loss(self, pieces, images, labels, step: Step, s: int) -> Tensor:  # []
+        parameters = {
+            name: piece.view(shape) for name, piece, shape in zip(self._names, pieces, self._shapes, strict=True)
+        }
+        with self._replayable(step, s, images.device) as buffers:
+            logits = functional_call(self.module, {**parameters, **buffers}, (images,))  # [B, K]
+        _check_labels(labels, logits)
+        return cross_entropy(logits, labels)
+
+    @contextlib.contextmanager
+    def _replayable(self, step: Step, s: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+        """Yield the buffers to run on. The first run of (step, s) remembers its random state and buffers and updates
+        the module's; a later run starts from what was remembered and leaves no trace."""
+        step.memory = {} if step.memory is None else step.memory
+        memory = step.memory.get(s)
+        cuda = device if device.type == "cuda" else None
+        if memory is None:
+            buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+            step.memory[s] = _Memory(torch.get_rng_state(), torch.cuda.get_rng_state(cuda) if cuda else None, buffers)
+            used = {name: buffer.clone() for name, buffer in buffers.items()}
+            yield used
+            with torch.no_grad():
+                for name, buffer in self.module.named_buffers():
+                    buffer.copy_(used[name])
+            return
+        with torch.random.fork_rng(devices=[cuda] if cuda else []):
+            torch.set_rng_state(memory.random_state)
+            if cuda:
+                torch.cuda.set_rng_state(memory.device_random_state, cuda)
+            yield {name: buffer.clone() for name, buffer in memory.buffers.items()}
+
+
+def _check_labels(labels: Tensor, logits: Tensor) -> None:
+    if logits.dim() != 2:
+        raise ValueError(f"student: expected logits [B, K] from the network, got {list(logits.shape)}")
+    K = logits.shape[1]
+    if labels.is_floating_point():
+        if labels.shape[1] != K:
+            raise ValueError(
+                f"labels: expected target weights [I, {K}] for a network of {K} classes, got {labels.shape[1]}"
+            )
+    elif labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < K:  # elsewhere: a wait
+        raise ValueError(f"labels: expected classes 0 to {K - 1}, got {int(labels.min())} to {int(labels.max())}")
