@@ -74,6 +74,7 @@ evaluation_options = _options(
 @click.option("--preset", help="Settings to start from; see `ddfast presets`.  [default: the nearest]")
 @click.option("--iterations", type=AT_LEAST_1, help="Outer steps.  [default: the preset's, as all below]")
 @click.option("--num-experts", type=AT_LEAST_1, help="Experts to train.")
+@click.option("--train-epochs", type=AT_LEAST_1, help="Epochs of each expert; at least those that a run can use.")
 @click.option("--batch-train", type=AT_LEAST_1, help="Real images per minibatch of an expert.")
 @click.option("--syn-steps", type=AT_LEAST_1, help="Inner steps.")
 @click.option("--expert-epochs", type=AT_LEAST_1, help="Epochs between start and target.")

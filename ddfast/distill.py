@@ -23,7 +23,7 @@ from ddfast.runs import RunFolder
 log = logging.getLogger("ddfast")
 
 MOST_SKIPS = 20  # updates in a row without a finite gradient that end a run
-RUN_SETTINGS = ("iterations", "num_experts", "batch_train")
+RUN_SETTINGS = ("iterations", "num_experts", "train_epochs", "batch_train")
 
 
 class DistillationDivergedError(ValueError):
@@ -122,7 +122,8 @@ def distill(
         preset: the name of the settings to start from; None for the nearest to (method, dataset, ipc).
         num_eval, eval_epochs: the evaluation's networks, and epochs of each.
         progress: wraps the Distillation that is iterated over, for a progress bar.
-        options: settings of the method (MTTSettings) that replace the preset's; batch_train for the experts.
+        options: settings of the method (MTTSettings) that replace the preset's; for the experts train_epochs (at least
+            what the run needs are trained) and batch_train.
 
     The same seed on the same kind of device with the same number of threads gives the same bits.
 
@@ -148,7 +149,7 @@ def distill(
             data,
             network=network,
             num_experts=run_settings["num_experts"],
-            epochs=settings.epochs_needed,
+            epochs=max(run_settings["train_epochs"], settings.epochs_needed),
             batch_train=run_settings["batch_train"],
             lr_teacher=settings.lr_teacher,
             seed=seed,

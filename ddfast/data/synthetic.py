@@ -4,8 +4,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddfast.data.datasets import Preprocessing
@@ -51,6 +49,8 @@ class SyntheticSet:
 
     def save(self, path: str | Path) -> None:
         """Write both files, each whole or not at all."""
+        from safetensors.torch import save_file
+
         path = Path(path).with_suffix("")
         copy = self.detached()
         with replacing(path.with_suffix(".safetensors")) as temporary:
@@ -61,6 +61,9 @@ class SyntheticSet:
     @classmethod
     def load(cls, path: str | Path) -> "SyntheticSet":
         """Read both files; `path` with or without an ending. OSError or ValueError that names the file."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
         path = Path(path).with_suffix("")
         for file in (path.with_suffix(".json"), path.with_suffix(".safetensors")):
             if not file.is_file():

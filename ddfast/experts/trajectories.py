@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ddfast.files import read_json, replacing, write_json
@@ -74,6 +72,8 @@ class TrajectoryStore:
 
     def add(self, expert: int, snapshots: Tensor) -> None:  # [E + 1, P]
         """Store an expert, whole or not at all."""
+        from safetensors.torch import save_file
+
         if snapshots.dim() != 2 or len(snapshots) != self.epochs + 1:
             raise ValueError(f"snapshots: expected [{self.epochs + 1}, P], got {list(snapshots.shape)}")
         with replacing(self._file(expert)) as temporary:
@@ -81,6 +81,8 @@ class TrajectoryStore:
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:  # [P], on the CPU
         """The parameters of an expert after an epoch, the only bytes that are read."""
+        from safetensors import SafetensorError, safe_open
+
         if not 0 <= expert < self.num_experts:
             raise ValueError(f"{self.path}: expected an expert from 0 to {self.num_experts - 1}, got {expert}")
         if not 0 <= epoch <= self.epochs:

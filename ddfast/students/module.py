@@ -40,12 +40,13 @@ class ModuleStudent(Student):
         self._shapes = [parameter.shape for parameter in parameters]
         self._sizes = [parameter.numel() for parameter in parameters]
         self.num_parameters = sum(self._sizes)
+        self._kept_states: dict[torch.device | None, Tensor] = {}
 
     def grad(self, parameters, images, labels, *, step, create_graph=False):
         losses, gradients = [], []
         for s, row in enumerate(parameters.unbind(0)):
             with torch.enable_grad():
-                row = row if create_graph else row.detach().requires_grad_()
+                row = row if create_graph and row.requires_grad else row.detach().requires_grad_()
                 pieces = row.split(self._sizes)
                 loss = self._loss(pieces, images, labels, step, s)
                 grads = torch.autograd.grad(
@@ -113,7 +114,7 @@ class ModuleStudent(Student):
         cuda = device if device.type == "cuda" else None
         if memory is None:
             buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-            step.memory[s] = _Memory(torch.get_rng_state(), torch.cuda.get_rng_state(cuda) if cuda else None, buffers)
+            step.memory[s] = _Memory(self._random_state(None), self._random_state(cuda) if cuda else None, buffers)
             used = {name: buffer.clone() for name, buffer in buffers.items()}
             yield used
             with torch.no_grad():
@@ -125,6 +126,15 @@ class ModuleStudent(Student):
             if cuda:
                 torch.cuda.set_rng_state(memory.device_random_state, cuda)
             yield {name: buffer.clone() for name, buffer in memory.buffers.items()}
+
+    def _random_state(self, cuda: torch.device | None) -> Tensor:
+        """The random state now: the one kept last where nothing was drawn since, for T copies would be T holes in the
+        heap between the large tensors of the steps."""
+        state = torch.cuda.get_rng_state(cuda) if cuda else torch.get_rng_state()
+        kept = self._kept_states.get(cuda)
+        if kept is None or not kept.equal(state):
+            self._kept_states[cuda] = kept = state
+        return kept
 
 
 def _check_labels(labels: Tensor, logits: Tensor) -> None:

@@ -1,0 +1,55 @@
+"""What the tests share: inputs from one place, one tolerance table."""
+
+import pytest
+import torch
+
+from ddfast import seeds
+
+# Kernel against reference, (relative, absolute): a few rounding errors of the type.
+TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-4, 1e-5)}
+
+
+def normal(*shape: int, seed: int = 0, dtype=torch.float64, device="cpu") -> torch.Tensor:
+    """Standard normal numbers, the same for the same arguments."""
+    return torch.randn(shape, generator=seeds.generator(seed, *shape), dtype=torch.float64).to(device, dtype)
+
+
+def uniform(*shape: int, seed: int = 0, dtype=torch.float64, device="cpu") -> torch.Tensor:
+    """Numbers from [0.1, 1.1)."""
+    numbers = torch.rand(shape, generator=seeds.generator(seed, "uniform", *shape), dtype=torch.float64)
+    return (numbers + 0.1).to(device, dtype)
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖got − expected‖ / ‖expected‖ in float64."""
+    got, expected = got.double().cpu(), expected.double().cpu()
+    return ((got - expected).norm() / expected.norm().clamp_min(1e-300)).item()
+
+
+def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal within the table's row for the type of `got`."""
+    relative, absolute = TOLERANCES[got.dtype]
+    torch.testing.assert_close(got, expected.to(got.dtype), rtol=relative, atol=absolute)
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.cuda,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+            ],
+        ),
+    ]
+)
+def device(request) -> str:
+    """Every device that an op has to work on."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Tests never touch the user's cache; experts that one test trained are there for the next."""
+    monkeypatch.setenv("DDFAST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -1,0 +1,103 @@
+"""The networks: sizes, options, and that the fused layer changes nothing."""
+
+import pytest
+import torch
+from torch import nn
+
+from ddfast import seeds
+from ddfast.networks import NETWORKS, ConvNet, NormReLUPool, create, resnet18
+from tests.conftest import normal, relative_error
+
+
+@pytest.mark.parametrize(
+    "channels, classes, size, padding, depth, parameters",
+    [
+        (3, 10, (32, 32), 1, 3, 320_010),  # the figures of the field for CIFAR-10, CIFAR-100, Tiny, ImageNet-10
+        (3, 100, (32, 32), 1, 3, 504_420),
+        (3, 200, (64, 64), 1, 4, 857_160),
+        (3, 10, (128, 128), 1, 5, 615_690),
+        (1, 10, (28, 28), 3, 3, 317_706),
+    ],
+)
+def test_convnet_has_the_fields_depth_and_parameters(channels, classes, size, padding, depth, parameters):
+    network = ConvNet(channels, classes, image_size=size, first_padding=padding)
+    assert sum(isinstance(m, NormReLUPool) for m in network.modules()) == depth
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert network(torch.randn(2, channels, *size)).shape == (2, classes)
+
+
+@pytest.mark.parametrize("norm", ["instancenorm", "batchnorm", "layernorm", "groupnorm", "none"])
+@pytest.mark.parametrize("activation", ["relu", "leakyrelu", "sigmoid"])
+@pytest.mark.parametrize("pooling", ["avgpooling", "maxpooling", "none"])
+def test_every_option_gives_a_network_that_can_be_differentiated_twice(norm, activation, pooling):
+    network = ConvNet(1, 3, width=8, depth=2, image_size=(9, 12), norm=norm, activation=activation, pooling=pooling)
+    logits = network(torch.randn(4, 1, 9, 12))
+    grads = torch.autograd.grad(logits.square().sum(), list(network.parameters()), create_graph=True)
+    sum(g.square().sum() for g in grads).backward()
+    assert logits.shape == (4, 3)
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_the_fused_block_equals_pytorchs_layers_with_the_same_parameters_in_the_same_order():
+    fused = ConvNet(3, 5, width=8, image_size=(16, 16)).double()
+    layers = nn.Sequential()
+    for module in fused.features:
+        if isinstance(module, NormReLUPool):
+            layers += nn.Sequential(nn.GroupNorm(8, 8).double(), nn.ReLU(), nn.AvgPool2d(2))
+        else:
+            layers.append(nn.Conv2d(module.in_channels, 8, 3, padding=1).double())
+    plain = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 16, 5).double())
+    vector = torch.nn.utils.parameters_to_vector(fused.parameters())
+    torch.nn.utils.vector_to_parameters(vector + 0.1 * normal(len(vector)), fused.parameters())
+    torch.nn.utils.vector_to_parameters(vector + 0.1 * normal(len(vector)), plain.parameters())
+    images = normal(2, 3, 16, 16)
+    assert relative_error(fused(images), plain(images)) < 1e-12
+
+
+@pytest.mark.parametrize("norm", ["instancenorm", "batchnorm"])
+def test_resnet18_keeps_the_resolution_of_small_images(norm):
+    network = resnet18(1, 7, (32, 32), norm=norm)
+    assert network(torch.randn(2, 1, 32, 32)).shape == (2, 7)
+    assert sum(p.numel() for p in resnet18(3, 10).parameters()) == 11_173_962  # 11.17 M, the CIFAR form
+
+
+def test_networks_are_drawn_from_the_generator_and_leave_the_global_state_alone():
+    def draw(seed):
+        network = create(
+            "convnet", channels=1, num_classes=3, image_size=(8, 8), generator=seeds.generator(seed), width=4
+        )
+        return torch.nn.utils.parameters_to_vector(network.parameters())
+
+    before = torch.get_rng_state()
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (
+            {"norm": "instance"},
+            "norm: expected one of instancenorm, batchnorm, layernorm, groupnorm, none, got 'instance'",
+        ),
+        ({"activation": "swish"}, "activation: expected one of relu, leakyrelu, sigmoid"),
+        ({"pooling": "max"}, "pooling: expected one of avgpooling, maxpooling, none"),
+        ({"depth": 5}, "image_size: expected at least 64 pixels a side for depth 5"),
+        ({"depth": 0}, "image_size: expected .* for depth 0"),
+        ({"image_size": (2, 32)}, "image_size: expected at least 4 pixels a side"),
+        ({"width": 6, "norm": "groupnorm"}, "width: expected a multiple of 4 for groupnorm, got 6"),
+        ({"channels": 0}, "channels: expected at least 1"),
+    ],
+)
+def test_impossible_options_are_refused_in_one_sentence(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ConvNet(**options)
+
+
+def test_an_unknown_network_lists_what_exists():
+    with pytest.raises(ValueError, match=f"network: expected one of {', '.join(NETWORKS)}, got 'vgg'"):
+        create("vgg", channels=3, num_classes=10, image_size=(32, 32), generator=seeds.generator(0))
+    with pytest.raises(ValueError, match="norm: expected one of instancenorm, batchnorm"):
+        resnet18(norm="none")
+    with pytest.raises(ValueError, match="at least 16 pixels"):
+        resnet18(image_size=(8, 8))
