@@ -55,7 +55,7 @@ data_options = _options(
     click.option("--dataset", default="digits", help="Name of the data set."),
     click.option("--network", default="convnet", help="Name of the network."),
     click.option("--seed", default=0, help="Same seed, same result."),
-    click.option("--device", default=None, help="cpu, cuda, cuda:1, …  [default: cpu]"),
+    click.option("--device", default=None, help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]"),
 )
 evaluation_options = _options(
     click.option("--num-eval", default=5, type=AT_LEAST_1, help="Networks trained from scratch for the evaluation."),
@@ -136,7 +136,7 @@ def experts(**options) -> None:
 @click.option("--networks", default="convnet", help="Names of networks, separated by commas.")
 @click.option("--lr", type=POSITIVE, help="Learning rate.  [default: the one in the set]")
 @click.option("--seed", default=0, help="Same seed, same result.")
-@click.option("--device", default=None, help="cpu, cuda, cuda:1, …  [default: cpu]")
+@click.option("--device", default=None, help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]")
 @evaluation_options
 def evaluate(synthetic: Path, networks: str, eval_epochs: int, **options) -> None:
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them."""
@@ -164,7 +164,7 @@ def info(as_json: bool) -> None:
         return
     click.echo("  ".join(f"{name} {version or 'missing'}" for name, version in about["versions"].items()))
     click.echo(
-        f"torch's CUDA: {about['torch_cuda'] or 'none'}   GPU: {about['device'] or 'none'}   threads: {about['threads']}"
+        f"torch's CUDA {about['torch_cuda'] or 'none'}  GPU {about['device'] or 'none'}  CPU threads {about['threads']}"
     )
     if about["extension"]:
         built = about["extension"]

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils import vector_to_parameters
 
 from ddfast import seeds
 from ddfast.data import Dataset, SyntheticSet, load_dataset
-from ddfast.evaluate import BASELINE_LR, accuracy, evaluate
+from ddfast.devices import resolve_device
+from ddfast.evaluate import BASELINE_LR, Evaluation, accuracy, evaluate
 from ddfast.experts import TrajectoryStore, train_experts
 from ddfast.experts.train import create_network
 from ddfast.installation import build_info
@@ -62,7 +65,7 @@ class Distillation:
     ):
         if iterations < 1:
             raise ValueError(f"iterations: expected at least 1, got {iterations}")
-        _check_experts(experts, data, network)
+        _check_experts(experts, data, network, settings.epochs_needed)
         images, labels = data.random_real(ipc, seeds.generator(seed, "init"))
         initial = SyntheticSet(images, labels, torch.tensor(settings.lr_teacher), data.class_names, data.preprocessing)
         net = create_network(data, network, seeds.generator(seed, "student"))
@@ -137,14 +140,20 @@ def distill(
     given = {"iterations": iterations, "num_experts": num_experts, **options}
     chosen = row | {name: value for name, value in given.items() if value is not None}
     settings, run_settings = _split_settings(METHODS[method][1], chosen)
-    data.random_real(ipc, seeds.generator(seed, "init"))  # refuses an impossible ipc before experts are trained
-    for name, value in (("num_eval", num_eval), ("eval_epochs", eval_epochs)):
+    checked = {"iterations": run_settings["iterations"], "num_eval": num_eval, "eval_epochs": eval_epochs}
+    for name, value in checked.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
+    data.random_real(ipc, seeds.generator(seed, "init"))  # refuses an impossible ipc, before experts are trained,
+    create_network(data, network, seeds.generator(seed))  # and an unknown network
+    device = resolve_device(device)
+    if experts is not None:
+        experts = experts if isinstance(experts, TrajectoryStore) else TrajectoryStore(experts)
+        _check_experts(experts, data, network, settings.epochs_needed)
+        run_settings["num_experts"] = experts.num_experts if num_experts is None else num_experts
     run = RunFolder.create(output)
     log.info("settings: %s", preset)
-    trained_here = experts is None
-    if trained_here:
+    if experts is None:
         experts = train_experts(
             data,
             network=network,
@@ -155,16 +164,14 @@ def distill(
             seed=seed,
             device=device,
         )
-    elif not isinstance(experts, TrajectoryStore):
-        experts = TrajectoryStore(experts)
     distillation = Distillation(
         data,
         method=method,
         settings=settings,
         ipc=ipc,
         experts=experts,
+        num_experts=run_settings["num_experts"],
         iterations=run_settings["iterations"],
-        num_experts=run_settings["num_experts"] if trained_here else None,
         network=network,
         seed=seed,
         device=device,
@@ -178,7 +185,7 @@ def distill(
             "ipc": ipc,
             "network": network,
             "seed": seed,
-            "device": str(torch.device(device or "cpu")),
+            "device": str(device),
             "threads": torch.get_num_threads(),
             "experts": {"path": str(experts.path), "epochs": experts.epochs, **experts.settings},
             **run_settings,
@@ -198,7 +205,19 @@ def distill(
         save_images(distillation.synthetic, run.images_path)
     seconds = time.perf_counter() - began
     log.info("evaluating: %d networks on the distilled set, %d on random real images", num_eval, num_eval)
-    results = _evaluate(distillation.synthetic, data, experts, ipc, network, num_eval, eval_epochs, seed, device)
+    last = [experts.snapshot(expert, experts.epochs) for expert in range(run_settings["num_experts"])]
+    options = {"networks": (network,), "num_eval": num_eval, "epochs": eval_epochs, "seed": seed, "device": device}
+    random_real = SyntheticSet(
+        *data.random_real(ipc, seeds.generator(seed, "random_real")),
+        torch.tensor(BASELINE_LR),
+        data.class_names,
+        data.preprocessing,
+    )
+    results = {
+        "distilled": evaluate(distillation.synthetic, data, **options).summary(),
+        "random_real": evaluate(random_real, data, **options).summary(),
+        "full_data": {**_test(last, data, network, device).summary(), "epochs": experts.epochs},
+    }
     run.write_summary({"accuracy": results, "seconds": seconds, "iterations": len(history)})
     return DistillResult(distillation.synthetic, history, run.path, results)
 
@@ -215,38 +234,24 @@ def _split_settings(settings_class: type, chosen: dict[str, Any]) -> tuple[Any, 
     )
 
 
-def _check_experts(experts: TrajectoryStore, data: Dataset, network: str) -> None:
+def _check_experts(experts: TrajectoryStore, data: Dataset, network: str, epochs_needed: int) -> None:
+    """Refuse experts of other data, of another network, or of too few epochs."""
     wanted = {"dataset": data.name, "fingerprint": data.fingerprint(), "network": network}
     for name, value in wanted.items():
         if experts.settings.get(name) != value:
-            raise ValueError(
-                f"experts: {experts.path} was trained with {name} {experts.settings.get(name)!r}, this run has {value!r}"
-            )
+            has = experts.settings.get(name)
+            raise ValueError(f"experts: {experts.path} was trained with {name} {has!r}, this run has {value!r}")
+    if experts.epochs < epochs_needed:
+        raise ValueError(
+            f"{experts.path} has {experts.epochs} epochs, max_start_epoch and expert_epochs need {epochs_needed}"
+        )
 
 
-def _evaluate(synthetic, data, experts, ipc, network, num_eval, epochs, seed, device) -> dict[str, dict[str, Any]]:
-    """Accuracy of the distilled set, of as many random real images, and of the experts' last snapshots."""
-    options = {"networks": (network,), "num_eval": num_eval, "epochs": epochs, "device": device}
-    random_real = SyntheticSet(
-        *data.random_real(ipc, seeds.generator(seed, "random_real")),
-        torch.tensor(BASELINE_LR),
-        data.class_names,
-        data.preprocessing,
-    )
-    net = create_network(data, network, seeds.generator(seed, "student")).to(device)
-    by_expert = []
-    for expert in range(experts.num_experts):
-        last = experts.snapshot(expert, experts.epochs).to(device)
-        torch.nn.utils.vector_to_parameters(last, net.parameters())
-        by_expert.append(accuracy(net, data.test_images, data.test_labels))
-    values = torch.tensor(by_expert)
-    return {
-        "distilled": evaluate(synthetic, data, seed=seed, **options).summary(),
-        "random_real": evaluate(random_real, data, seed=seed, **options).summary(),
-        "full_data": {
-            "mean": values.mean().item(),
-            "std": values.std().item() if len(values) > 1 else 0.0,
-            "n": len(values),
-            "epochs": experts.epochs,
-        },
-    }
+def _test(snapshots: list[Tensor], data: Dataset, network: str, device: torch.device) -> Evaluation:
+    """Test accuracy of networks with these parameters, [P] each."""
+    net = create_network(data, network, seeds.generator(0)).to(device)
+    accuracies = []
+    for parameters in snapshots:
+        vector_to_parameters(parameters.to(device), net.parameters())
+        accuracies.append(accuracy(net, data.test_images, data.test_labels))
+    return Evaluation({network: accuracies})

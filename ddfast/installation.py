@@ -44,8 +44,6 @@ def _missing(built: dict[str, Any]) -> list[str]:
     if not built:
         return [f"no compiled kernels ({why_no_extension()}): every op runs its plain-PyTorch reference; {rebuild}"]
     if built["cuda"] is None and torch.version.cuda is not None:
-        return [
-            f"no CUDA kernels: they were not built; install the CUDA {torch.version.cuda.split('.')[0]} toolkit (nvcc), "
-            f"set CUDA_HOME, and {rebuild}"
-        ]
+        major = torch.version.cuda.split(".")[0]
+        return [f"no CUDA kernels: install the CUDA {major} toolkit (nvcc), set CUDA_HOME, and {rebuild}"]
     return []

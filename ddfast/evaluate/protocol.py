@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from ddfast import networks as all_networks
 from ddfast import seeds
 from ddfast.data import SyntheticSet, load_dataset
+from ddfast.devices import resolve_device
 
 BASELINE_LR = 0.01  # for sets that bring no learning rate of their own
 BATCH = 256
@@ -64,6 +65,7 @@ def evaluate(
     for name, value in (("num_eval", num_eval), ("epochs", epochs)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
+    device = resolve_device(device)
     data = load_dataset(dataset)
     if synthetic.images.shape[1:] != data.train_images.shape[1:] or len(synthetic.class_names) != data.num_classes:
         raise ValueError(

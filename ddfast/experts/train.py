@@ -12,6 +12,7 @@ from torch.nn.utils import parameters_to_vector
 
 from ddfast import networks, seeds
 from ddfast.data import Dataset, load_dataset
+from ddfast.devices import resolve_device
 from ddfast.experts.trajectories import TrajectoryStore
 
 log = logging.getLogger("ddfast")
@@ -40,7 +41,7 @@ def train_experts(
     Args:
         dataset: a name, a pair of torch data sets, or a Dataset.
         network: a name of ddfast.networks.NETWORKS.
-        num_experts: experts with numbers 0 … num_experts − 1; those that the folder already holds are not trained again.
+        num_experts: experts 0 … num_experts − 1; those that the folder already holds are not trained again.
         epochs: E.
         output: the folder; None for one in the user's cache that these settings name.
         lr_teacher: learning rate.
@@ -53,6 +54,7 @@ def train_experts(
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if not lr_teacher > 0:
         raise ValueError(f"lr_teacher: expected a positive number, got {lr_teacher}")
+    device = resolve_device(device)
     data = load_dataset(dataset)
     settings = expert_settings(data, network=network, lr_teacher=lr_teacher, batch_train=batch_train, seed=seed)
     path = Path(output) if output is not None else cache_folder() / "experts" / folder_name(settings, epochs)

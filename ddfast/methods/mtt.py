@@ -64,11 +64,6 @@ class MTT:
         num_experts: int | None = None,
         device: str | torch.device | None = None,
     ):
-        if experts.epochs < settings.epochs_needed:
-            raise ValueError(
-                f"experts: {experts.path} has {experts.epochs} epochs; max_start_epoch {settings.max_start_epoch} and "
-                f"expert_epochs {settings.expert_epochs} need {settings.epochs_needed}"
-            )
         self.num_experts = experts.num_experts if num_experts is None else num_experts
         if not 1 <= self.num_experts <= experts.num_experts:
             raise ValueError(

@@ -12,8 +12,8 @@ def resnet18(
 ) -> nn.Module:
     """torchvision's ResNet-18 (He et al. 2016) with the stem of its CIFAR form and PyTorch's default initialisation.
 
-    `norm` is instancenorm (GroupNorm(C, C), the field's choice for distilled sets) or batchnorm. Images need at least 16
-    pixels a side, for a last map of 2×2; it is averaged.
+    `norm` is instancenorm (GroupNorm(C, C), the field's choice for distilled sets) or batchnorm. Images need at least
+    16 pixels a side, for a last map of 2×2; it is averaged.
     """
     from torchvision.models import resnet18 as torchvision_resnet18
 

@@ -59,7 +59,8 @@ def test_the_same_formulas_run_without_the_extension():
         from ddfast.ops import has_kernel, norm_relu_pool, op_names
         assert not any(has_kernel(name, "cpu") for name in op_names())
         z = torch.arange(32.0).reshape(1, 2, 4, 4).requires_grad_()
-        (g,) = torch.autograd.grad(norm_relu_pool(z, torch.ones(2), torch.zeros(2)).square().sum(), z, create_graph=True)
+        y = norm_relu_pool(z, torch.ones(2), torch.zeros(2))
+        (g,) = torch.autograd.grad(y.square().sum(), z, create_graph=True)
         torch.autograd.grad(g.square().sum(), z)
         print(ddfast.build_info()["missing"][0])
     """

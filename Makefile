@@ -1,0 +1,51 @@
+# `make demo` and `make test` do all their own set-up in a virtual environment, .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/kernels/* csrc/ops/*)
+CPP := $(wildcard csrc/*.cpp csrc/*/*)
+FALLBACK_TESTS := tests/ops tests/test_adjoints.py tests/test_matching.py tests/test_students.py
+
+.PHONY: demo test lint format pytest fallback ctest bench clean
+
+demo: $(READY)
+	$(BIN)/ddfast distill
+
+test: lint pytest fallback ctest
+
+$(READY): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "torch>=2.11" torchvision "setuptools>=77" ninja
+	$(BIN)/python -m pip install --no-build-isolation --verbose --editable ".[dev]" > $(VENV)/build.log 2>&1 \
+		|| { tail -40 $(VENV)/build.log; exit 1; }
+	@grep --only-matching "ddfast: building.*" $(VENV)/build.log | tail -1
+	touch $@
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+pytest: $(READY)
+	$(BIN)/python -m pytest -q
+
+fallback: $(READY) # the same ops and adjoints without the extension
+	DDFAST_EXTENSION=0 $(BIN)/python -m pytest -q $(FALLBACK_TESTS)
+
+ctest: $(READY) # the kernels alone, under sanitizers
+	$(BIN)/cmake -S . -B build/kernels > /dev/null
+	$(BIN)/cmake --build build/kernels --parallel > /dev/null
+	$(BIN)/ctest --test-dir build/kernels --output-on-failure
+
+bench: $(READY)
+	$(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+clean:
+	rm -rf build dist *.egg-info ddfast/_C*.so

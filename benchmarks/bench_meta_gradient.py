@@ -1,0 +1,80 @@
+"""The whole meta-gradient against an eager full unroll: the double loop that trajectory-matching code contains."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector
+
+import ddfast
+from benchmarks.measure import DEVICE, relative_error
+from ddfast.networks import ConvNet
+
+SETTINGS = {  # images × steps, side, depth; the error is measured with error_steps where float64 would take minutes
+    "10 images × 20 steps, 32 px, depth 3": {"images": 10, "steps": 20, "side": 32, "error_steps": 20},
+    "100 images × 5 steps, 32 px, depth 3": {"images": 100, "steps": 5, "side": 32, "error_steps": 1},
+    "10 images × 5 steps, 128 px, depth 5": {"images": 10, "steps": 5, "side": 128, "error_steps": 1},
+}
+
+
+def plain_convnet(side: int) -> nn.Module:
+    """The field's ConvNet of PyTorch's own layers."""
+    depth = side.bit_length() - 3
+    blocks = []
+    for block in range(depth):
+        convolution = nn.Conv2d(3 if block == 0 else 128, 128, 3, padding=1)
+        blocks += [convolution, nn.GroupNorm(128, 128), nn.ReLU(), nn.AvgPool2d(2)]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(128 * 16, 10))
+
+
+def eager_loss(network, start, target, images, labels, lr, steps):
+    """Matching loss of an unroll through which autograd keeps everything."""
+    names, shapes = zip(*((name, p.shape) for name, p in network.named_parameters()), strict=True)
+    theta = start.clone().requires_grad_()
+    for _ in range(steps):
+        pieces = theta.split([shape.numel() for shape in shapes])
+        parameters = {n: p.view(s) for n, p, s in zip(names, pieces, shapes, strict=True)}
+        loss = cross_entropy(functional_call(network, parameters, (images,)), labels)
+        (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
+        theta = theta - lr * grad
+    return (theta - target).square().sum() / (start - target).square().sum()
+
+
+def make(variant, images, steps, side, small=False, dtype="float32"):
+    """A call that computes the loss's gradients in images and learning rate."""
+    dtype, steps = getattr(torch, dtype), 1 if small else steps
+    torch.manual_seed(0)
+    network = plain_convnet(side) if variant == "eager" else ConvNet(3, 10, image_size=(side, side))
+    start = 0.03 * torch.randn(sum(p.numel() for p in network.parameters()), dtype=torch.float64)
+    start += parameters_to_vector(plain_convnet(side).parameters()).detach()
+    target = start + 0.003 * torch.randn(len(start), dtype=torch.float64)
+    pixels = torch.randn(images, 3, side, side, dtype=torch.float64)
+    network, start, target, pixels = (t.to(DEVICE, dtype) for t in (network, start, target, pixels))
+    labels = (torch.arange(images) % 10).to(DEVICE)
+    lr = torch.tensor(0.01, dtype=dtype, device=DEVICE)
+
+    def compute():
+        leaves = [pixels.requires_grad_(), lr.requires_grad_()]
+        if variant == "eager":
+            loss = eager_loss(network, start, target, pixels, labels, lr, steps)
+        else:
+            loss = ddfast.match_trajectory(network, start, target, pixels, labels, lr, syn_steps=steps)
+        return torch.autograd.grad(loss, leaves)
+
+    return compute
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("variant", ["eager", "ddfast"])
+def test_meta_gradient(measured, setting, variant):
+    case = dict(SETTINGS[setting])
+    error_steps = case.pop("error_steps")
+    row = "eager full unroll" if variant == "eager" else "ddfast, module student, recomputing all"
+    group = f"meta-gradient, {setting}"
+    info = measured(sys.modules[__name__], group, row, rounds=3, variant=variant, **case)
+    few = {**case, "images": min(case["images"], 10), "steps": error_steps}
+    exact = make("eager", **few, dtype="float64")()
+    info["error"] = relative_error(make(variant, **few)()[:1], exact[:1])  # of the image gradient

@@ -1,0 +1,63 @@
+"""Peak memory and errors, measured the same way for every benchmark."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def peak_bytes(module: str, **case) -> int:
+    """Peak memory above the idle process of `module.make(**case)()`, in a process of its own.
+
+    On a CPU every tensor of more than 64 KiB gets pages of its own, so that the peak counts tensors and not the holes
+    of glibc's heap.
+    """
+    output = subprocess.run(
+        [sys.executable, "-m", "benchmarks.measure", module, json.dumps(case)],
+        cwd=ROOT,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return int(output.splitlines()[-1])
+
+
+def _status(key: str) -> int:
+    """VmRSS (resident now) or VmHWM (its peak), in bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def _measure(call) -> int:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        idle = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - idle
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    idle = _status("VmRSS")
+    call()
+    return _status("VmHWM") - idle
+
+
+def relative_error(got: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """‖got − expected‖ / ‖expected‖ over all tensors, in float64."""
+    pairs = [(g.double().cpu(), e.double().cpu()) for g, e in zip(got, expected, strict=True)]
+    return (sum((g - e).square().sum() for g, e in pairs) / sum(e.square().sum() for _, e in pairs)).sqrt().item()
+
+
+if __name__ == "__main__":
+    make = importlib.import_module(sys.argv[1]).make
+    measured = make(**json.loads(sys.argv[2]))
+    make(**{**json.loads(sys.argv[2]), "small": True})()  # libraries load and threads start before the measurement
+    print(_measure(measured))

@@ -1,0 +1,18 @@
+"""Where tensors live: the device that a user named, or the best there is."""
+
+import torch
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device called `device`; None for the GPU where there is one, else the CPU. ValueError for one not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: expected cpu, cuda or cuda:<number>, got {device!r}") from None
+    if resolved.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected cpu, cuda or cuda:<number>, got {device!r}")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: {device!r} is not there, torch sees {torch.cuda.device_count()} CUDA devices")
+    return resolved

@@ -1,0 +1,152 @@
+"""Data sets and synthetic sets."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from ddfast import seeds
+from ddfast.data import Preprocessing, SyntheticSet, load_dataset
+from tests.conftest import uniform
+
+
+@pytest.fixture
+def pair():
+    train = TensorDataset(uniform(12, 2, 8, 6).float() - 0.1, torch.arange(12) % 3)
+    test = TensorDataset(uniform(6, 2, 8, 6, seed=1).float() - 0.1, torch.arange(6) % 3)
+    return train, test
+
+
+@pytest.fixture
+def synthetic():
+    preprocessing = Preprocessing((0.5,), (0.25,))
+    images = uniform(4, 1, 8, 8).float()
+    return SyntheticSet(images, torch.tensor([0, 0, 1, 1]), torch.tensor(0.02), ("null", "eins"), preprocessing)
+
+
+def test_digits_are_all_there_normalised_and_split_by_class():
+    data = load_dataset("digits")
+    assert data.train_images.shape == (1437, 1, 16, 16) and len(data.test_images) == 360
+    assert data.train_images.mean().item() == pytest.approx(0, abs=1e-3)
+    assert data.train_images.std().item() == pytest.approx(1, abs=1e-3)
+    assert data.test_labels.bincount().min() >= 34
+    in_range = data.preprocessing.invert(data.train_images)
+    assert in_range.min() >= -1e-5 and in_range.max() <= 1 + 1e-5
+
+
+def test_digits_are_the_same_every_time():
+    assert load_dataset("digits").fingerprint() == load_dataset("digits").fingerprint()
+
+
+def test_a_pair_of_torch_data_sets(pair):
+    data = load_dataset(pair)
+    assert data.channels == 2 and data.image_size == (8, 6) and data.num_classes == 3
+    assert torch.allclose(data.preprocessing.invert(data.train_images), pair[0].tensors[0], atol=1e-5)
+    assert load_dataset(data) is data
+
+
+def test_random_real_images_are_of_every_class_and_drawn_from_the_generator():
+    data = load_dataset("digits")
+    images, labels = data.random_real(2, seeds.generator(1))
+    assert labels.tolist() == [k for k in range(10) for _ in range(2)]
+    assert torch.equal(images, data.random_real(2, seeds.generator(1))[0])
+    assert not torch.equal(images, data.random_real(2, seeds.generator(2))[0])
+    assert all((data.train_images == image).flatten(1).all(1).any() for image in images)
+
+
+@pytest.mark.parametrize(
+    "dataset, error, sentence",
+    [
+        ("digitz", ValueError, "dataset: expected one of digits, got 'digitz'"),
+        (3, TypeError, "dataset: expected a name or a pair of torch data sets, got int"),
+        (([], []), ValueError, "dataset: the training set is empty"),
+        (
+            ([(torch.zeros(1, 8, 8), 0), (torch.zeros(1, 9, 8), 1)], []),
+            ValueError,
+            "training images as tensors .* of one size",
+        ),
+        (([("picture", 0)], []), ValueError, "training images as tensors"),
+        (
+            ([(torch.zeros(1, 8, 8).byte(), 0)], []),
+            ValueError,
+            r"training images in \[0, 1\] as floats, got torch.uint8",
+        ),
+    ],
+)
+def test_what_is_no_data_set_is_refused_in_one_sentence(dataset, error, sentence):
+    with pytest.raises(error, match=sentence):
+        load_dataset(dataset)
+
+
+def test_nan_label_range_and_constant_images_are_refused(pair):
+    train, test = pair
+    broken = train.tensors[0].clone()
+    broken[3, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="the training images hold values that are not finite"):
+        load_dataset((TensorDataset(broken, train.tensors[1]), test))
+    with pytest.raises(ValueError, match="expected test labels 0 to 2, got 0 to 9"):
+        load_dataset((train, TensorDataset(test.tensors[0], torch.tensor([0, 1, 2, 0, 1, 9]))))
+    with pytest.raises(ValueError, match="expected pixels that differ"):
+        load_dataset((TensorDataset(torch.zeros(4, 1, 8, 8), torch.arange(4)), test))
+
+
+def test_more_images_per_class_than_there_are_is_refused(pair):
+    with pytest.raises(ValueError, match="ipc: expected at most the 4 training images of class '0', got 5"):
+        load_dataset(pair).random_real(5, seeds.generator(0))
+
+
+def test_a_synthetic_set_comes_back_as_it_was_saved(synthetic, tmp_path):
+    synthetic.save(tmp_path / "set")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["set.json", "set.safetensors"]
+    for name in ("set", "set.json", "set.safetensors"):
+        loaded = SyntheticSet.load(tmp_path / name)
+        assert torch.equal(loaded.images, synthetic.images) and torch.equal(loaded.labels, synthetic.labels)
+        assert torch.equal(loaded.lr, synthetic.lr)
+        assert (loaded.class_names, loaded.preprocessing) == (synthetic.class_names, synthetic.preprocessing)
+
+
+def test_files_that_are_no_synthetic_set_are_named(synthetic, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"set\.json: no such file"):
+        SyntheticSet.load(tmp_path / "set")
+    synthetic.save(tmp_path / "set")
+    whole = (tmp_path / "set.safetensors").read_bytes()
+    (tmp_path / "set.safetensors").write_bytes(whole[:-40])
+    with pytest.raises(ValueError, match=r"set\.safetensors: not a ddfast synthetic set"):
+        SyntheticSet.load(tmp_path / "set")
+    (tmp_path / "set.json").write_text("{")
+    with pytest.raises(ValueError, match=r"set\.json: not a JSON file"):
+        SyntheticSet.load(tmp_path / "set")
+    (tmp_path / "set.json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(ValueError, match=r"set\.json: not a ddfast synthetic set"):
+        SyntheticSet.load(tmp_path / "set")
+
+
+def test_a_failed_save_leaves_the_old_files(synthetic, tmp_path, monkeypatch):
+    synthetic.save(tmp_path / "set")
+
+    def full_disk(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        replace(synthetic, images=synthetic.images + 1).save(tmp_path / "set")
+    monkeypatch.undo()
+    assert torch.equal(SyntheticSet.load(tmp_path / "set").images, synthetic.images)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["set.json", "set.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"images": torch.zeros(4, 8, 8)}, r"images: expected \[I, C, H, W\]"),
+        ({"labels": torch.tensor([0, 1])}, r"labels: expected int64 \[4\]"),
+        ({"labels": torch.tensor([0, 1, 2, 0])}, "labels: expected classes 0 to 1"),
+        ({"lr": torch.zeros(2)}, r"lr: expected \[\], got \[2\]"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(synthetic, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        replace(synthetic, **change)
