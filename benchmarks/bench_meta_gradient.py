@@ -1,5 +1,6 @@
 """The whole meta-gradient against an eager full unroll: the double loop that trajectory-matching code contains."""
 
+import statistics
 import sys
 
 import pytest
@@ -13,8 +14,9 @@ import ddfast
 from benchmarks.measure import DEVICE, relative_error
 from ddfast.networks import ConvNet
 
+DRAWS = 5
 SETTINGS = {  # images × steps, side, depth; the error is measured with error_steps where float64 would take minutes
-    "10 images × 20 steps, 32 px, depth 3": {"images": 10, "steps": 20, "side": 32, "error_steps": 20},
+    "10 images × 20 steps, 32 px, depth 3": {"images": 10, "steps": 20, "side": 32, "error_steps": 5},
     "100 images × 5 steps, 32 px, depth 3": {"images": 100, "steps": 5, "side": 32, "error_steps": 1},
     "10 images × 5 steps, 128 px, depth 5": {"images": 10, "steps": 5, "side": 128, "error_steps": 1},
 }
@@ -43,10 +45,10 @@ def eager_loss(network, start, target, images, labels, lr, steps):
     return (theta - target).square().sum() / (start - target).square().sum()
 
 
-def make(variant, images, steps, side, small=False, dtype="float32"):
+def make(variant, images, steps, side, small=False, dtype="float32", seed=0):
     """A call that computes the loss's gradients in images and learning rate."""
     dtype, steps = getattr(torch, dtype), 1 if small else steps
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = plain_convnet(side) if variant == "eager" else ConvNet(3, 10, image_size=(side, side))
     start = 0.03 * torch.randn(sum(p.numel() for p in network.parameters()), dtype=torch.float64)
     start += parameters_to_vector(plain_convnet(side).parameters()).detach()
@@ -76,5 +78,10 @@ def test_meta_gradient(measured, setting, variant):
     group = f"meta-gradient, {setting}"
     info = measured(sys.modules[__name__], group, row, rounds=3, variant=variant, **case)
     few = {**case, "images": min(case["images"], 10), "steps": error_steps}
-    exact = make("eager", **few, dtype="float64")()
-    info["error"] = relative_error(make(variant, **few)()[:1], exact[:1])  # of the image gradient
+    # Of the image gradient, the median over draws: one ReLU that switches between the precisions makes it 1e-3.
+    info["error"] = statistics.median(_error(variant, **few, seed=seed) for seed in range(DRAWS))
+
+
+def _error(variant, **case) -> float:
+    exact = make("eager", **case, dtype="float64")()
+    return relative_error(make(variant, **case)()[:1], exact[:1])

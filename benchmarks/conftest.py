@@ -1,4 +1,4 @@
-"""One Markdown table per benchmark group after a run: seconds, memory and error, with ratios to the group's baseline."""
+"""One Markdown table per benchmark group after a run: time, memory and error, with ratios to the group's baseline."""
 
 import datetime
 import platform
@@ -44,10 +44,9 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     write = terminalreporter.write_line
     write("")
-    write(
-        f"{_device()}; torch {torch.__version__}, ddfast {ddfast.build_info()['versions']['ddfast']}, "
-        f"Python {platform.python_version()}; {datetime.date.today()}; `pytest {' '.join(config.invocation_params.args)}`"
-    )
+    command = f"`pytest {' '.join(config.invocation_params.args)}`"
+    versions = f"torch {torch.__version__}, ddfast {ddfast.build_info()['versions']['ddfast']}"
+    write(f"{_device()}; {versions}, Python {platform.python_version()}; {datetime.date.today()}; {command}")
     for group in dict.fromkeys(row.group for row in rows):
         members = [row for row in rows if row.group == group]
         base = members[0]

@@ -103,6 +103,9 @@ class DetachedUnroll(CheckpointedUnroll):
     second_order = False
 
 
+Adjoint = FullUnroll | CheckpointedUnroll
+
+
 class _Checkpointed(torch.autograd.Function):
     """The forward sweep of an unroll and its adjoint, both without a graph that outlives a step."""
 

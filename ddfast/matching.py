@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ddfast.adjoints import Augment, CheckpointedUnroll, Unroll
+from ddfast.adjoints import Adjoint, Augment, CheckpointedUnroll, Unroll
 from ddfast.ops import param_distance
 from ddfast.ops._library import expect_tensors
 from ddfast.students import ModuleStudent, Student
@@ -21,7 +21,7 @@ def unroll(
     augment: Augment | None = None,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
-    adjoint: CheckpointedUnroll | None = None,
+    adjoint: Adjoint | None = None,
     return_states: bool = False,
 ) -> Tensor:  # [P] or [S, P]; with return_states [T + 1, P] or [T + 1, S, P]
     """Train a student on the synthetic set for T steps of SGD; differentiable in images, soft labels, lr and start.
@@ -36,7 +36,7 @@ def unroll(
         start: θ_0; with [S, P], S students are trained side by side on the same images.
         images: the synthetic set, I images.
         labels: classes, or target weights per class; softmax of label logits is the caller's.
-        lr: α, one or one per step.
+        lr: α, one or one per step; a plain number is a constant.
         batches: the minibatches, indices into images; images may be repeated and left out.
         syn_steps: T, for all images in every step. Exactly one of batches and syn_steps is given.
         augment: A(images, n), differentiable, the same for the same step n.
@@ -49,14 +49,17 @@ def unroll(
         student = ModuleStudent(student)
     elif not isinstance(student, Student):
         raise TypeError(f"student: expected an nn.Module or a Student, got {type(student).__name__}")
-    lr = torch.as_tensor(lr, dtype=start.dtype, device=start.device) if isinstance(lr, float) else lr
+    adjoint = CheckpointedUnroll() if adjoint is None else adjoint
+    if not isinstance(adjoint, Adjoint):
+        raise TypeError(f"adjoint: expected an instance of a class of ddfast.adjoints, got {adjoint!r}")
+    expect_tensors(start=start)
+    lr = torch.as_tensor(lr, dtype=start.dtype, device=start.device) if isinstance(lr, int | float) else lr
     _check_tensors(student, start, images, labels, lr)
     syn_steps = _check_steps(batches, syn_steps, images, lr)
     for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
         if not value >= 0:
             raise ValueError(f"{name}: expected at least 0, got {value}")
     plan = Unroll(student, syn_steps, batches, augment, momentum, weight_decay, return_states)
-    adjoint = CheckpointedUnroll() if adjoint is None else adjoint
     states = adjoint(plan, start.reshape(-1, start.shape[-1]), images, labels, lr)
     return states if start.dim() == 2 else states.squeeze(-2)
 

@@ -19,25 +19,28 @@ EXACT = 1e-9  # float64, against plain autograd
 REPEATING = [[0, 1, 1], [3, 4, 0], [2, 2, 2], [1, 3, 4]]  # image 5 is never seen
 
 
-def setting(network, *, soft=False, students=None, lr=None):
+def setting(network, *, soft=False, students=None, lr=None, device="cpu"):
     """Leaves start, images, labels, lr, of which all but hard labels require grad."""
     start = parameters_to_vector(network.parameters()).detach()
     if students is not None:
         start = torch.stack([start + 0.05 * normal(len(start), seed=s) for s in range(students)])
     images = normal(IMAGES, 3, SIDE, SIDE, seed=1)
-    labels = uniform(IMAGES, K, seed=2).requires_grad_() if soft else torch.arange(IMAGES) % K
+    labels = uniform(IMAGES, K, seed=2) if soft else torch.arange(IMAGES) % K
     lr = torch.tensor(0.05, dtype=torch.float64) if lr is None else lr
-    return [start.requires_grad_(), images.requires_grad_(), labels, lr.requires_grad_()]
+    start, images, labels, lr = (t.detach().to(device) for t in (start, images, labels, lr))
+    return [start.requires_grad_(), images.requires_grad_(), labels.requires_grad_(soft), lr.requires_grad_()]
 
 
-def gradients(name, adjoint, *, soft=False, students=None, lr=None, loss=None, **options):
+def gradients(name, adjoint, *, soft=False, students=None, lr=None, loss=None, device="cpu", **options):
     """The meta-gradients of a loss of the unroll, for a fresh network and one state of the random numbers."""
-    network = make(name)
-    leaves = setting(network, soft=soft, students=students, lr=None if lr is None else lr.clone())
+    network = make(name).to(device)
+    leaves = setting(network, soft=soft, students=students, lr=lr, device=device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         result = unroll(network, *leaves, adjoint=adjoint, **options)
-        loss = loss or (lambda result: (result * normal(*result.shape, seed=3)).sum() + result.square().sum())
+        loss = loss or (
+            lambda result: (result * normal(*result.shape, seed=3, device=device)).sum() + result.square().sum()
+        )
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         return [result, *torch.autograd.grad(loss(result), wanted)]
 
@@ -51,8 +54,8 @@ def assert_equal(name, tolerance=EXACT, **options):
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "resnet18"])
 @pytest.mark.parametrize("soft", [False, True])
-def test_checkpoints_do_not_change_the_gradient(name, soft):
-    assert_equal(name, soft=soft, syn_steps=4)
+def test_checkpoints_do_not_change_the_gradient(name, soft, device):
+    assert_equal(name, soft=soft, syn_steps=4, device=device)
 
 
 def test_checkpoints_do_not_change_the_gradient_of_a_resnet():
@@ -60,8 +63,14 @@ def test_checkpoints_do_not_change_the_gradient_of_a_resnet():
 
 
 @pytest.mark.parametrize("name", ["convnet", "convnet-batchnorm", "dropout"])
-def test_minibatches_that_repeat_and_skip_images(name):
-    options = {"batches": torch.tensor(REPEATING), "soft": True, "momentum": 0.5, "weight_decay": 0.01}
+def test_minibatches_that_repeat_and_skip_images(name, device):
+    options = {
+        "device": device,
+        "batches": torch.tensor(REPEATING, device=device),
+        "soft": True,
+        "momentum": 0.5,
+        "weight_decay": 0.01,
+    }
     assert_equal(name, **options)
     skipped = gradients(name, CheckpointedUnroll(), **options)[2][5]
     assert skipped.abs().max() == 0
@@ -189,9 +198,10 @@ def test_the_modules_parameters_are_neither_read_nor_changed():
     assert torch.equal(unroll(network, start, images, labels, lr, syn_steps=2), expected)
 
 
-def test_the_same_bits_twice():
+def test_the_same_bits_twice(device):
     def run():
-        return gradients("convnet", CheckpointedUnroll(), batches=torch.tensor(REPEATING), soft=True, momentum=0.5)
+        batches = torch.tensor(REPEATING, device=device)
+        return gradients("convnet", CheckpointedUnroll(), batches=batches, soft=True, momentum=0.5, device=device)
 
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 

@@ -100,6 +100,8 @@ def test_float32_gradients_are_as_good_as_those_of_plain_autograd():
         ({"lr": torch.zeros(4).double()}, ValueError, r"lr: expected \[\] or \[T\] with T = 2, got \[4\]"),
         ({"lr": torch.tensor(0.1)}, TypeError, "lr: expected torch.float64 like start"),
         ({"lr": torch.zeros(2).double(), "momentum": 0.5}, ValueError, "lr: one learning rate per step"),
+        ({"start": [0.0]}, TypeError, "start: expected a tensor, got list"),
+        ({"adjoint": "full"}, TypeError, "adjoint: expected an instance of a class of ddfast.adjoints, got 'full'"),
         ({"momentum": -0.1}, ValueError, "momentum: expected at least 0"),
         ({"weight_decay": float("nan")}, ValueError, "weight_decay: expected at least 0"),
         ({"syn_steps": None}, ValueError, "batches, syn_steps: expected exactly one of them, got neither"),

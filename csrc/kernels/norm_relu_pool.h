@@ -51,19 +51,24 @@ struct Instance {
   DDFAST_INLINE B mean_of(const B& sum) const { return sum * B::fill(T(1) / static_cast<T>(shape.pixels())); }
 };
 
+// Runs Face::one on every instance of the range, with all lanes or with those that are channels.
+template <template <typename, int> class Face, typename T, int kBytes, typename Args>
+DDFAST_INLINE void run_instances(const Args& args, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task) {
+    if (is_full<T>(args.shape, task)) {
+      Face<T, kBytes>::one(args, Instance<T, kBytes, true>(args.shape, task));
+    } else {
+      Face<T, kBytes>::one(args, Instance<T, kBytes, false>(args.shape, task));
+    }
+  }
+}
+
 template <typename T, int kBytes>
 struct NormReluPool {
   static DDFAST_INLINE void run(const NormReluPoolArgs<T>& args, int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      if (is_full<T>(args.shape, task)) {
-        one(args, Instance<T, kBytes, true>(args.shape, task));
-      } else {
-        one(args, Instance<T, kBytes, false>(args.shape, task));
-      }
-    }
+    run_instances<NormReluPool, T, kBytes>(args, begin, end);
   }
 
- private:
   using B = Block<T, kBytes>;
 
   template <bool kFull>
@@ -135,16 +140,9 @@ struct NormReluPool {
 template <typename T, int kBytes>
 struct NormReluPoolBackward {
   static DDFAST_INLINE void run(const NormReluPoolBackwardArgs<T>& args, int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      if (is_full<T>(args.shape, task)) {
-        one(args, Instance<T, kBytes, true>(args.shape, task));
-      } else {
-        one(args, Instance<T, kBytes, false>(args.shape, task));
-      }
-    }
+    run_instances<NormReluPoolBackward, T, kBytes>(args, begin, end);
   }
 
- private:
   using B = Block<T, kBytes>;
 
   struct Pixel {
@@ -204,16 +202,9 @@ struct NormReluPoolBackward {
 template <typename T, int kBytes>
 struct NormReluPoolJvp {
   static DDFAST_INLINE void run(const NormReluPoolJvpArgs<T>& args, int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      if (is_full<T>(args.shape, task)) {
-        one(args, Instance<T, kBytes, true>(args.shape, task));
-      } else {
-        one(args, Instance<T, kBytes, false>(args.shape, task));
-      }
-    }
+    run_instances<NormReluPoolJvp, T, kBytes>(args, begin, end);
   }
 
- private:
   using B = Block<T, kBytes>;
 
   struct Constants {
@@ -279,16 +270,9 @@ struct NormReluPoolJvp {
 template <typename T, int kBytes>
 struct NormReluPoolBackwardJvp {
   static DDFAST_INLINE void run(const NormReluPoolBackwardJvpArgs<T>& args, int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      if (is_full<T>(args.shape, task)) {
-        one(args, Instance<T, kBytes, true>(args.shape, task));
-      } else {
-        one(args, Instance<T, kBytes, false>(args.shape, task));
-      }
-    }
+    run_instances<NormReluPoolBackwardJvp, T, kBytes>(args, begin, end);
   }
 
- private:
   using B = Block<T, kBytes>;
 
   struct Pixel {
