@@ -4,14 +4,14 @@ import sys
 from importlib.resources import files
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 
 def load_presets(method: str) -> dict[str, dict[str, Any]]:
     """All presets of a method, by name: `<method>/<dataset>/ipc<n>`."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     tables = tomllib.loads(files("ddfast.presets").joinpath(f"{method}.toml").read_text(encoding="utf-8"))
     return {f"{method}/{dataset}/{ipc}": row for dataset, rows in tables.items() for ipc, row in rows.items()}
 
