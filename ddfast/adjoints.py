@@ -27,17 +27,31 @@ class Unroll:
     weight_decay: float  # w
     return_states: bool
 
-    def take(self, values: Tensor, n: int) -> Tensor:
-        """The minibatch of step n: values [I, …] -> [B, …]."""
+    def take(
+        self,
+        values: Tensor,  # [I, …]
+        n: int,
+    ) -> Tensor:  # [B, …]
+        """The minibatch of step n."""
         return values if self.batches is None else values[self.batches[n]]
 
-    def images(self, images: Tensor, n: int) -> Tensor:
-        """The augmented minibatch of step n: [I, C, H, W] -> [B, C, H, W]."""
+    def images(
+        self,
+        images: Tensor,  # [I, C, H, W]
+        n: int,
+    ) -> Tensor:  # [B, C, H, W]
+        """The augmented minibatch of step n."""
         taken = self.take(images, n)
         return taken if self.augment is None else self.augment(taken, n)
 
-    def update(self, theta: Tensor, velocity: Tensor | None, gradient: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of SGD: θ_{n+1} and v_{n+1}, both [S, P]."""
+    def update(
+        self,
+        theta: Tensor,  # θ_n [S, P]
+        velocity: Tensor | None,  # v_n [S, P], None for the first step
+        gradient: Tensor,  # g_n [S, P]
+        lr: Tensor,  # []
+    ) -> tuple[Tensor, Tensor]:  # θ_{n+1}, v_{n+1} [S, P]
+        """One step of SGD."""
         if self.weight_decay:
             gradient = gradient + self.weight_decay * theta
         if self.momentum and velocity is not None:
@@ -63,14 +77,33 @@ class FullUnroll:
         states, velocity = [start], None
         for n, rate in enumerate(lr.expand(unroll.syn_steps)):
             _, gradient = unroll.student.grad(
-                states[-1], unroll.images(images, n), unroll.take(labels, n), step=Step(n), create_graph=True
+                states[-1], unroll.images(images, n), unroll.take(labels, n), step=Step(), create_graph=True
             )
             theta, velocity = unroll.update(states[-1], velocity, gradient, rate)
             states = [*states, theta] if unroll.return_states else [theta]
         return torch.stack(states) if unroll.return_states else states[-1]
 
 
-class CheckpointedUnroll:
+class _Recomputing:
+    """What keeps θ_0 … θ_T, and no activations."""
+
+    second_order: bool
+
+    def __call__(
+        self,
+        unroll: Unroll,
+        start: Tensor,  # [S, P]
+        images: Tensor,  # [I, C, H, W]
+        labels: Tensor,  # int64 [I] or target weights [I, K]
+        lr: Tensor,  # [] or [T]
+    ) -> Tensor:  # θ_T [S, P], or all states [T + 1, S, P]
+        """Run the unroll."""
+        if lr.dim() == 1 and unroll.momentum:
+            raise ValueError("lr: one learning rate per step, [T], cannot be combined with momentum; expected []")
+        return _Checkpointed.apply(unroll, self.second_order, start, images, labels, lr)
+
+
+class CheckpointedUnroll(_Recomputing):
     """The exact meta-gradient in memory that does not grow with the steps: the default.
 
     Keeps the parameters of every step (4 P bytes each in float32) and no activations; the backward walks back over the
@@ -84,45 +117,40 @@ class CheckpointedUnroll:
 
     second_order = True
 
-    def __call__(self, unroll: Unroll, start: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> Tensor:
-        """Run the unroll; arguments and result as in FullUnroll."""
-        if lr.dim() == 1 and unroll.momentum:
-            raise ValueError("lr: one learning rate per step, [T], cannot be combined with momentum; expected []")
-        return _Checkpointed.apply(unroll, self.second_order, start, images, labels, lr)
 
+class DetachedUnroll(_Recomputing):
+    """An approximation of the meta-gradient: H is dropped from the adjoint above, so that λ passes the steps unchanged.
 
-class DetachedUnroll(CheckpointedUnroll):
-    """An approximation of the meta-gradient that drops the Hessian: every step is given the last step's adjoint.
-
-    TESLA's form (Cui et al. 2023, section 3.2, with the factor 2 that its published code lacks). Exact for one step
-    only; on a ConvNet of three blocks and CIFAR-10 the cosine with the exact image gradient was 0.96 after 10 steps and
-    0.88 after 50, and dL/dα 1.7 to 5 times too large. Saves about a fifth of the backward. Use it to reproduce results
-    that were made with it; for anything else use CheckpointedUnroll.
+    TESLA's form (Cui et al. 2023, section 3.2, with the factor 2 that its published code lacks). The gradients in
+    images, labels and α are exact for one step only, that in the start never. On a ConvNet of three blocks and CIFAR-10
+    the cosine with the exact image gradient was 0.96 after 10 steps and 0.88 after 50, dL/dα 1.7 to 5 times too large.
+    Saves about a fifth of the backward. Use it to reproduce results that were made with it; for anything else use
+    CheckpointedUnroll.
     """
 
     second_order = False
 
 
-Adjoint = FullUnroll | CheckpointedUnroll
+Adjoint = FullUnroll | CheckpointedUnroll | DetachedUnroll
 
 
 class _Checkpointed(torch.autograd.Function):
     """The forward sweep of an unroll and its adjoint, both without a graph that outlives a step."""
 
     @staticmethod
-    def forward(ctx, unroll: Unroll, second_order: bool, start, images, labels, lr):
+    def forward(ctx, unroll: Unroll, second_order: bool, start, images, labels, lr):  # as in _Recomputing
         start, images, labels = start.detach(), images.detach(), labels.detach()
         differentiable = any(ctx.needs_input_grad)
         T = unroll.syn_steps
         keep = differentiable or unroll.return_states
         # One buffer: states [T + 1, S, P] are what is returned, or what the backward needs, or both.
         states = start.new_empty((T + 1 if unroll.return_states else T, *start.shape)) if keep else None
-        steps = [Step(n) for n in range(T)]
+        steps = [Step() for _ in range(T)]
         theta, velocity = start, None
         for n, rate in enumerate(lr.expand(T)):
             if keep:
                 states[n] = theta
-            step = steps[n] if differentiable else Step(n)
+            step = steps[n] if differentiable else Step()
             _, gradient = unroll.student.grad(theta, unroll.images(images, n), unroll.take(labels, n), step=step)
             theta, velocity = unroll.update(theta, velocity if unroll.momentum else None, gradient, rate)
         if unroll.return_states:
@@ -184,7 +212,12 @@ class _Checkpointed(torch.autograd.Function):
         return None, None, lam if need_start else None, grad_images, grad_labels, grad_lr
 
 
-def _scatter(total: Tensor, batches: Tensor | None, n: int, values: Tensor) -> None:
+def _scatter(
+    total: Tensor,  # [I, …]
+    batches: Tensor | None,  # int64 [T, B]
+    n: int,
+    values: Tensor,  # [B, …]
+) -> None:
     """total[b_n] += values; an image that a batch repeats gets every term, in the same order in every run."""
     if batches is None:
         total += values

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import click
 
-FAILURES = (ValueError, TypeError, OSError, NotImplementedError)
+EXPECTED = (ValueError, TypeError, OSError, NotImplementedError)  # what the library raises at its doors
 
 
 def main() -> None:
-    """Run `ddfast`; what a user can mend is one sentence on stderr and exit status 1, without a traceback."""
+    """Run `ddfast`; an error is one sentence on stderr and exit status 1, a traceback only with --traceback."""
     try:
         cli(prog_name="ddfast")
-    except FAILURES as error:
+    except Exception as error:
+        if "--traceback" in sys.argv[1:2]:
+            raise
         sentence = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, EXPECTED):
+            sentence = f"{type(error).__name__}: {sentence} (`ddfast --traceback …` shows where)"
         click.echo(f"ddfast: {sentence}", err=True)
         sys.exit(1)
 
@@ -27,7 +31,8 @@ def main() -> None:
         "token_normalize_func": lambda name: name.replace("_", "-"),  # --syn_steps, as the field writes it
     }
 )
-def cli() -> None:
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+def cli(traceback: bool) -> None:
     """Dataset distillation by trajectory matching."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -132,20 +137,23 @@ def experts(**options) -> None:
 
 @cli.command()
 @click.argument("synthetic", type=click.Path(path_type=Path))
-@click.option("--dataset", default="digits", help="Name of the data set to test on.")
+@click.option("--dataset", help="Name of the data set to test on.  [default: the run's, else digits]")
 @click.option("--networks", default="convnet", help="Names of networks, separated by commas.")
 @click.option("--lr", type=POSITIVE, help="Learning rate.  [default: the one in the set]")
 @click.option("--seed", default=0, help="Same seed, same result.")
 @click.option("--device", default=None, help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]")
 @evaluation_options
-def evaluate(synthetic: Path, networks: str, eval_epochs: int, **options) -> None:
+def evaluate(synthetic: Path, dataset: str | None, networks: str, eval_epochs: int, **options) -> None:
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them."""
     import ddfast
+    from ddfast.runs import RunFolder
 
-    synthetic = synthetic / "synthetic" if synthetic.is_dir() else synthetic
+    if synthetic.is_dir():
+        dataset = dataset or RunFolder(synthetic).read_config()["dataset"]
+        synthetic = synthetic / "synthetic"
     names = tuple(name.strip() for name in networks.split(","))
     result = ddfast.evaluate(
-        ddfast.SyntheticSet.load(synthetic), options.pop("dataset"), networks=names, epochs=eval_epochs, **options
+        ddfast.SyntheticSet.load(synthetic), dataset or "digits", networks=names, epochs=eval_epochs, **options
     )
     for name in names:
         row = ddfast.Evaluation({name: result.accuracies[name]})
@@ -188,14 +196,10 @@ def presets(name: str | None) -> None:
             for preset in load_presets(method):
                 click.echo(preset)
         return
-    for key, value in choose_preset(_method_of(name, METHODS), "", 1, name)[1].items():
-        click.echo(f"{key} = {value}")
-
-
-def _method_of(preset: str, methods) -> str:
-    method = preset.split("/")[0]
-    if method not in methods:
+    method = name.split("/")[0]
+    if method not in METHODS:
         raise ValueError(
-            f"preset: expected <method>/<dataset>/ipc<n> with a method of {', '.join(methods)}, got {preset!r}"
+            f"preset: expected <method>/<dataset>/ipc<n> with a method of {', '.join(METHODS)}, got {name!r}"
         )
-    return method
+    for key, value in choose_preset(method, "", 1, name)[1].items():
+        click.echo(f"{key} = {value}")

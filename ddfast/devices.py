@@ -1,4 +1,6 @@
-"""Where tensors live: the device that a user named, or the best there is."""
+"""Where tensors live: the device that a user named, or the best there is, and how much was needed of it."""
+
+import resource
 
 import torch
 
@@ -16,3 +18,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: {device!r} is not there, torch sees {torch.cuda.device_count()} CUDA devices")
     return resolved
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory so far: of this process on a CPU, of tensors on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -2,21 +2,18 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.utils import vector_to_parameters
 
-from ddfast import seeds
+from ddfast import networks, seeds
 from ddfast.data import Dataset, SyntheticSet, load_dataset
-from ddfast.devices import resolve_device
-from ddfast.evaluate import BASELINE_LR, Evaluation, accuracy, evaluate
+from ddfast.devices import peak_bytes, resolve_device
+from ddfast.evaluate import evaluate, evaluate_random_real, evaluate_snapshots
 from ddfast.experts import TrajectoryStore, train_experts
-from ddfast.experts.train import create_network
 from ddfast.installation import build_info
 from ddfast.methods import METHODS
 from ddfast.presets import choose_preset
@@ -30,7 +27,7 @@ RUN_SETTINGS = ("iterations", "num_experts", "train_epochs", "batch_train")
 
 
 class DistillationDivergedError(ValueError):
-    """Too many updates in a row had no finite gradient; the last good state has been kept."""
+    """Too many updates in a row had no finite gradient; the synthetic set is the last good one again."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class Distillation:
     """The outer loop of a run: iterate over it for one record per iteration; `synthetic` is the set as it is.
 
     Made from settings that are resolved already; `distill` resolves them, drains this, evaluates and writes the folder.
+    Errors: ValueError for experts that are too few, too short, or of another data set or network.
     """
 
     def __init__(
@@ -63,16 +61,17 @@ class Distillation:
         seed: int = 0,
         device: str | torch.device | None = None,
     ):
-        if iterations < 1:
-            raise ValueError(f"iterations: expected at least 1, got {iterations}")
         _check_experts(experts, data, network, settings.epochs_needed)
         images, labels = data.random_real(ipc, seeds.generator(seed, "init"))
-        initial = SyntheticSet(images, labels, torch.tensor(settings.lr_teacher), data.class_names, data.preprocessing)
-        net = create_network(data, network, seeds.generator(seed, "student"))
+        lr = torch.tensor(settings.lr_teacher)
+        initial = SyntheticSet(images, labels, lr, data.class_names, data.preprocessing)
+        student = networks.create(network, generator=seeds.generator(seed, "student"), **data.network_arguments)
         self.iterations = iterations
         self.iteration = 0
-        self.method = METHODS[method][0](
-            settings, initial, experts, net, seeds.generator(seed, "distill"), num_experts=num_experts, device=device
+        self.device = resolve_device(device)
+        generator = seeds.generator(seed, "distill")
+        self.method = METHODS[method](
+            settings, initial, experts, student, generator, num_experts=num_experts, device=self.device
         )
 
     @property
@@ -88,8 +87,10 @@ class Distillation:
             record = self.method.step()
             self.iteration += 1
             skips = 0 if record["updated"] else skips + 1
-            yield {"iteration": self.iteration, **record, "seconds": time.perf_counter() - began}
+            cost = {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes(self.device)}
+            yield {"iteration": self.iteration, **record, **cost}
             if skips >= MOST_SKIPS:
+                self.method.restore()
                 raise DistillationDivergedError(
                     f"distillation: {skips} updates in a row had no finite gradient; "
                     f"try a smaller lr_img or lr_lr, or fewer syn_steps"
@@ -97,7 +98,7 @@ class Distillation:
 
 
 def distill(
-    dataset="digits",
+    dataset: Any = "digits",
     *,
     method: str = "mtt",
     ipc: int = 1,
@@ -111,8 +112,8 @@ def distill(
     eval_epochs: int = 1000,
     seed: int = 0,
     device: str | torch.device | None = None,
-    progress=iter,
-    **options,
+    progress: Callable[[Distillation], Iterable[dict[str, Any]]] = iter,
+    **options: Any,
 ) -> DistillResult:
     """Distil a data set to `ipc` images per class, evaluate them, and write a run folder.
 
@@ -120,10 +121,13 @@ def distill(
         dataset: a name, a pair of torch data sets, or a Dataset.
         method: a name of ddfast.methods.METHODS.
         experts: a TrajectoryStore or its folder; None trains what is needed, once, in the user's cache.
-        iterations, num_experts: None for the preset's.
+        iterations, num_experts: None for the preset's, or for all experts of a given store.
         output: the run folder; None for the next free number under runs/. A folder that holds a run is an error.
         preset: the name of the settings to start from; None for the nearest to (method, dataset, ipc).
+        network: a name of ddfast.networks.NETWORKS, to distil with and to evaluate.
         num_eval, eval_epochs: the evaluation's networks, and epochs of each.
+        seed: all random draws of the run come from it.
+        device: None for a GPU where there is one.
         progress: wraps the Distillation that is iterated over, for a progress bar.
         options: settings of the method (MTTSettings) that replace the preset's; for the experts train_epochs (at least
             what the run needs are trained) and batch_train.
@@ -139,62 +143,51 @@ def distill(
     preset, row = choose_preset(method, data.name, ipc, preset)
     given = {"iterations": iterations, "num_experts": num_experts, **options}
     chosen = row | {name: value for name, value in given.items() if value is not None}
-    settings, run_settings = _split_settings(METHODS[method][1], chosen)
-    checked = {"iterations": run_settings["iterations"], "num_eval": num_eval, "eval_epochs": eval_epochs}
-    for name, value in checked.items():
+    settings, run_settings = _split_settings(METHODS[method].Settings, chosen)
+    evaluation = {"num_eval": num_eval, "eval_epochs": eval_epochs}
+    for name, value in {**run_settings, **evaluation}.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    data.random_real(ipc, seeds.generator(seed, "init"))  # refuses an impossible ipc, before experts are trained,
-    create_network(data, network, seeds.generator(seed))  # and an unknown network
-    device = resolve_device(device)
+    common = {"network": network, "seed": seed, "device": resolve_device(device)}
+    job = {"method": method, "settings": settings, "ipc": ipc, "iterations": run_settings["iterations"], **common}
+    data.random_real(ipc, seeds.generator(seed))  # refuses an impossible ipc, and the next line an unknown network
+    networks.create(network, generator=seeds.generator(seed), **data.network_arguments)
+    distillation = None
     if experts is not None:
-        experts = experts if isinstance(experts, TrajectoryStore) else TrajectoryStore(experts)
-        _check_experts(experts, data, network, settings.epochs_needed)
-        run_settings["num_experts"] = experts.num_experts if num_experts is None else num_experts
-    run = RunFolder.create(output)
+        store = experts if isinstance(experts, TrajectoryStore) else TrajectoryStore(experts)
+        run_settings["num_experts"] = store.num_experts if num_experts is None else num_experts
+        distillation = Distillation(data, experts=store, num_experts=run_settings["num_experts"], **job)
+    config = {
+        "dataset": data.name,
+        "fingerprint": data.fingerprint,
+        "method": method,
+        "preset": preset,
+        "ipc": ipc,
+        **common,
+        "device": str(common["device"]),
+        "threads": torch.get_num_threads(),
+        **run_settings,
+        **asdict(settings),
+        **evaluation,
+        "versions": build_info()["versions"],
+    }
+    run = RunFolder.create(output, config)
     log.info("settings: %s", preset)
-    if experts is None:
-        experts = train_experts(
-            data,
-            network=network,
-            num_experts=run_settings["num_experts"],
-            epochs=max(run_settings["train_epochs"], settings.epochs_needed),
-            batch_train=run_settings["batch_train"],
-            lr_teacher=settings.lr_teacher,
-            seed=seed,
-            device=device,
-        )
-    distillation = Distillation(
-        data,
-        method=method,
-        settings=settings,
-        ipc=ipc,
-        experts=experts,
-        num_experts=run_settings["num_experts"],
-        iterations=run_settings["iterations"],
-        network=network,
-        seed=seed,
-        device=device,
-    )
-    run.write_config(
-        {
-            "dataset": data.name,
-            "fingerprint": data.fingerprint(),
-            "method": method,
-            "preset": preset,
-            "ipc": ipc,
-            "network": network,
-            "seed": seed,
-            "device": str(device),
-            "threads": torch.get_num_threads(),
-            "experts": {"path": str(experts.path), "epochs": experts.epochs, **experts.settings},
-            **run_settings,
-            **asdict(settings),
-            "num_eval": num_eval,
-            "eval_epochs": eval_epochs,
-            "versions": build_info()["versions"],
-        }
-    )
+    if distillation is None:
+        try:
+            store = train_experts(
+                data,
+                num_experts=run_settings["num_experts"],
+                epochs=max(run_settings["train_epochs"], settings.epochs_needed),
+                batch_train=run_settings["batch_train"],
+                lr_teacher=settings.lr_teacher,
+                **common,
+            )
+        except BaseException:
+            run.discard()
+            raise
+        distillation = Distillation(data, experts=store, num_experts=run_settings["num_experts"], **job)
+    run.write_config({**config, "experts": {"path": str(store.path), "epochs": store.epochs, **store.settings}})
     began, history = time.perf_counter(), []
     try:
         for record in progress(distillation):
@@ -204,22 +197,10 @@ def distill(
         run.write_synthetic(distillation.synthetic)
         save_images(distillation.synthetic, run.images_path)
     seconds = time.perf_counter() - began
-    log.info("evaluating: %d networks on the distilled set, %d on random real images", num_eval, num_eval)
-    last = [experts.snapshot(expert, experts.epochs) for expert in range(run_settings["num_experts"])]
-    options = {"networks": (network,), "num_eval": num_eval, "epochs": eval_epochs, "seed": seed, "device": device}
-    random_real = SyntheticSet(
-        *data.random_real(ipc, seeds.generator(seed, "random_real")),
-        torch.tensor(BASELINE_LR),
-        data.class_names,
-        data.preprocessing,
-    )
-    results = {
-        "distilled": evaluate(distillation.synthetic, data, **options).summary(),
-        "random_real": evaluate(random_real, data, **options).summary(),
-        "full_data": {**_test(last, data, network, device).summary(), "epochs": experts.epochs},
-    }
-    run.write_summary({"accuracy": results, "seconds": seconds, "iterations": len(history)})
-    return DistillResult(distillation.synthetic, history, run.path, results)
+    accuracy = _evaluate(distillation.synthetic, data, ipc, store, run_settings["num_experts"], evaluation, common)
+    peak = peak_bytes(common["device"])
+    run.write_summary({"accuracy": accuracy, "seconds": seconds, "iterations": len(history), "peak_bytes": peak})
+    return DistillResult(distillation.synthetic, history, run.path, accuracy)
 
 
 def _split_settings(settings_class: type, chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -236,10 +217,10 @@ def _split_settings(settings_class: type, chosen: dict[str, Any]) -> tuple[Any, 
 
 def _check_experts(experts: TrajectoryStore, data: Dataset, network: str, epochs_needed: int) -> None:
     """Refuse experts of other data, of another network, or of too few epochs."""
-    wanted = {"dataset": data.name, "fingerprint": data.fingerprint(), "network": network}
+    wanted = {"dataset": data.name, "fingerprint": data.fingerprint, "network": network}
     for name, value in wanted.items():
-        if experts.settings.get(name) != value:
-            has = experts.settings.get(name)
+        has = experts.settings.get(name)
+        if has != value:
             raise ValueError(f"experts: {experts.path} was trained with {name} {has!r}, this run has {value!r}")
     if experts.epochs < epochs_needed:
         raise ValueError(
@@ -247,11 +228,24 @@ def _check_experts(experts: TrajectoryStore, data: Dataset, network: str, epochs
         )
 
 
-def _test(snapshots: list[Tensor], data: Dataset, network: str, device: torch.device) -> Evaluation:
-    """Test accuracy of networks with these parameters, [P] each."""
-    net = create_network(data, network, seeds.generator(0)).to(device)
-    accuracies = []
-    for parameters in snapshots:
-        vector_to_parameters(parameters.to(device), net.parameters())
-        accuracies.append(accuracy(net, data.test_images, data.test_labels))
-    return Evaluation({network: accuracies})
+def _evaluate(
+    synthetic: SyntheticSet,
+    data: Dataset,
+    ipc: int,
+    experts: TrajectoryStore,
+    num_experts: int,
+    evaluation: dict[str, int],
+    common: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Accuracy of the distilled set, of as many random real images, and of the experts' last snapshots."""
+    num_eval, network = evaluation["num_eval"], common["network"]
+    log.info("evaluating: %d networks on the distilled set, %d on random real images", num_eval, num_eval)
+    options = {"networks": (network,), "num_eval": num_eval, "epochs": evaluation["eval_epochs"]}
+    options |= {"seed": common["seed"], "device": common["device"]}
+    last = [experts.snapshot(expert, experts.epochs) for expert in range(num_experts)]
+    full = evaluate_snapshots(data, network, last, common["device"]).summary()
+    return {
+        "distilled": evaluate(synthetic, data, **options).summary(),
+        "random_real": evaluate_random_real(data, ipc, **options).summary(),
+        "full_data": {**full, "epochs": experts.epochs},
+    }

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ddfast.ops._library import EXTENSION, has_kernel, op_names, why_no_extension
+from ddfast.ops import EXTENSION, has_kernel, op_names
+from ddfast.ops._extension import why_no_extension
 
 DEPENDENCIES = ("torch", "torchvision", "numpy", "safetensors", "scikit-learn")
 
@@ -40,10 +41,10 @@ def _version(package: str) -> str | None:
 
 
 def _missing(built: dict[str, Any]) -> list[str]:
-    rebuild = "reinstall ddfast with `pip install --no-build-isolation .` in its source folder"
     if not built:
-        return [f"no compiled kernels ({why_no_extension()}): every op runs its plain-PyTorch reference; {rebuild}"]
+        return [f"compiled kernels, so every op runs its plain-PyTorch reference: {why_no_extension()}"]
     if built["cuda"] is None and torch.version.cuda is not None:
         major = torch.version.cuda.split(".")[0]
-        return [f"no CUDA kernels: install the CUDA {major} toolkit (nvcc), set CUDA_HOME, and {rebuild}"]
+        how = f"install the CUDA {major} toolkit (nvcc), set CUDA_HOME, and reinstall ddfast from its source folder"
+        return [f"CUDA kernels: {how} with `pip install --no-build-isolation .`"]
     return []

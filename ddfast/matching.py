@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ddfast.adjoints import Adjoint, Augment, CheckpointedUnroll, Unroll
 from ddfast.ops import param_distance
-from ddfast.ops._library import expect_tensors
+from ddfast.ops._checks import expect_shape, expect_tensors
 from ddfast.students import ModuleStudent, Student
 
 
@@ -80,6 +80,8 @@ def match_trajectory(
     """
     if "return_states" in options:
         raise TypeError("match_trajectory: return_states is not an option here; use unroll and ops.param_distance")
+    expect_tensors(start=start, target=target)
+    expect_shape("target", target, start.shape, "the shape of start")
     return param_distance(unroll(student, start, images, labels, lr, **options), target, start)
 
 

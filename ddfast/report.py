@@ -17,6 +17,8 @@ def save_images(synthetic: SyntheticSet, path: str | Path) -> None:
     from torchvision.utils import make_grid
 
     images: Tensor = synthetic.preprocessing.invert(synthetic.images.detach().cpu()).clamp(0, 1)  # [I, C, H, W]
+    if images.shape[1] not in (1, 3):
+        images = images.mean(1, keepdim=True)  # no picture has so many channels: show their mean
     order = torch.argsort(synthetic.labels.cpu(), stable=True)
     scale = max(1, -(-SMALLEST_SIDE // min(images.shape[2:])))
     enlarged = images[order].repeat_interleave(scale, 2).repeat_interleave(scale, 3)

@@ -1,11 +1,14 @@
-"""The run folder: what `distill` writes, and `report` and `evaluate` read."""
+"""The run folder: what `distill` writes."""
 
+import contextlib
+import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from ddfast.data import SyntheticSet
-from ddfast.files import write_json
+from ddfast.files import read_json, write_json
 
 
 class RunFolder:
@@ -15,17 +18,38 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, path: str | Path | None) -> "RunFolder":
-        """A new folder; None for the next free number under runs/. A folder that holds a run is never written to."""
-        if path is None:
-            runs = Path("runs")
-            taken = [int(p.name) for p in runs.iterdir() if p.name.isdigit()] if runs.is_dir() else []
-            path = runs / f"{max(taken, default=0) + 1:04d}"
-        path = Path(path)
+    def create(cls, path: str | Path | None, config: dict[str, Any]) -> "RunFolder":
+        """A new folder, claimed by its config.json; None for the next free number under runs/.
+
+        Errors: FileExistsError for a folder that holds a run, which is never written to.
+        """
+        path = cls._next_number(Path("runs")) if path is None else Path(path)
         if (path / "config.json").exists():
             raise FileExistsError(f"{path}: holds a run already; choose another output folder")
         path.mkdir(parents=True, exist_ok=True)
-        return cls(path)
+        run = cls(path)
+        run.write_config(config)
+        return run
+
+    @staticmethod
+    def _next_number(runs: Path) -> Path:
+        runs.mkdir(exist_ok=True)
+        taken = [int(p.name) for p in runs.iterdir() if p.name.isdigit()]
+        for number in itertools.count(max(taken, default=0) + 1):
+            with contextlib.suppress(FileExistsError):  # another run took it just now
+                path = runs / f"{number:04d}"
+                path.mkdir()
+                return path
+
+    def discard(self) -> None:
+        """Undo `create`, for a run that ended before it had anything to keep."""
+        (self.path / "config.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder holds other things
+            self.path.rmdir()
+
+    def read_config(self) -> dict[str, Any]:
+        """What `write_config` wrote."""
+        return read_json(self.path / "config.json")
 
     @property
     def images_path(self) -> Path:
@@ -37,9 +61,10 @@ class RunFolder:
         write_json(self.path / "config.json", config)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
+        """Add one line to metrics.jsonl; a number that is not finite becomes null, as JSON has it."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
 
     def write_synthetic(self, synthetic: SyntheticSet) -> None:
         """Write the latest synthetic set."""

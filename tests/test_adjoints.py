@@ -125,7 +125,7 @@ def test_augmentation_is_replayed_step_by_step():
     assert_equal("convnet", batches=torch.tensor(REPEATING), augment=augment)
 
 
-def test_only_the_gradients_asked_for():
+def test_a_gradient_does_not_depend_on_which_others_are_asked_for():
     network = make("convnet")
     start, images, labels, lr = setting(network, soft=True)
     (expected,) = torch.autograd.grad(unroll(network, start, images, labels, lr, syn_steps=3).sum(), images)
@@ -149,9 +149,11 @@ def test_gradcheck_of_the_whole_iteration():
     assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
 
 
-def test_detached_is_exact_at_one_step():
-    got = gradients("convnet", DetachedUnroll(), syn_steps=1, soft=True)
-    expected = gradients("convnet", FullUnroll(), syn_steps=1, soft=True)
+@pytest.mark.parametrize("momentum, weight_decay", [(0.0, 0.0), (0.5, 0.1)])
+def test_detached_is_exact_at_one_step(momentum, weight_decay):
+    options = {"syn_steps": 1, "soft": True, "momentum": momentum, "weight_decay": weight_decay}
+    got = gradients("convnet", DetachedUnroll(), **options)
+    expected = gradients("convnet", FullUnroll(), **options)
     for g, e in zip(got[2:], expected[2:], strict=True):  # the gradient in the start is what it drops
         assert relative_error(g, e) < EXACT
 

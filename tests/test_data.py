@@ -37,7 +37,7 @@ def test_digits_are_all_there_normalised_and_split_by_class():
 
 
 def test_digits_are_the_same_every_time():
-    assert load_dataset("digits").fingerprint() == load_dataset("digits").fingerprint()
+    assert load_dataset("digits").fingerprint == load_dataset("digits").fingerprint
 
 
 def test_a_pair_of_torch_data_sets(pair):
@@ -105,6 +105,12 @@ def test_a_synthetic_set_comes_back_as_it_was_saved(synthetic, tmp_path):
         assert torch.equal(loaded.images, synthetic.images) and torch.equal(loaded.labels, synthetic.labels)
         assert torch.equal(loaded.lr, synthetic.lr)
         assert (loaded.class_names, loaded.preprocessing) == (synthetic.class_names, synthetic.preprocessing)
+
+
+def test_a_name_with_a_dot_is_kept_whole(synthetic, tmp_path):
+    synthetic.save(tmp_path / "lr0.01")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lr0.01.json", "lr0.01.safetensors"]
+    assert len(SyntheticSet.load(tmp_path / "lr0.01")) == 4
 
 
 def test_files_that_are_no_synthetic_set_are_named(synthetic, tmp_path):

@@ -7,11 +7,10 @@ import torch
 from torch.utils.data import TensorDataset
 
 import ddfast
-from ddfast import seeds
+from ddfast import networks, seeds
 from ddfast.data import load_dataset
 from ddfast.distill import MOST_SKIPS, Distillation, DistillationDivergedError
-from ddfast.evaluate import evaluate
-from ddfast.experts.train import create_network
+from ddfast.evaluate import evaluate, evaluate_random_real
 from ddfast.methods import MTT, MTTSettings
 from ddfast.methods.mtt import LR_FLOOR
 from tests.conftest import uniform
@@ -58,7 +57,7 @@ def distillation(data, experts, settings=SETTINGS, **options):
 def mtt(data, experts, settings, ipc=4):
     """The method alone, on real images."""
     run = distillation(data, experts, settings, ipc=ipc)
-    network = create_network(data, "convnet", seeds.generator(0))
+    network = networks.create("convnet", generator=seeds.generator(0), **data.network_arguments)
     return MTT(settings, run.synthetic, experts, network, seeds.generator(3))
 
 
@@ -86,7 +85,7 @@ def test_images_and_learning_rate_change_and_the_loss_is_that_of_the_segment(dat
     after = run.synthetic
     assert not torch.equal(before.images, after.images) and before.lr != after.lr
     start, target = experts.segment(first["expert"], first["start_epoch"], first["start_epoch"] + 1)
-    network = create_network(data, "convnet", seeds.generator(0))
+    network = networks.create("convnet", generator=seeds.generator(0), **data.network_arguments)
     loss = ddfast.match_trajectory(network, start, target, before.images, before.labels, before.lr, syn_steps=3)
     assert loss.item() == pytest.approx(first["loss"], rel=1e-5)
 
@@ -137,13 +136,31 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(data, exper
     assert method.step()["updated"]
 
 
-def test_too_many_such_updates_end_the_run_with_the_last_good_images_saved(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr("ddfast.methods.mtt.match_trajectory", lambda *a, **k: (a[3].sum() + a[5]) * float("inf"))
+def test_too_many_such_updates_end_the_run_with_the_last_good_images_saved(pair, tmp_path):
     with pytest.raises(DistillationDivergedError, match=f"{MOST_SKIPS} updates in a row had no finite gradient"):
-        ddfast.distill(pair, output=tmp_path / "run", **(SMALL | {"iterations": 100}))
+        ddfast.distill(pair, output=tmp_path / "run", **(SMALL | {"iterations": 100, "lr_lr": 1e30}))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON")) for line in lines]
+    good = [record for record in records if record["updated"]]
+    assert len(records) == len(good) + MOST_SKIPS and records[-1]["loss"] is None
     saved = ddfast.SyntheticSet.load(tmp_path / "run" / "synthetic")
-    assert saved.images.isfinite().all()
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == MOST_SKIPS
+    before = good[-2]["lr"] if len(good) > 1 else 0.02  # what the last finite loss was computed with
+    assert saved.images.isfinite().all() and saved.lr.item() == pytest.approx(before)
+    assert (tmp_path / "run" / "images.png").exists()
+
+
+def test_a_run_that_ends_while_experts_are_trained_leaves_no_claim(pair, tmp_path):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="expert 0 diverged"):
+            ddfast.distill(pair, output=tmp_path / "run", **(SMALL | {"lr_teacher": 1e29}))
+        assert not (tmp_path / "run").exists()
+
+
+def test_the_baseline_draws_other_real_images_for_every_network(data):
+    result = evaluate_random_real(data, 1, num_eval=3, epochs=2)
+    assert result.n == 3 and evaluate_random_real(data, 1, num_eval=3, epochs=2) == result
+    drawn = [data.random_real(1, seeds.generator(0, "random_real", repeat))[0] for repeat in range(3)]
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 def test_the_learning_rate_is_projected_to_a_floor_and_projections_are_counted(data, experts):
@@ -172,17 +189,28 @@ def test_evaluation_trains_from_scratch_and_tells_a_good_set_from_a_bad_one(data
     assert evaluate(good, data, num_eval=2, epochs=60).accuracies == by_good.accuracies
 
 
+def test_images_with_many_channels_have_a_picture_too(tmp_path):
+    labels = torch.arange(9) % 3
+    images = uniform(9, 5, 16, 16).float()
+    pair = TensorDataset(images, labels), TensorDataset(images, labels)
+    assert (ddfast.distill(pair, output=tmp_path / "run", **SMALL).path / "images.png").exists()
+
+
 def test_evaluation_refuses_another_preprocessing_size_or_network(data):
     images, labels = data.random_real(1, seeds.generator(0))
     lr = torch.tensor(0.01)
     other = ddfast.data.Preprocessing((0.0,), (1.0,))
     with pytest.raises(ValueError, match="synthetic: its images were preprocessed with"):
         evaluate(ddfast.SyntheticSet(images, labels, lr, data.class_names, other), data)
-    with pytest.raises(ValueError, match="synthetic: expected 3 classes of images"):
+    with pytest.raises(ValueError, match=r"synthetic: expected images \[1, 16, 16\] as in custom, got \[1, 8, 16\]"):
         evaluate(ddfast.SyntheticSet(images[:, :, :8], labels, lr, data.class_names, data.preprocessing), data)
     good = ddfast.SyntheticSet(images, labels, lr, data.class_names, data.preprocessing)
-    with pytest.raises(ValueError, match="network: expected one of convnet, resnet18, got 'lenet'"):
-        evaluate(good, data, networks=("lenet",))
+    renamed = ddfast.SyntheticSet(images, labels, lr, ("a", "b", "c"), data.preprocessing)
+    with pytest.raises(ValueError, match="synthetic: expected the classes of custom, 0, 1, 2; got a, b, c"):
+        evaluate(renamed, data)
+    for networks_ in (("convnet", "lenet"), (), "convnet"):
+        with pytest.raises(ValueError, match="networks: expected some of convnet, resnet18, got"):
+            evaluate(good, data, networks=networks_)
     with pytest.raises(ValueError, match="epochs: expected at least 1"):
         evaluate(good, data, epochs=0)
 
@@ -196,9 +224,12 @@ def test_evaluation_refuses_another_preprocessing_size_or_network(data):
         ({"ipc": 0}, "ipc: expected at least 1, got 0"),
         ({"syn_step": 3}, "options: expected some of syn_steps, .* got syn_step"),
         ({"syn_steps": 0}, "syn_steps: expected at least 1, got 0"),
-        ({"lr_teacher": -1.0}, "lr_teacher: expected a positive number, got -1.0"),
-        ({"lr_img": float("nan")}, "lr_img: expected at least 0, got nan"),
+        ({"lr_teacher": -1.0}, "lr_teacher: expected a positive number up to 1e[+]30, got -1.0"),
+        ({"lr_img": float("nan")}, "lr_img: expected 0 to 1e[+]30, got nan"),
         ({"iterations": 0}, "iterations: expected at least 1, got 0"),
+        ({"lr_lr": 1e40}, "lr_lr: expected 0 to 1e[+]30, got 1e[+]40"),
+        ({"num_experts": 0}, "num_experts: expected at least 1, got 0"),
+        ({"batch_train": 0}, "batch_train: expected at least 1, got 0"),
         ({"num_eval": 0}, "num_eval: expected at least 1, got 0"),
         ({"network": "vgg"}, "network: expected one of convnet, resnet18, got 'vgg'"),
         ({"dataset": "cifar"}, "dataset: expected one of digits, got 'cifar'"),
@@ -217,6 +248,8 @@ def test_experts_that_do_not_fit_are_refused(pair, experts, tmp_path):
         ddfast.distill("digits", output=tmp_path / "b", experts=experts.path, **SMALL)
     with pytest.raises(ValueError, match="device: expected cpu, cuda or cuda:<number>, got 'tpu'"):
         ddfast.distill(pair, output=tmp_path / "d", device="tpu", **SMALL)
+    with pytest.raises(ValueError, match="num_experts: expected 1 to the 2 in"):
+        ddfast.distill(pair, output=tmp_path / "e", experts=experts, **(SMALL | {"num_experts": 3}))
     with pytest.raises(FileNotFoundError, match="no trained experts here"):
         ddfast.distill(pair, output=tmp_path / "c", experts=tmp_path, **SMALL)
     assert not list(tmp_path.iterdir())

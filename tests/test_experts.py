@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from ddfast import TrajectoryStore, seeds, train_experts
+from ddfast import TrajectoryStore, networks, seeds, train_experts
 from ddfast.experts import train
 from tests.conftest import uniform
 
@@ -30,7 +30,7 @@ def test_an_epoch_is_plain_sgd_over_all_images_in_a_drawn_order(pair, tmp_path):
     store = train_experts(pair, output=tmp_path, **(OPTIONS | {"epochs": 1, "num_experts": 1, "lr_teacher": 0.05}))
     data = train.load_dataset(pair)
     generator = seeds.generator(0, "expert", 0)
-    network = train.create_network(data, "convnet", generator)
+    network = networks.create("convnet", generator=generator, **data.network_arguments)
     assert torch.equal(torch.nn.utils.parameters_to_vector(network.parameters()), store.snapshot(0, 0))
     for chosen in torch.randperm(12, generator=generator).split(4):
         loss = torch.nn.functional.cross_entropy(network(data.train_images[chosen]), data.train_labels[chosen])
@@ -126,3 +126,4 @@ def test_impossible_settings_are_refused(pair, tmp_path, change):
         train_experts(pair, output=tmp_path, **(OPTIONS | change))
     with pytest.raises(ValueError, match="network: expected one of convnet, resnet18, got 'vgg'"):
         train_experts(pair, output=tmp_path, network="vgg", **OPTIONS)
+    assert not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "report": {"runs", "data"},
     "evaluate": {"runs", "students", "networks", "data"},
     "installation": {"ops"},
-    "distill": {"runs", "methods", "experts", "data", "evaluate", "presets", "report", "installation"},
+    "distill": {"runs", "networks", "methods", "experts", "data", "evaluate", "presets", "report", "installation"},
     "seeds": set(),
     "files": set(),
     "devices": set(),

@@ -55,7 +55,7 @@ def test_states_begin_with_the_start_and_end_with_the_result(problem):
     assert torch.equal(states[-1], unroll(**problem, syn_steps=3))
 
 
-def test_without_gradients_nothing_is_kept(problem):
+def test_without_gradients_the_result_is_the_same_and_has_no_graph(problem):
     with torch.no_grad():
         result = unroll(**problem, syn_steps=3)
     assert not result.requires_grad and torch.equal(result, unroll(**problem, syn_steps=3))
@@ -128,5 +128,7 @@ def test_a_plain_number_is_a_learning_rate(problem):
 
 def test_the_public_names_are_these():
     assert ddfast.unroll is unroll and ddfast.match_trajectory is match_trajectory
+    with pytest.raises(ValueError, match=r"target: expected the shape of start = \[3\], got \[4\]"):
+        match_trajectory(make("convnet"), uniform(3), uniform(4), None, None, 0.1, syn_steps=1)
     with pytest.raises(TypeError, match="return_states is not an option"):
         match_trajectory(make("convnet"), *[uniform(3)] * 5, return_states=True, syn_steps=1)

@@ -5,6 +5,9 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+#include <limits>
+
 namespace ddfast {
 
 constexpr size_t kDefaultSharedBytes = 48 * 1024;  // what every device gives a block without being asked
@@ -16,15 +19,16 @@ __device__ T* shared_memory() {
 }
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, cudaStream_t stream,
                    Arguments... arguments) {
+  if (blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidConfiguration;  // the most that a grid can have
   if (shared_bytes > kDefaultSharedBytes) {
     const cudaError_t error =
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(arguments...);
   return cudaGetLastError();
 }
 

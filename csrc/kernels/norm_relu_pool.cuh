@@ -12,6 +12,7 @@
 namespace ddfast {
 
 constexpr int kPoolThreads = 256;
+constexpr int kWidestTile = 32;
 
 // One image's tile of one tensor, [pixels, channels], in shared or in device memory.
 template <typename T>
@@ -226,29 +227,32 @@ __global__ void norm_relu_pool_backward_jvp_kernel(NormReluPoolBackwardJvpArgs<T
   }
 }
 
-// Channels of a block: the widest tile whose inputs fit, for long rows of neighbouring addresses; 0 where none does.
-// Below 32 bytes of channels, the width of a memory sector, staging would read more than it uses.
+// Channels of a block, a power of two: no more than there are or than kWidestTile, and no fewer than fill a memory
+// sector of 32 bytes, for then more would be read than is used.
 template <typename T>
-int staged_tile(const InstanceShape& shape, int64_t elements_per_channel, size_t shared_limit) {
-  for (int tile = 32; tile * sizeof(T) >= 32; tile /= 2) {
-    const size_t bytes = (kPoolThreads + elements_per_channel * tile) * sizeof(T);
-    if (bytes <= shared_limit && (tile < 2 * shape.C || tile * sizeof(T) == 32)) return tile;
-  }
-  return 0;
+int widest_tile(const InstanceShape& shape) {
+  int tile = 32 / static_cast<int>(sizeof(T));
+  while (tile < kWidestTile && tile < shape.C) tile *= 2;
+  return tile;
 }
 
 // `full` and `pooled`: how many tensors of either size the kernel reads. `shared_limit`: what a block of this device
-// may ask for (cudaDevAttrMaxSharedMemoryPerBlockOptin).
+// may ask for (cudaDevAttrMaxSharedMemoryPerBlockOptin). The widest tile whose inputs fit is staged, for long rows of
+// neighbouring addresses; where none fits, none is.
 template <typename T, typename Args>
 cudaError_t launch_tiled(void (*staged)(Args, int), void (*unstaged)(Args, int), const Args& args, int full, int pooled,
                          size_t shared_limit, cudaStream_t stream) {
   const InstanceShape& shape = args.shape;
   const int64_t per_channel = full * shape.pixels() + pooled * shape.pooled_height() * shape.pooled_width();
-  const int fitting = staged_tile<T>(shape, per_channel, shared_limit);
-  const int tile = fitting ? fitting : 32;
-  const size_t shared = (kPoolThreads + (fitting ? per_channel * tile : 0)) * sizeof(T);
-  const dim3 grid(static_cast<unsigned>(shape.N * ((shape.C + tile - 1) / tile)));
-  return launch(fitting ? staged : unstaged, grid, dim3(kPoolThreads), shared, stream, args, tile);
+  const auto bytes = [&](int64_t elements) { return (kPoolThreads + elements) * sizeof(T); };
+  const int widest = widest_tile<T>(shape);
+  int tile = widest;
+  while (tile * sizeof(T) >= 32 && bytes(per_channel * tile) > shared_limit) tile /= 2;
+  const bool fits = tile * sizeof(T) >= 32;
+  if (!fits) tile = widest;
+  const int64_t blocks = shape.N * ((shape.C + tile - 1) / tile);
+  return launch(fits ? staged : unstaged, blocks, kPoolThreads, bytes(fits ? per_channel * tile : 0), stream, args,
+                tile);
 }
 
 template <typename T>

@@ -14,15 +14,19 @@
 namespace ddfast {
 
 template <typename T>
+int64_t channel_blocks(const InstanceShape& shape) {
+  return (shape.C + kBlockLanes<T> - 1) / kBlockLanes<T>;
+}
+
+template <typename T>
 int64_t norm_relu_pool_tasks(const InstanceShape& shape) {
-  return shape.N * ((shape.C + kBlockLanes<T> - 1) / kBlockLanes<T>);
+  return shape.N * channel_blocks<T>(shape);
 }
 
 // Whether all lanes of a task are channels: not in the last block where C is no multiple of a block.
 template <typename T>
 bool is_full(const InstanceShape& shape, int64_t task) {
-  const int64_t blocks = (shape.C + kBlockLanes<T> - 1) / kBlockLanes<T>;
-  return task % blocks < shape.C / kBlockLanes<T>;
+  return task % channel_blocks<T>(shape) < shape.C / kBlockLanes<T>;
 }
 
 // What one task works on, and its sums. Offsets: z(h, w) of a full-size tensor, y(oh, ow) of a pooled one.
@@ -34,7 +38,7 @@ struct Instance {
   int lanes;
 
   DDFAST_INLINE Instance(const InstanceShape& shape_, int64_t task) : shape(shape_) {
-    const int64_t blocks = (shape.C + kBlockLanes<T> - 1) / kBlockLanes<T>;
+    const int64_t blocks = channel_blocks<T>(shape);
     n = task / blocks;
     channel = (task % blocks) * kBlockLanes<T>;
     lanes = shape.C - channel < kBlockLanes<T> ? static_cast<int>(shape.C - channel) : kBlockLanes<T>;

@@ -93,18 +93,16 @@ template <typename T>
 cudaError_t launch_param_distance(const ParamDistanceArgs<T>& args, cudaStream_t stream) {
   const int64_t chunks = distance_chunks_cuda(args.P);
   const size_t shared = 2 * kDistanceThreads * sizeof(double);
-  const cudaError_t error = launch(param_distance_kernel<T>, dim3(static_cast<unsigned>(args.S * chunks)),
-                                   dim3(kDistanceThreads), shared, stream, args, chunks);
+  const cudaError_t error =
+      launch(param_distance_kernel<T>, args.S * chunks, kDistanceThreads, shared, stream, args, chunks);
   if (error != cudaSuccess) return error;
-  return launch(param_distance_finish_kernel<T>, dim3(static_cast<unsigned>(args.S)), dim3(kDistanceThreads), shared,
-                stream, args, chunks);
+  return launch(param_distance_finish_kernel<T>, args.S, kDistanceThreads, shared, stream, args, chunks);
 }
 
 template <typename T>
 cudaError_t launch_param_distance_backward(const ParamDistanceBackwardArgs<T>& args, cudaStream_t stream) {
   const int64_t chunks = distance_chunks_cuda(args.P);
-  return launch(param_distance_backward_kernel<T>, dim3(static_cast<unsigned>(args.S * chunks)), dim3(kDistanceThreads),
-                0, stream, args, chunks);
+  return launch(param_distance_backward_kernel<T>, args.S * chunks, kDistanceThreads, 0, stream, args, chunks);
 }
 
 }  // namespace ddfast

@@ -9,7 +9,6 @@
 #include <ATen/ops/sum.h>
 #include <torch/library.h>
 
-#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -19,6 +18,7 @@
 
 namespace ddfast {
 
+constexpr int64_t kMostPixels = int64_t{1} << 30;  // of one image: the CUDA kernels count them in 32 bits
 constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
 
 using Tensors3 = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
@@ -30,7 +30,7 @@ struct NormReluPoolSizes {
   explicit NormReluPoolSizes(const at::Tensor& z) {
     TORCH_CHECK(z.dim() == 4 && z.numel() > 0 && z.size(2) >= 2 && z.size(3) >= 2,
                 "z: expected [N, C, H, W] with H and W at least 2, got ", z.sizes());
-    TORCH_CHECK(z.size(2) * z.size(3) <= std::numeric_limits<int>::max(), "z: more than 2^31 pixels: ", z.sizes());
+    TORCH_CHECK(z.size(2) * z.size(3) <= kMostPixels, "z: expected fewer than 2^30 pixels, got ", z.sizes());
     shape = {z.size(0), z.size(1), z.size(2), z.size(3)};
     full = z.sizes().vec();
     pooled = {shape.N, shape.C, shape.pooled_height(), shape.pooled_width()};

@@ -21,7 +21,7 @@ struct ParamDistanceInputs {
 
   ParamDistanceInputs(const at::Tensor& student_, const at::Tensor& target_, const at::Tensor& start_,
                       const std::optional<at::Tensor>& weight_) {
-    TORCH_CHECK(student_.dim() == 2, "student: expected [S, P], got ", student_.sizes());
+    TORCH_CHECK(student_.dim() == 2 && student_.numel() > 0, "student: expected [S, P], got ", student_.sizes());
     S = student_.size(0);
     P = student_.size(1);
     student = student_.contiguous();

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "../kernels/simd.h"
+
 namespace ddfast::test {
 
 inline int failures = 0;
@@ -25,29 +27,41 @@ std::vector<T> as(const std::vector<double>& values) {
 }
 
 template <typename T>
-std::vector<T> poisoned(size_t count) {  // outputs start as NaN, so that an element nobody wrote shows
-  return std::vector<T>(count, static_cast<T>(std::nan("")));
+std::vector<double> draw(size_t count, unsigned seed) {  // numbers that T can hold: only the arithmetic differs
+  const std::vector<T> rounded = as<T>(normal(count, seed));
+  return std::vector<double>(rounded.begin(), rounded.end());
 }
 
-// ‖got − expected‖ / ‖expected‖; the bounds are a few rounding errors of T.
+inline std::string name_of(InstructionSet set) {
+  return set == InstructionSet::base ? "base" : set == InstructionSet::avx2 ? "avx2" : "avx512";
+}
+
 template <typename T>
-void expect_close(const std::string& what, const std::vector<T>& got, const std::vector<double>& expected) {
-  const double bound = sizeof(T) == 4 ? 2e-6 : 1e-13;
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    difference += (got[i] - expected[i]) * (got[i] - expected[i]);
-    size += expected[i] * expected[i];
-  }
-  const double error = std::sqrt(difference) / (std::sqrt(size) + 1e-30);
-  if (got.size() == expected.size() && error <= bound) return;  // NaN fails
-  ++failures;
-  std::printf("FAILED %s: relative error %.3g, allowed %.3g\n", what.c_str(), error, bound);
+std::vector<T> poisoned(size_t count) {  // outputs start as NaN, so that an element nobody wrote shows
+  return std::vector<T>(count, static_cast<T>(std::nan("")));
 }
 
 inline void expect(const std::string& what, bool held) {
   if (held) return;
   ++failures;
   std::printf("FAILED %s\n", what.c_str());
+}
+
+// ‖got − expected‖ / ‖expected‖; the bounds are a few rounding errors of T.
+template <typename T>
+void expect_close(const std::string& what, const std::vector<T>& got, const std::vector<double>& expected) {
+  const double bound = sizeof(T) == 4 ? 2e-6 : 1e-13;
+  expect(what + " size", got.size() == expected.size());
+  if (got.size() != expected.size()) return;
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    difference += (got[i] - expected[i]) * (got[i] - expected[i]);
+    size += expected[i] * expected[i];
+  }
+  const double error = std::sqrt(difference) / (std::sqrt(size) + 1e-30);
+  if (error <= bound) return;  // NaN fails
+  ++failures;
+  std::printf("FAILED %s: relative error %.3g, allowed %.3g\n", what.c_str(), error, bound);
 }
 
 inline int finish(const char* name) {

@@ -20,8 +20,8 @@
 #define __device__
 
 struct dim3 {
-  unsigned x, y, z;
-  explicit dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+  unsigned x;
+  explicit dim3(unsigned x_ = 1) : x(x_) {}
 };
 
 using cudaStream_t = void*;
@@ -38,7 +38,7 @@ inline thread_local Block* current = nullptr;
 
 }  // namespace ddfast::emulation
 
-inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+inline thread_local dim3 threadIdx, blockIdx, blockDim;
 
 inline void __syncthreads() { ddfast::emulation::current->synchronised.arrive_and_wait(); }
 
@@ -52,25 +52,24 @@ T* shared_memory() {
 }
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int count, size_t shared_bytes, cudaStream_t,
                    Arguments... arguments) {
-  emulation::Block state{std::barrier<>(block.x), std::vector<double>(shared_bytes / sizeof(double) + 1)};
-  std::barrier<> finished(block.x);
+  emulation::Block state{std::barrier<>(count), std::vector<double>(shared_bytes / sizeof(double) + 1)};
+  std::barrier<> finished(count);
   const auto run_thread = [&](unsigned thread) {
     emulation::current = &state;
     threadIdx = dim3(thread);
-    blockDim = block;
-    gridDim = grid;
-    for (unsigned index = 0; index < grid.x; ++index) {
+    blockDim = dim3(count);
+    for (int64_t index = 0; index < blocks; ++index) {
       if (thread == 0) std::memset(state.shared.data(), 0xff, state.shared.size() * sizeof(double));
       finished.arrive_and_wait();
-      blockIdx = dim3(index);
+      blockIdx = dim3(static_cast<unsigned>(index));
       kernel(arguments...);
       finished.arrive_and_wait();
     }
   };
   std::vector<std::thread> threads;
-  for (unsigned thread = 0; thread < block.x; ++thread) threads.emplace_back(run_thread, thread);
+  for (int thread = 0; thread < count; ++thread) threads.emplace_back(run_thread, thread);
   for (std::thread& thread : threads) thread.join();
   return cudaSuccess;
 }

@@ -18,12 +18,6 @@ struct Problem {
   std::vector<double> second_z, second_gamma, second_beta;  // with dgrad = 0
 
   template <typename T>
-  static std::vector<double> draw(size_t count, unsigned seed) {  // what T can hold
-    const std::vector<T> rounded = as<T>(normal(count, seed));
-    return std::vector<double>(rounded.begin(), rounded.end());
-  }
-
-  template <typename T>
   static Problem make(const InstanceShape& shape) {
     Problem p;
     p.shape = shape;
@@ -173,11 +167,7 @@ void check_all(const InstanceShape& shape) {
   const Problem problem = Problem::make<T>(shape);
   for (const InstructionSet set : {InstructionSet::base, InstructionSet::avx2, InstructionSet::avx512}) {
     if (set > best_instruction_set()) continue;
-    check<T>(problem,
-             set == InstructionSet::base   ? "base"
-             : set == InstructionSet::avx2 ? "avx2"
-                                           : "avx512",
-             OnCpu<T>{set});
+    check<T>(problem, name_of(set), OnCpu<T>{set});
   }
   // Shared memory for all tiles, for narrow tiles only, and for none: the second path.
   const size_t widest = (kPoolThreads + 3 * shape.pixels() * 32) * sizeof(T);

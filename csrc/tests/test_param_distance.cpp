@@ -11,9 +11,8 @@ struct Case {
   int64_t S, P;
   bool weighted;
 
-  std::string name(const char* where, const char* type) const {
-    return std::string(where) + " " + type + " S=" + std::to_string(S) + " P=" + std::to_string(P) +
-           (weighted ? " weighted" : "");
+  std::string name(const std::string& where, const char* type) const {
+    return where + " " + type + " S=" + std::to_string(S) + " P=" + std::to_string(P) + (weighted ? " weighted" : "");
   }
 };
 
@@ -25,16 +24,12 @@ struct Problem {
 
   explicit Problem(const Case& shape_) : shape(shape_) {
     const int64_t S = shape.S, P = shape.P;
-    const auto draw = [](size_t count, unsigned seed) {  // what T can hold, so that only the arithmetic differs
-      const std::vector<T> rounded = as<T>(normal(count, seed));
-      return std::vector<double>(rounded.begin(), rounded.end());
-    };
-    student = draw(S * P, 1);
-    target = draw(S * P, 2);
-    start = draw(S * P, 3);
-    weight = draw(P, 4);
+    student = draw<T>(S * P, 1);
+    target = draw<T>(S * P, 2);
+    start = draw<T>(S * P, 3);
+    weight = draw<T>(P, 4);
     for (double& w : weight) w = std::abs(w) + 0.1;
-    grad = draw(S, 5);
+    grad = draw<T>(S, 5);
     for (auto* out : {&grad_student, &grad_target, &grad_start}) out->resize(S * P);
     for (int64_t s = 0; s < S; ++s) {
       double num = 0, den = 0;
@@ -57,7 +52,7 @@ struct Problem {
 
   // Calls value(args), then backward(args), and compares all that they wrote.
   template <typename Value, typename Backward>
-  void check(const char* where, int64_t chunks, const Value& value, const Backward& backward) const {
+  void check(const std::string& where, int64_t chunks, const Value& value, const Backward& backward) const {
     const std::string what = shape.name(where, sizeof(T) == 4 ? "float" : "double");
     const std::vector<T> a = as<T>(student), b = as<T>(target), c = as<T>(start), w = as<T>(weight), g = as<T>(grad);
     std::vector<double> partial = poisoned<double>(shape.S * chunks * 2);
@@ -88,10 +83,7 @@ void check_all(const Case& shape) {
   for (const InstructionSet set : {InstructionSet::base, InstructionSet::avx2, InstructionSet::avx512}) {
     if (set > best_instruction_set()) continue;
     problem.check(
-        set == InstructionSet::base   ? "base"
-        : set == InstructionSet::avx2 ? "avx2"
-                                      : "avx512",
-        distance_chunks(shape.P),
+        name_of(set), distance_chunks(shape.P),
         [&](const ParamDistanceArgs<T>& args) {
           run_on<ParamDistance, T>(set, args, 0, tasks / 2);  // in two ranges, as two threads would
           run_on<ParamDistance, T>(set, args, tasks / 2, tasks);

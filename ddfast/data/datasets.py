@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +41,7 @@ class Preprocessing:
             raise ValueError(
                 f"images: expected pixels that differ in every channel, got standard deviations {std.tolist()}"
             )
-        return cls(tuple(round(m, 4) for m in mean.tolist()), tuple(round(max(s, 1e-4), 4) for s in std.tolist()))
+        return cls(tuple(mean.tolist()), tuple(std.tolist()))
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,12 @@ class Dataset:
         """(H, W) in pixels."""
         return tuple(self.train_images.shape[2:])
 
+    @property
+    def network_arguments(self) -> dict[str, Any]:
+        """What a network has to know of the data, as keyword arguments of ddfast.networks.create."""
+        return {"channels": self.channels, "num_classes": self.num_classes, "image_size": self.image_size}
+
+    @cached_property
     def fingerprint(self) -> str:
         """A checksum of the preprocessed training data, for telling data sets apart."""
         digest = hashlib.sha256()

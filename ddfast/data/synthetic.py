@@ -51,12 +51,12 @@ class SyntheticSet:
         """Write both files, each whole or not at all."""
         from safetensors.torch import save_file
 
-        path = Path(path).with_suffix("")
+        tensors, about_path = _paths(path)
         copy = self.detached()
-        with replacing(path.with_suffix(".safetensors")) as temporary:
+        with replacing(tensors) as temporary:
             save_file({"images": copy.images, "labels": copy.labels, "lr": copy.lr}, temporary)
         about = {"format": FORMAT, "labels": "classes", "class_names": list(self.class_names)}
-        write_json(path.with_suffix(".json"), {**about, "preprocessing": asdict(self.preprocessing)})
+        write_json(about_path, {**about, "preprocessing": asdict(self.preprocessing)})
 
     @classmethod
     def load(cls, path: str | Path) -> "SyntheticSet":
@@ -64,17 +64,23 @@ class SyntheticSet:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = Path(path).with_suffix("")
-        for file in (path.with_suffix(".json"), path.with_suffix(".safetensors")):
+        tensors_path, about_path = _paths(path)
+        for file in (about_path, tensors_path):
             if not file.is_file():
                 raise FileNotFoundError(f"{file}: no such file; a synthetic set is a .safetensors and a .json file")
-        about = read_json(path.with_suffix(".json"))
+        about = read_json(about_path)
         if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise ValueError(f"{path.with_suffix('.json')}: not a ddfast synthetic set")
+            raise ValueError(f"{about_path}: not a ddfast synthetic set")
         try:
-            tensors = load_file(path.with_suffix(".safetensors"))
+            tensors = load_file(tensors_path)
             preprocessing = Preprocessing(*(tuple(about["preprocessing"][key]) for key in ("mean", "std")))
             names = tuple(about["class_names"])
             return cls(tensors["images"], tensors["labels"], tensors["lr"], names, preprocessing)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path.with_suffix('.safetensors')}: not a ddfast synthetic set ({error})") from None
+            raise ValueError(f"{tensors_path}: not a ddfast synthetic set ({error})") from None
+
+
+def _paths(path: str | Path) -> tuple[Path, Path]:
+    """The two files of a set that is called `path`, with or without an ending."""
+    name = str(path).removesuffix(".safetensors").removesuffix(".json")
+    return Path(f"{name}.safetensors"), Path(f"{name}.json")

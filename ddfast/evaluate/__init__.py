@@ -1,5 +1,5 @@
 """What a synthetic set is worth."""
 
-from ddfast.evaluate.protocol import BASELINE_LR, Evaluation, accuracy, evaluate
+from ddfast.evaluate.protocol import Evaluation, evaluate, evaluate_random_real, evaluate_snapshots
 
-__all__ = ["BASELINE_LR", "Evaluation", "accuracy", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "evaluate_random_real", "evaluate_snapshots"]

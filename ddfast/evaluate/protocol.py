@@ -1,11 +1,12 @@
 """How good a training set is: networks trained on it from scratch, and their accuracy on real test images."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import vector_to_parameters
 
 from ddfast import networks as all_networks
 from ddfast import seeds
@@ -20,7 +21,7 @@ BATCH = 256
 class Evaluation:
     """Test accuracies in percent, by network: one per training."""
 
-    accuracies: dict[str, list[float]] = field(default_factory=dict)
+    accuracies: dict[str, list[float]]
 
     @property
     def mean(self) -> float:
@@ -66,12 +67,16 @@ def evaluate(
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     device = resolve_device(device)
+    unknown = [name for name in networks if name not in all_networks.NETWORKS]
+    if isinstance(networks, str) or not networks or unknown:
+        raise ValueError(f"networks: expected some of {', '.join(all_networks.NETWORKS)}, got {networks!r}")
     data = load_dataset(dataset)
-    if synthetic.images.shape[1:] != data.train_images.shape[1:] or len(synthetic.class_names) != data.num_classes:
-        raise ValueError(
-            f"synthetic: expected {data.num_classes} classes of images {list(data.train_images.shape[1:])} as in "
-            f"{data.name}, got {len(synthetic.class_names)} of {list(synthetic.images.shape[1:])}"
-        )
+    if synthetic.images.shape[1:] != data.train_images.shape[1:]:
+        expected, got = list(data.train_images.shape[1:]), list(synthetic.images.shape[1:])
+        raise ValueError(f"synthetic: expected images {expected} as in {data.name}, got {got}")
+    if synthetic.class_names != data.class_names:
+        expected, got = ", ".join(data.class_names), ", ".join(synthetic.class_names)
+        raise ValueError(f"synthetic: expected the classes of {data.name}, {expected}; got {got}")
     if synthetic.preprocessing != data.preprocessing:
         raise ValueError(
             f"synthetic: its images were preprocessed with {synthetic.preprocessing}, those of {data.name} with "
@@ -86,16 +91,40 @@ def evaluate(
         accuracies[name] = []
         for repeat in range(num_eval):
             generator = seeds.generator(seed, "evaluate", name, repeat)
-            net = all_networks.create(
-                name,
-                channels=data.channels,
-                num_classes=data.num_classes,
-                image_size=data.image_size,
-                generator=generator,
-            ).to(device)
+            net = all_networks.create(name, generator=generator, **data.network_arguments).to(device)
             train_network(net, images, labels, lr, epochs, generator)
             accuracies[name].append(accuracy(net, data.test_images, data.test_labels))
     return Evaluation(accuracies)
+
+
+def evaluate_random_real(dataset, ipc: int, *, num_eval: int = 5, seed: int = 0, **options) -> Evaluation:
+    """The baseline: as `evaluate`, on `ipc` random real images per class, other ones for each of the networks."""
+    data = load_dataset(dataset)
+    evaluations = []
+    for repeat in range(num_eval):
+        images, labels = data.random_real(ipc, seeds.generator(seed, "random_real", repeat))
+        lr = torch.tensor(BASELINE_LR)
+        synthetic = SyntheticSet(images, labels, lr, data.class_names, data.preprocessing)
+        evaluations.append(evaluate(synthetic, data, num_eval=1, seed=seed + repeat, **options))
+    names = evaluations[0].accuracies
+    return Evaluation({name: [a for e in evaluations for a in e.accuracies[name]] for name in names})
+
+
+def evaluate_snapshots(
+    dataset,
+    network: str,
+    snapshots: list[Tensor],  # [P] each
+    device: str | torch.device | None = None,
+) -> Evaluation:
+    """Test accuracy of networks with these parameters, as they are."""
+    data = load_dataset(dataset)
+    net = all_networks.create(network, generator=seeds.generator(0), **data.network_arguments)
+    net = net.to(resolve_device(device))
+    accuracies = []
+    for parameters in snapshots:
+        vector_to_parameters(parameters.to(next(net.parameters()).device), net.parameters())
+        accuracies.append(accuracy(net, data.test_images, data.test_labels))
+    return Evaluation({network: accuracies})
 
 
 def train_network(
@@ -110,7 +139,7 @@ def train_network(
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     net.train()
     for epoch in range(epochs):
-        if epoch == epochs // 2:
+        if epoch == (epochs + 1) // 2:
             for group in optimizer.param_groups:
                 group["lr"] = lr / 10
         for chosen in torch.randperm(len(images), generator=generator).to(images.device).split(BATCH):

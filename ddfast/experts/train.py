@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
@@ -19,9 +19,9 @@ log = logging.getLogger("ddfast")
 
 
 def cache_folder() -> Path:
-    """Where experts are kept unless told otherwise: DDFAST_CACHE, else the user's cache folder."""
+    """Where experts are kept unless told otherwise: DDFAST_CACHE, else ~/.cache/ddfast."""
     named = os.environ.get("DDFAST_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddfast"
+    return Path(named) if named else Path.home() / ".cache" / "ddfast"
 
 
 def train_experts(
@@ -52,16 +52,27 @@ def train_experts(
     for name, value in (("num_experts", num_experts), ("epochs", epochs), ("batch_train", batch_train)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    if not lr_teacher > 0:
+    if not 0 < lr_teacher < float("inf"):
         raise ValueError(f"lr_teacher: expected a positive number, got {lr_teacher}")
     device = resolve_device(device)
     data = load_dataset(dataset)
-    settings = expert_settings(data, network=network, lr_teacher=lr_teacher, batch_train=batch_train, seed=seed)
+    net = networks.create(
+        network, generator=seeds.generator(seed), **data.network_arguments
+    )  # before anything is written
+    settings = {
+        "dataset": data.name,
+        "fingerprint": data.fingerprint,
+        "network": network,
+        "lr_teacher": lr_teacher,
+        "batch_train": batch_train,
+        "seed": seed,
+        "device": device.type,
+    }
     path = Path(output) if output is not None else cache_folder() / "experts" / folder_name(settings, epochs)
     store = TrajectoryStore.create(path, settings, epochs)
     missing = range(store.num_experts, num_experts)
     if missing:
-        P = sum(p.numel() for p in create_network(data, network, seeds.generator(0)).parameters())
+        P = sum(p.numel() for p in net.parameters())
         size = len(missing) * (epochs + 1) * P * 4 / 1e6
         log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), epochs, size, path)
     for expert in missing:
@@ -76,29 +87,17 @@ def train_experts(
     return store
 
 
-def expert_settings(data: Dataset, **settings) -> dict:
-    """What tells one set of experts from another, for their folder and its name."""
-    return {"dataset": data.name, "fingerprint": data.fingerprint(), **settings}
-
-
 def folder_name(settings: dict, epochs: int) -> str:
     """The name of a cache folder for experts of these settings."""
     words = [f"{value:g}" if isinstance(value, float) else str(value) for value in settings.values()]
     return "-".join([*words, f"{epochs}epochs"])
 
 
-def create_network(data: Dataset, network: str, generator: torch.Generator) -> nn.Module:
-    """A network for this data set, freshly initialised from `generator`."""
-    return networks.create(
-        network, channels=data.channels, num_classes=data.num_classes, image_size=data.image_size, generator=generator
-    )
-
-
 def _train_expert(
     data: Dataset, expert: int, network: str, epochs: int, lr: float, batch: int, seed: int, device
 ) -> Tensor:  # [E + 1, P]
     generator = seeds.generator(seed, "expert", expert)
-    net = create_network(data, network, generator).to(device)
+    net = networks.create(network, generator=generator, **data.network_arguments).to(device)
     images, labels = data.train_images.to(device), data.train_labels.to(device)
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     start = parameters_to_vector(net.parameters()).detach()

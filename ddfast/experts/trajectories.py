@@ -37,11 +37,9 @@ class TrajectoryStore:
         about = {"format": FORMAT, "epochs": epochs, "settings": json.loads(json.dumps(settings))}
         if (path / "experts.json").exists():
             store = cls(path)
-            differing = [
-                key for key in {**store.settings, **about["settings"]} if store.settings.get(key) != settings.get(key)
-            ]
-            differing += ["epochs"] if store.epochs != epochs else []
-            if store.about != about:
+            has, wanted = ({"epochs": a["epochs"], **a["settings"]} for a in (store.about, about))
+            differing = [key for key in {**has, **wanted} if has.get(key) != wanted.get(key)]
+            if differing:
                 raise ValueError(
                     f"{path}: holds experts with other settings ({', '.join(differing)}); choose another folder"
                 )
@@ -83,7 +81,7 @@ class TrajectoryStore:
         """The parameters of an expert after an epoch, the only bytes that are read."""
         from safetensors import SafetensorError, safe_open
 
-        if not 0 <= expert < self.num_experts:
+        if not self._file(expert).exists():
             raise ValueError(f"{self.path}: expected an expert from 0 to {self.num_experts - 1}, got {expert}")
         if not 0 <= epoch <= self.epochs:
             raise ValueError(f"{self.path}: expected an epoch from 0 to {self.epochs}, got {epoch}")

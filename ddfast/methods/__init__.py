@@ -2,6 +2,6 @@
 
 from ddfast.methods.mtt import MTT, MTTSettings
 
-METHODS = {"mtt": (MTT, MTTSettings)}
+METHODS = {"mtt": MTT}
 
 __all__ = ["METHODS", "MTT", "MTTSettings"]

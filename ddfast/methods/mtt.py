@@ -12,6 +12,7 @@ from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.matching import match_trajectory
 from ddfast.students import ModuleStudent
 
+LARGEST_LR = 1e30  # float32 has to hold it, and its products with gradients
 LR_FLOOR = 1e-6  # the learned learning rate is projected to at least this
 
 
@@ -39,10 +40,10 @@ class MTTSettings:
         if self.batch_syn is not None and self.batch_syn < 1:
             raise ValueError(f"batch_syn: expected at least 1, got {self.batch_syn}")
         for name in ("lr_img", "lr_lr"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        if not self.lr_teacher > 0:
-            raise ValueError(f"lr_teacher: expected a positive number, got {self.lr_teacher}")
+            if not 0 <= getattr(self, name) <= LARGEST_LR:
+                raise ValueError(f"{name}: expected 0 to {LARGEST_LR:g}, got {getattr(self, name)}")
+        if not 0 < self.lr_teacher <= LARGEST_LR:
+            raise ValueError(f"lr_teacher: expected a positive number up to {LARGEST_LR:g}, got {self.lr_teacher}")
 
     @property
     def epochs_needed(self) -> int:
@@ -52,6 +53,8 @@ class MTTSettings:
 
 class MTT:
     """One outer step draws an expert's segment, unrolls a student over it, and descends on images and α."""
+
+    Settings = MTTSettings
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class MTT:
             torch.optim.SGD([self.images], lr=settings.lr_img, momentum=0.5),
             torch.optim.SGD([self.lr], lr=settings.lr_lr, momentum=0.5),
         ]
+        self.good = self.current()  # the last state whose loss and gradient were finite
         self.skipped = 0  # updates left out because loss or gradient was not finite
         self.floored = 0  # projections of the learning rate
 
@@ -88,6 +92,12 @@ class MTT:
         return SyntheticSet(
             self.images, self.labels, self.lr, synthetic.class_names, synthetic.preprocessing
         ).detached()
+
+    def restore(self) -> None:
+        """Go back to the last state whose loss and gradient were finite."""
+        with torch.no_grad():
+            self.images.copy_(self.good.images)
+            self.lr.copy_(self.good.lr)
 
     def step(self) -> dict[str, Any]:
         """One outer iteration; what it did, for the metrics. A non-finite loss or gradient changes nothing."""
@@ -101,6 +111,7 @@ class MTT:
         gradients = torch.autograd.grad(loss, (self.images, self.lr))
         finite = all(bool(value.isfinite().all()) for value in (loss, *gradients))
         if finite:
+            self.good = self.current()
             self._descend(*gradients)
         else:
             self.skipped += 1
@@ -114,7 +125,11 @@ class MTT:
             "updated": finite,
         }
 
-    def _descend(self, by_images: Tensor, by_lr: Tensor) -> None:
+    def _descend(
+        self,
+        by_images: Tensor,  # [I, C, H, W]
+        by_lr: Tensor,  # []
+    ) -> None:
         self.images.grad, self.lr.grad = by_images, by_lr
         for optimizer in self.optimizers:
             optimizer.step()

@@ -4,14 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from ddfast.ops._library import (
-    define,
-    define_autograd,
-    expect_shape,
-    expect_tensors,
-    forbid_autograd,
-    refuse_transforms,
-)
+from ddfast.ops._checks import expect_shape, expect_tensors, refuse_transforms
+from ddfast.ops._library import define, define_autograd, forbid_autograd
 
 
 def norm_relu_pool(
@@ -25,8 +19,9 @@ def norm_relu_pool(
         m = mean z,  r = (var z + ε)^(−1/2),  x̂ = (z − m) r,  y = pool(relu(γ x̂ + β))      (mean, var over H·W pixels)
 
     Equal to group_norm with C groups (the ConvNet of Zhao et al. 2021 and of MTT) → relu → avg_pool2d(2); an odd last
-    row or column is normalised over but not pooled. Value, backward, jvp and backward of jvp are one kernel each and
-    keep nothing but z, m and r; the double backward is made of the last two. Twice differentiable in z, weight, bias.
+    row or column is normalised over but not pooled. Value, backward, jvp and backward of jvp are one kernel each (the
+    gradients of weight and bias are then summed over images) and keep nothing but z, m and r; the double backward is
+    made of the last two. Twice differentiable in z, weight and bias; a third derivative raises.
 
     Works in channels-last: other layouts are converted first, and the result is channels-last.
 

@@ -3,13 +3,8 @@
 import torch
 from torch import Tensor
 
-from ddfast.ops._library import (
-    define,
-    define_autograd,
-    expect_shape,
-    expect_tensors,
-    refuse_transforms,
-)
+from ddfast.ops._checks import expect_shape, expect_tensors, refuse_transforms
+from ddfast.ops._library import define, define_autograd
 
 
 def param_distance(
@@ -23,8 +18,8 @@ def param_distance(
         Σ_p w (student − target)² / Σ_p w (start − target)²           (MTT, Cazenavette et al. 2022, eq. 2)
 
     `weight` (1 where None) enters both sums and is a constant. One pass over the inputs computes the value, one more
-    all gradients asked for. Differentiable twice in student, target and start. An all-equal start and target give inf
-    or nan: that is for the reader of the segment to refuse, not for this op, which never waits for the device.
+    all gradients asked for. Differentiable in student, target and start, in every order. A start that equals its target
+    gives inf or nan: that is for the reader of the segment to refuse, for this op never waits for the device.
 
     Errors: TypeError for other dtypes than one of float32 and float64; ValueError for shapes or devices that differ, or
     a weight that requires grad.
@@ -32,8 +27,8 @@ def param_distance(
     expect_tensors(student=student, target=target, start=start, weight=weight)
     if student.dim() not in (1, 2):
         raise ValueError(f"student: expected [S, P] or [P], got {list(student.shape)}")
-    if student.shape[-1] == 0:
-        raise ValueError("student: expected at least one parameter, got none")
+    if student.numel() == 0:
+        raise ValueError(f"student: expected at least one student and one parameter, got {list(student.shape)}")
     letters = "[S, P]" if student.dim() == 2 else "[P]"
     expect_shape("target", target, student.shape, f"{letters} like student")
     expect_shape("start", start, student.shape, f"{letters} like student")
@@ -102,11 +97,11 @@ def _backward_setup_context(ctx, inputs, output):
 
 
 def _double_backward(ctx, *cotangents):
-    """Derivative of ⟨cotangents, gradients⟩, in plain PyTorch.
+    """Derivative of ⟨cotangents, gradients⟩, in plain PyTorch, and so right in every further order.
 
-    Distance and denominator are functions of the parameters here, so their own cotangents are None.
+    Distance and denominator are functions of the parameters here: computed anew, and their own cotangents are None.
     """
-    grad, student, target, start, weight, distance, denominator = ctx.saved_tensors
+    grad, student, target, start, weight, *_ = ctx.saved_tensors
     w = 1.0 if weight is None else weight
     along_student, along_target, along_start = (
         c if want else 0.0 for c, want in zip(cotangents, ctx.wanted, strict=True)
@@ -115,8 +110,9 @@ def _double_backward(ctx, *cotangents):
     # grad_target = −grad_student − grad_start, so its cotangent joins the other two.
     u, v = w * (along_student - along_target), w * (along_start - along_target)
     ua, vb = (u * a).sum(1, keepdim=True), (v * b).sum(1, keepdim=True)
-    distance, denominator, grad = distance[:, None], denominator[:, None], grad[:, None]
-    scale = 2 * grad / denominator
+    denominator = (w * b.square()).sum(1, keepdim=True)
+    distance = (w * a.square()).sum(1, keepdim=True) / denominator
+    scale = 2 * grad[:, None] / denominator
     grad_grad = 2 * (ua - distance * vb) / denominator
     grad_a = scale * (u - 2 * vb / denominator * w * a)
     grad_b = scale * (2 * (2 * distance * vb - ua) / denominator * w * b - distance * v)

@@ -9,13 +9,12 @@ from torch import Tensor
 
 @dataclass
 class Step:
-    """One inner step of one unroll, and what its replay must see again.
+    """One inner step of one unroll, by identity: its replay must see what its first run saw.
 
-    `memory` is the student's own: what the first call of `grad` leaves there (random states, buffers), later calls for
-    the same step start from.
+    `memory` is the student's own: what the first call of `grad` leaves there (random states, buffers, modes), later
+    calls for the same step start from.
     """
 
-    index: int
     memory: Any = None
 
 

@@ -1,7 +1,7 @@
 """Any nn.Module as a student: gradients by autograd, directional derivatives by one double backward of one step."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,16 +17,19 @@ class _Memory:
     """What a module saw before its forward pass of a step: the same again makes the same pass."""
 
     random_state: Tensor
-    device_random_state: Tensor | None
+    cuda_random_state: Tensor | None
     buffers: dict[str, Tensor]
+    modes: list[bool]  # train or eval, by module
+    autocast_dtype: torch.dtype | None  # None where autocast is off
 
 
 class ModuleStudent(Student):
     """A network whose flat parameters [P] are those of `module.parameters()`, in that order.
 
-    The module's own parameters are never read. It is used in the mode, train or eval, that it is in. A replay draws the
-    same random numbers (dropout) and starts from the same buffers as the forward sweep; buffers that the module
-    updates (batch norm's running statistics) are updated in the forward sweep only, once per step and student.
+    The module's own parameters are never read; frozen ones count too, tied ones once. It is used in the mode, train or
+    eval, that it is in. A replay draws the same random numbers (dropout) and starts from the same buffers, modes and
+    autocast as the forward sweep; buffers that the module updates (batch norm's running statistics) are updated in the
+    forward sweep only, once per step and student, and a copy per step is kept of those that change.
     """
 
     def __init__(self, module: nn.Module):
@@ -40,7 +43,7 @@ class ModuleStudent(Student):
         self._shapes = [parameter.shape for parameter in parameters]
         self._sizes = [parameter.numel() for parameter in parameters]
         self.num_parameters = sum(self._sizes)
-        self._kept_states: dict[torch.device | None, Tensor] = {}
+        self._kept: dict[str | torch.device, Tensor] = {}
 
     def grad(self, parameters, images, labels, *, step, create_graph=False):
         losses, gradients = [], []
@@ -96,48 +99,80 @@ class ModuleStudent(Student):
         h_sigma = torch.cat([h.reshape(-1) for h in results]) if wanted.parameters else None
         return slope, h_sigma, by_images, by_labels
 
-    def _loss(self, pieces, images, labels, step: Step, s: int) -> Tensor:  # []
+    def _loss(
+        self,
+        pieces: Sequence[Tensor],  # θ of student s, flat, by parameter
+        images: Tensor,  # [B, C, H, W]
+        labels: Tensor,  # int64 [B], or target weights [B, K]
+        step: Step,
+        s: int,
+    ) -> Tensor:  # []
         parameters = {
             name: piece.view(shape) for name, piece, shape in zip(self._names, pieces, self._shapes, strict=True)
         }
         with self._replayable(step, s, images.device) as buffers:
             logits = functional_call(self.module, {**parameters, **buffers}, (images,))  # [B, K]
-        _check_labels(labels, logits)
-        return cross_entropy(logits, labels)
+            _check_labels(labels, logits)
+            return cross_entropy(logits, labels)
 
     @contextlib.contextmanager
     def _replayable(self, step: Step, s: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
-        """Yield the buffers to run on. The first run of (step, s) remembers its random state and buffers and updates
-        the module's; a later run starts from what was remembered and leaves no trace."""
+        """Yield the buffers to run on. The first run of (step, s) remembers what it sees and updates the module's
+        buffers; a later run starts from what was remembered and leaves no trace."""
         step.memory = {} if step.memory is None else step.memory
-        memory = step.memory.get(s)
-        cuda = device if device.type == "cuda" else None
-        if memory is None:
-            buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-            step.memory[s] = _Memory(self._random_state(None), self._random_state(cuda) if cuda else None, buffers)
-            used = {name: buffer.clone() for name, buffer in buffers.items()}
+        modules = list(self.module.modules())
+        if s not in step.memory:
+            step.memory[s] = self._remember(device)
+            used = {name: buffer.clone() for name, buffer in step.memory[s].buffers.items()}
             yield used
             with torch.no_grad():
                 for name, buffer in self.module.named_buffers():
                     buffer.copy_(used[name])
             return
-        with torch.random.fork_rng(devices=[cuda] if cuda else []):
+        memory: _Memory = step.memory[s]
+        modes = [module.training for module in modules]
+        cuda = [device] if device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices=cuda),
+            torch.autocast(device.type, memory.autocast_dtype, enabled=memory.autocast_dtype is not None),
+        ):
             torch.set_rng_state(memory.random_state)
             if cuda:
-                torch.cuda.set_rng_state(memory.device_random_state, cuda)
-            yield {name: buffer.clone() for name, buffer in memory.buffers.items()}
+                torch.cuda.set_rng_state(memory.cuda_random_state, device)
+            _set_modes(modules, memory.modes)
+            try:
+                yield {name: buffer.clone() for name, buffer in memory.buffers.items()}
+            finally:
+                _set_modes(modules, modes)
 
-    def _random_state(self, cuda: torch.device | None) -> Tensor:
-        """The random state now: the one kept last where nothing was drawn since, for T copies would be T holes in the
-        heap between the large tensors of the steps."""
-        state = torch.cuda.get_rng_state(cuda) if cuda else torch.get_rng_state()
-        kept = self._kept_states.get(cuda)
-        if kept is None or not kept.equal(state):
-            self._kept_states[cuda] = kept = state
+    def _remember(self, device: torch.device) -> _Memory:
+        autocast = torch.is_autocast_enabled(device.type)
+        return _Memory(
+            self._kept_copy("random state", torch.get_rng_state()),
+            self._kept_copy(device, torch.cuda.get_rng_state(device)) if device.type == "cuda" else None,
+            {name: self._kept_copy(name, buffer) for name, buffer in self.module.named_buffers()},
+            [module.training for module in self.module.modules()],
+            torch.get_autocast_dtype(device.type) if autocast else None,
+        )
+
+    def _kept_copy(self, key: str | torch.device, value: Tensor) -> Tensor:
+        """A copy of the value, the one made last where nothing has changed since: T copies would be T holes in the heap
+        between the large tensors of the steps."""
+        kept = self._kept.get(key)
+        if kept is None or kept.device != value.device or not kept.equal(value):
+            self._kept[key] = kept = value.clone()
         return kept
 
 
-def _check_labels(labels: Tensor, logits: Tensor) -> None:
+def _set_modes(modules: list[nn.Module], modes: list[bool]) -> None:
+    for module, mode in zip(modules, modes, strict=True):
+        module.training = mode
+
+
+def _check_labels(
+    labels: Tensor,  # int64 [B], or target weights [B, K]
+    logits: Tensor,  # [B, K]
+) -> None:
     if logits.dim() != 2:
         raise ValueError(f"student: expected logits [B, K] from the network, got {list(logits.shape)}")
     K = logits.shape[1]

@@ -4,20 +4,26 @@ import os
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import pytest
 import torch
 from torch.autograd import forward_ad
 
 import ddfast
-from ddfast.ops import _library, has_kernel, norm_relu_pool, op_names, param_distance, reference_mode
+from ddfast.ops import EXTENSION, has_kernel, norm_relu_pool, op_names, param_distance, reference_mode
 from tests.conftest import normal
+from tests.ops.test_norm_relu_pool import FACES, face_arguments
 
-OPS = {
-    "param_distance": lambda: param_distance(normal(3), normal(3, seed=1), normal(3, seed=2)),
-    "norm_relu_pool": lambda: norm_relu_pool(normal(1, 2, 4, 4), torch.ones(2).double(), torch.zeros(2).double()),
+ROWS = [normal(1, 3, seed=s) for s in (1, 2, 3)]
+OPS = {  # a call of each
+    "param_distance": partial(torch.ops.ddfast.param_distance, *ROWS, None),
+    "param_distance_backward": partial(
+        torch.ops.ddfast.param_distance_backward, normal(1), *ROWS, None, normal(1), normal(1), [True, True, True]
+    ),
+    **{face: partial(getattr(torch.ops.ddfast, face), *face_arguments((1, 2, 4, 4))[face]) for face in FACES},
 }
-needs_extension = pytest.mark.skipif(_library.EXTENSION is None, reason="the extension is not loaded")
+needs_extension = pytest.mark.skipif(EXTENSION is None, reason="the extension is not loaded")
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -42,14 +48,15 @@ def computed_by(call) -> set[str]:
 def test_the_kernel_is_what_runs_and_the_reference_is_what_reference_mode_runs(name):
     assert has_kernel(name, "cpu")
     arithmetic = {"aten::sub", "aten::mul", "aten::square"}
-    assert not computed_by(OPS[name]) & arithmetic
+    call = OPS[name]
+    assert not computed_by(call) & arithmetic
     with reference_mode():
-        assert computed_by(OPS[name]) & arithmetic
+        assert computed_by(call) & arithmetic
 
 
 @needs_extension
 def test_every_op_has_a_cpu_kernel_and_a_cuda_kernel_where_they_were_built():
-    kinds = ["cpu"] + (["cuda"] if _library.EXTENSION.build_info()["cuda"] else [])
+    kinds = ["cpu"] + (["cuda"] if EXTENSION.build_info()["cuda"] else [])
     assert [(name, kind) for name in op_names() for kind in kinds if not has_kernel(name, kind)] == []
 
 
@@ -117,7 +124,7 @@ def test_importing_ddfast_needs_torch_and_numpy_only():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", ["param_distance", "norm_relu_pool"])
 def test_forward_mode_and_functional_transforms_are_refused(name):
     function = {"param_distance": lambda z: param_distance(z, z + 1, z - 1), "norm_relu_pool": _pool}[name]
     z = normal(3) if name == "param_distance" else normal(1, 2, 4, 4)
@@ -126,6 +133,8 @@ def test_forward_mode_and_functional_transforms_are_refused(name):
         function(forward_ad.make_dual(z, torch.ones_like(z)))
     with pytest.raises(NotImplementedError, match=sentence):
         torch.func.grad(lambda z: function(z).sum())(z)
+    with pytest.raises(NotImplementedError, match=sentence):
+        torch.func.grad(lambda z: torch.vmap(function)(z[None]).sum())(z)
     with pytest.raises(NotImplementedError, match=sentence):
         torch.func.jvp(lambda z: function(z).sum(), (z,), (z,))
 
@@ -139,5 +148,5 @@ def test_build_info_names_versions_kernels_and_what_is_missing():
     assert info["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert set(info["kernels"]) == set(op_names()) and "norm_relu_pool_backward_jvp" in info["kernels"]
     assert isinstance(info["missing"], list)
-    if _library.EXTENSION is not None:
+    if EXTENSION is not None:
         assert all("cpu" in devices for devices in info["kernels"].values())

@@ -61,6 +61,18 @@ def test_second_derivatives_in_one_input_alone(which, device):
     assert torch.autograd.gradgradcheck(lambda *t: param_distance(*t), tensors)
 
 
+def test_third_derivatives_match_the_formula(device):
+    got, expected = [], []
+    for function, results in ((param_distance, got), (formula, expected)):
+        tensors = inputs(2, 5, device=device, grad=True)
+        value = function(*tensors).square().sum()
+        for _ in range(3):
+            results.extend(torch.autograd.grad(value, tensors, create_graph=True))
+            value = sum(g.square().sum() for g in results[-3:])
+    for g, e in zip(got, expected, strict=True):
+        assert_close(g, e)
+
+
 def test_only_the_gradients_asked_for_are_computed():
     student, target, start = inputs(2, 9)
     student.requires_grad_()
@@ -101,7 +113,7 @@ def test_equal_start_and_target_give_no_number():
     "change, error, sentence",
     [
         ({"student": torch.zeros(2, 3, 4)}, ValueError, r"student: expected \[S, P\] or \[P\], got \[2, 3, 4\]"),
-        ({"student": torch.zeros(0)}, ValueError, "student: expected at least one parameter"),
+        ({"student": torch.zeros(0)}, ValueError, "student: expected at least one student and one parameter"),
         ({"target": torch.zeros(3)}, ValueError, r"target: expected \[P\] like student = \[4\], got \[3\]"),
         ({"start": torch.zeros(1, 4)}, ValueError, r"start: expected .* got \[1, 4\]"),
         ({"weight": torch.zeros(3)}, ValueError, r"weight: expected \[P\] = \[4\], got \[3\]"),

@@ -1,0 +1,44 @@
+"""What a public function checks of its tensors before anything is computed."""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
+    """Raise where a derivative is asked of an op that would answer wrongly: forward-mode, torch.func.grad and jvp."""
+    message = (
+        f"{name}: forward-mode and torch.func derivatives are not available; use torch.autograd.grad, "
+        f"with create_graph=True for second derivatives"
+    )
+    if torch.compiler.is_compiling():
+        return
+    derivatives = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
+    if any(level.key() in derivatives for level in torch._C._functorch.get_interpreter_stack() or ()):
+        raise NotImplementedError(message)
+    if forward_ad._current_level >= 0:
+        for tensor in tensors:
+            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise NotImplementedError(message)
+
+
+def expect_tensors(**tensors: Tensor | None) -> None:
+    """Raise unless all are float32 or float64 tensors of one dtype on one device; the first one sets which."""
+    (first_name, first), *_ = tensors.items()
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{name}: expected float32 or float64, got {str(tensor.dtype).removeprefix('torch.')}")
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{name}: expected {first.dtype} like {first_name}, got {tensor.dtype}")
+        if tensor.device != first.device:
+            raise ValueError(f"{name}: expected device {first.device} like {first_name}, got {tensor.device}")
+
+
+def expect_shape(name: str, tensor: Tensor, shape: tuple[int, ...], letters: str) -> None:
+    """Raise unless `tensor` has `shape`; `letters` names it in the message ("[S, P]")."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected {letters} = {list(shape)}, got {list(tensor.shape)}")
