@@ -6,11 +6,17 @@
 // kept.
 static const char kBuiltFor[] = "ddfast was built for torch " TORCH_VERSION " ";
 
+#ifdef __clang__
+static const char kCompiler[] = "Clang " __clang_version__;
+#else
+static const char kCompiler[] = "GCC " __VERSION__;
+#endif
+
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", [] {
     pybind11::dict info;
     info["torch"] = TORCH_VERSION;
-    info["compiler"] = __VERSION__;
+    info["compiler"] = kCompiler;
     info["cuda"] = pybind11::none();
     info["cuda_architectures"] = pybind11::none();
 #ifdef DDFAST_CUDA_VERSION

@@ -41,8 +41,21 @@ class Unroll:
         n: int,
     ) -> Tensor:  # [B, C, H, W]
         """The augmented minibatch of step n."""
-        taken = self.take(images, n)
-        return taken if self.augment is None else self.augment(taken, n)
+        return self.augmented(self.take(images, n), n)
+
+    def augmented(
+        self,
+        taken: Tensor,  # [B, C, H, W]
+        n: int,
+    ) -> Tensor:  # [B, C, H, W]
+        """A_n of a minibatch."""
+        if self.augment is None:
+            return taken
+        result = self.augment(taken, n)
+        if not isinstance(result, Tensor) or len(result) != len(taken):
+            got = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"augment: expected {len(taken)} images like those it was given, got {got}")
+        return result
 
     def update(
         self,
@@ -178,7 +191,7 @@ class _Checkpointed(torch.autograd.Function):
             earlier = n > 0 or need_start
             with torch.set_grad_enabled(need_images):
                 taken = unroll.take(images.detach(), n).requires_grad_(need_images)
-                augmented = taken if unroll.augment is None else unroll.augment(taken, n)
+                augmented = unroll.augmented(taken, n)
             derivative = unroll.student.grad_jvp(
                 theta,
                 augmented.detach(),

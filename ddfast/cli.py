@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ EXPECTED = (ValueError, TypeError, OSError, NotImplementedError)  # what the lib
 
 def main() -> None:
     """Run `ddfast`; an error is one sentence on stderr and exit status 1, a traceback only with --traceback."""
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a run that is told to end saves what it has, as on Ctrl-C
     try:
         cli(prog_name="ddfast")
     except Exception as error:
@@ -31,6 +35,7 @@ def main() -> None:
         "token_normalize_func": lambda name: name.replace("_", "-"),  # --syn_steps, as the field writes it
     }
 )
+@click.version_option(package_name="ddfast")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 def cli(traceback: bool) -> None:
     """Dataset distillation by trajectory matching."""
@@ -98,7 +103,11 @@ def distill(**options) -> None:
     def progress(distillation):
         bar = tqdm(distillation, total=distillation.iterations, unit="it", disable=None, file=sys.stderr)
         for record in bar:
-            bar.set_postfix(loss=f"{record['loss']:.3f}", lr=f"{record['lr']:.4f}", skipped=record["skipped"])
+            state = {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.4f}", "skipped": record["skipped"]}
+            bar.set_postfix(state)
+            if bar.disable and record["iteration"] % 25 == 0:  # no terminal: a line now and then
+                words = ", ".join(f"{name} {value}" for name, value in state.items())
+                click.echo(f"iteration {record['iteration']} of {distillation.iterations}: {words}", err=True)
             yield record
 
     result = ddfast.distill(options.pop("dataset"), progress=progress, **options)

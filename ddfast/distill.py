@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ddfast import networks, seeds
+from ddfast.arguments import expect_whole
 from ddfast.data import Dataset, SyntheticSet, load_dataset
 from ddfast.devices import peak_bytes, resolve_device
 from ddfast.evaluate import evaluate, evaluate_random_real, evaluate_snapshots
@@ -95,6 +96,9 @@ class Distillation:
                     f"distillation: {skips} updates in a row had no finite gradient; "
                     f"try a smaller lr_img or lr_lr, or fewer syn_steps"
                 )
+        if skips:
+            self.method.restore()
+            log.warning("the last %d updates had no finite gradient: back to the images before them", skips)
 
 
 def distill(
@@ -145,9 +149,7 @@ def distill(
     chosen = row | {name: value for name, value in given.items() if value is not None}
     settings, run_settings = _split_settings(METHODS[method].Settings, chosen)
     evaluation = {"num_eval": num_eval, "eval_epochs": eval_epochs}
-    for name, value in {**run_settings, **evaluation}.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    expect_whole(**run_settings, **evaluation)
     common = {"network": network, "seed": seed, "device": resolve_device(device)}
     job = {"method": method, "settings": settings, "ipc": ipc, "iterations": run_settings["iterations"], **common}
     data.random_real(ipc, seeds.generator(seed))  # refuses an impossible ipc, and the next line an unknown network
@@ -226,6 +228,8 @@ def _check_experts(experts: TrajectoryStore, data: Dataset, network: str, epochs
         raise ValueError(
             f"{experts.path} has {experts.epochs} epochs, max_start_epoch and expert_epochs need {epochs_needed}"
         )
+    for expert in range(experts.num_experts):
+        experts.snapshot(expert, experts.epochs)  # refuses a file that is not whole
 
 
 def _evaluate(

@@ -13,7 +13,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends without an error it becomes `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask gives; some writers make private files
         yield temporary
+        temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -39,7 +39,8 @@ def unroll(
         lr: α, one or one per step; a plain number is a constant.
         batches: the minibatches, indices into images; images may be repeated and left out.
         syn_steps: T, for all images in every step. Exactly one of batches and syn_steps is given.
-        augment: A(images, n), differentiable, the same for the same step n.
+        augment: A(images, n), differentiable, and the same for the same step n, for the backward calls it again; its
+            draws are made beforehand, or from a generator that n seeds.
         adjoint: how the gradient is formed; CheckpointedUnroll() where None.
         return_states: return θ_0 … θ_T instead of θ_T.
 
@@ -59,7 +60,8 @@ def unroll(
     for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
         if not value >= 0:
             raise ValueError(f"{name}: expected at least 0, got {value}")
-    plan = Unroll(student, syn_steps, batches, augment, momentum, weight_decay, return_states)
+    kept = None if batches is None else batches.clone()  # the backward reads them again
+    plan = Unroll(student, syn_steps, kept, augment, momentum, weight_decay, return_states)
     states = adjoint(plan, start.reshape(-1, start.shape[-1]), images, labels, lr)
     return states if start.dim() == 2 else states.squeeze(-2)
 

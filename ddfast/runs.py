@@ -24,12 +24,15 @@ class RunFolder:
         Errors: FileExistsError for a folder that holds a run, which is never written to.
         """
         path = cls._next_number(Path("runs")) if path is None else Path(path)
-        if (path / "config.json").exists():
-            raise FileExistsError(f"{path}: holds a run already; choose another output folder")
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"{path}: is a file; choose another output folder")
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
-        run.write_config(config)
-        return run
+        with contextlib.suppress(FileExistsError):
+            open(path / "config.json", "x").close()  # of two runs at once, one is first
+            run.write_config(config)
+            return run
+        raise FileExistsError(f"{path}: holds a run already; choose another output folder")
 
     @staticmethod
     def _next_number(runs: Path) -> Path:

@@ -125,6 +125,27 @@ def test_augmentation_is_replayed_step_by_step():
     assert_equal("convnet", batches=torch.tensor(REPEATING), augment=augment)
 
 
+def test_a_network_that_works_in_place_leaves_the_images_alone():
+    network = torch.nn.Sequential(torch.nn.ReLU(inplace=True), torch.nn.Flatten(), torch.nn.Linear(3 * SIDE * SIDE, K))
+    start, images, labels, lr = setting(network.double())
+    before = images.detach().clone()
+    unroll(network, start, images, labels, lr, syn_steps=2).sum().backward()
+    assert torch.equal(images, before) and images.grad.abs().max() > 0
+
+
+def test_batches_may_be_overwritten_before_the_backward():
+    network = make("convnet")
+    start, images, labels, lr = setting(network)
+    grads = []
+    for overwrite in (False, True):
+        batches = torch.tensor(REPEATING)
+        result = unroll(network, start, images, labels, lr, batches=batches)
+        if overwrite:
+            batches.zero_()
+        grads.append(torch.autograd.grad(result.sum(), images)[0])
+    assert torch.equal(*grads)
+
+
 def test_a_gradient_does_not_depend_on_which_others_are_asked_for():
     network = make("convnet")
     start, images, labels, lr = setting(network, soft=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -42,6 +43,21 @@ def test_distill_then_evaluate_from_the_run_folder(tmp_path):
     assert (again.returncode, again.stderr.splitlines()[-1]) == (
         1, "ddfast: runs/0001: holds a run already; choose another output folder"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_run_that_is_told_to_end_saves_what_it_has(name, tmp_path):
+    arguments = [*SMALL, "--iterations", "100000", "--output", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddfast", "distill", *arguments], stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    for line in process.stderr:
+        if line.startswith("iteration 25"):
+            break
+    process.send_signal(getattr(signal, name))
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in rest
+    assert {"synthetic.safetensors", "images.png", "metrics.jsonl"} <= {p.name for p in (tmp_path / "run").iterdir()}
 
 
 def test_experts_are_trained_into_a_folder_that_distill_takes(tmp_path):

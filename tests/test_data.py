@@ -68,6 +68,13 @@ def test_random_real_images_are_of_every_class_and_drawn_from_the_generator():
             "training images as tensors .* of one size",
         ),
         (([("picture", 0)], []), ValueError, "training images as tensors"),
+        (([(torch.zeros(8, 8), 0)], []), ValueError, "training images as tensors"),
+        (
+            ([(torch.full((1, 8, 8), 255.0), 0)], []),
+            ValueError,
+            r"training images in \[0, 1\], got values from 255 to 255",
+        ),
+        (([(torch.zeros(1, 8, 8), 0.5)], []), ValueError, "whole numbers as training labels, got 0.5"),
         (
             ([(torch.zeros(1, 8, 8).byte(), 0)], []),
             ValueError,
@@ -88,6 +95,11 @@ def test_nan_label_range_and_constant_images_are_refused(pair):
         load_dataset((TensorDataset(broken, train.tensors[1]), test))
     with pytest.raises(ValueError, match="expected test labels 0 to 2, got 0 to 9"):
         load_dataset((train, TensorDataset(test.tensors[0], torch.tensor([0, 1, 2, 0, 1, 9]))))
+    images = train.tensors[0]
+    with pytest.raises(ValueError, match="no training images of class 1"):
+        load_dataset((TensorDataset(images, torch.arange(12) % 2 * 2), test))
+    with pytest.raises(ValueError, match="expected at least two classes, got 1"):
+        load_dataset((TensorDataset(images, torch.zeros(12).long()), TensorDataset(images, torch.zeros(12).long())))
     with pytest.raises(ValueError, match="expected pixels that differ"):
         load_dataset((TensorDataset(torch.zeros(4, 1, 8, 8), torch.arange(4)), test))
 

@@ -1,6 +1,7 @@
 """The whole job in small: the outer loop, the run folder, the evaluation."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -149,6 +150,20 @@ def test_too_many_such_updates_end_the_run_with_the_last_good_images_saved(pair,
     assert (tmp_path / "run" / "images.png").exists()
 
 
+def test_a_result_that_is_not_finite_is_taken_back(data, experts):
+    method = mtt(data, experts, SETTINGS)
+    method.optimizers[0].param_groups[0]["lr"] = float("inf")
+    before = method.current()
+    assert not method.step()["updated"]
+    assert torch.equal(method.current().images, before.images)
+
+
+def test_a_run_whose_last_updates_were_skipped_ends_with_the_images_before_them(pair, tmp_path):
+    result = ddfast.distill(pair, output=tmp_path / "run", **(SMALL | {"iterations": 8, "lr_lr": 1e30}))
+    assert not result.history[-1]["updated"]
+    assert result.synthetic.lr.item() < 1e10 and result.synthetic.images.isfinite().all()
+
+
 def test_a_run_that_ends_while_experts_are_trained_leaves_no_claim(pair, tmp_path):
     for _ in range(2):
         with pytest.raises(ValueError, match="expert 0 diverged"):
@@ -211,7 +226,7 @@ def test_evaluation_refuses_another_preprocessing_size_or_network(data):
     for networks_ in (("convnet", "lenet"), (), "convnet"):
         with pytest.raises(ValueError, match="networks: expected some of convnet, resnet18, got"):
             evaluate(good, data, networks=networks_)
-    with pytest.raises(ValueError, match="epochs: expected at least 1"):
+    with pytest.raises(ValueError, match="epochs: expected a whole number of at least 1"):
         evaluate(good, data, epochs=0)
 
 
@@ -221,16 +236,18 @@ def test_evaluation_refuses_another_preprocessing_size_or_network(data):
         ({"method": "mttt"}, "method: expected one of mtt, got 'mttt'"),
         ({"preset": "mtt/digits/ipc7"}, "preset: expected one of .*mtt/digits/ipc1.*, got 'mtt/digits/ipc7'"),
         ({"ipc": 9}, "ipc: expected at most the 8 training images of class '0', got 9"),
-        ({"ipc": 0}, "ipc: expected at least 1, got 0"),
+        ({"ipc": 0}, "ipc: expected a whole number of at least 1, got 0"),
         ({"syn_step": 3}, "options: expected some of syn_steps, .* got syn_step"),
-        ({"syn_steps": 0}, "syn_steps: expected at least 1, got 0"),
+        ({"syn_steps": 2.5}, "syn_steps: expected a whole number of at least 1, got 2.5"),
+        ({"ipc": 1.5}, "ipc: expected a whole number of at least 1, got 1.5"),
+        ({"syn_steps": 0}, "syn_steps: expected a whole number of at least 1, got 0"),
         ({"lr_teacher": -1.0}, "lr_teacher: expected a positive number up to 1e[+]30, got -1.0"),
         ({"lr_img": float("nan")}, "lr_img: expected 0 to 1e[+]30, got nan"),
-        ({"iterations": 0}, "iterations: expected at least 1, got 0"),
+        ({"iterations": 0}, "iterations: expected a whole number of at least 1, got 0"),
         ({"lr_lr": 1e40}, "lr_lr: expected 0 to 1e[+]30, got 1e[+]40"),
-        ({"num_experts": 0}, "num_experts: expected at least 1, got 0"),
-        ({"batch_train": 0}, "batch_train: expected at least 1, got 0"),
-        ({"num_eval": 0}, "num_eval: expected at least 1, got 0"),
+        ({"num_experts": 0}, "num_experts: expected a whole number of at least 1, got 0"),
+        ({"batch_train": 0}, "batch_train: expected a whole number of at least 1, got 0"),
+        ({"num_eval": 0}, "num_eval: expected a whole number of at least 1, got 0"),
         ({"network": "vgg"}, "network: expected one of convnet, resnet18, got 'vgg'"),
         ({"dataset": "cifar"}, "dataset: expected one of digits, got 'cifar'"),
     ],
@@ -250,6 +267,12 @@ def test_experts_that_do_not_fit_are_refused(pair, experts, tmp_path):
         ddfast.distill(pair, output=tmp_path / "d", device="tpu", **SMALL)
     with pytest.raises(ValueError, match="num_experts: expected 1 to the 2 in"):
         ddfast.distill(pair, output=tmp_path / "e", experts=experts, **(SMALL | {"num_experts": 3}))
+    truncated = tmp_path.parent / f"{tmp_path.name}-truncated"
+    shutil.copytree(experts.path, truncated)
+    file = truncated / "expert_0001.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"expert_0001.safetensors: not a whole trajectory file"):
+        ddfast.distill(pair, output=tmp_path / "f", experts=truncated, **SMALL)
     with pytest.raises(FileNotFoundError, match="no trained experts here"):
         ddfast.distill(pair, output=tmp_path / "c", experts=tmp_path, **SMALL)
     assert not list(tmp_path.iterdir())

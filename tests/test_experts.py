@@ -103,9 +103,10 @@ def test_a_segment_whose_ends_are_equal_names_the_expert_and_the_epochs(tmp_path
 def test_missing_truncated_and_foreign_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no trained experts here"):
         TrajectoryStore(tmp_path)
-    (tmp_path / "experts.json").write_text("[]")
-    with pytest.raises(ValueError, match="not a ddfast trajectory store"):
-        TrajectoryStore(tmp_path)
+    for text in ("[]", '{"format": "ddfast-trajectories-1"}'):
+        (tmp_path / "experts.json").write_text(text)
+        with pytest.raises(ValueError, match="not a ddfast trajectory store"):
+            TrajectoryStore(tmp_path)
     (tmp_path / "experts.json").unlink()
     store = TrajectoryStore.create(tmp_path, {}, epochs=1)
     store.add(0, torch.zeros(2, 1000))

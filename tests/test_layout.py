@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ddfast"
-LEAVES = {"seeds", "files", "devices"}  # small modules that everything may use
+LEAVES = {"seeds", "files", "devices", "arguments"}  # small modules that everything may use
 SURFACE = {"ddfast", "cli", "__main__"}  # may import everything
 
 MAY_IMPORT = {
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "seeds": set(),
     "files": set(),
     "devices": set(),
+    "arguments": set(),
 }
 LAZY = {"torchvision", "kornia", "matplotlib", "sklearn", "PIL", "safetensors", "tqdm", "click"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -122,6 +122,14 @@ def test_bad_input_is_refused_in_one_sentence(problem, change, error, sentence):
         unroll(**(problem | {"syn_steps": 2} | change))
 
 
+@pytest.mark.parametrize(
+    "augment, got", [(lambda x, n: None, "NoneType"), (lambda x, n: torch.cat([x, x]), r"\[12, 3")]
+)
+def test_an_augmentation_has_to_return_as_many_images(problem, augment, got):
+    with pytest.raises(ValueError, match=f"augment: expected 6 images like those it was given, got {got}"):
+        unroll(**problem, syn_steps=2, augment=augment)
+
+
 def test_a_plain_number_is_a_learning_rate(problem):
     assert torch.equal(unroll(**(problem | {"lr": 0.05}), syn_steps=2), unroll(**problem, syn_steps=2))
 

@@ -83,10 +83,11 @@ def test_networks_are_drawn_from_the_generator_and_leave_the_global_state_alone(
         ({"activation": "swish"}, "activation: expected one of relu, leakyrelu, sigmoid"),
         ({"pooling": "max"}, "pooling: expected one of avgpooling, maxpooling, none"),
         ({"depth": 5}, "image_size: expected at least 64 pixels a side for depth 5"),
-        ({"depth": 0}, "image_size: expected .* for depth 0"),
+        ({"depth": 0}, "depth: expected a whole number of at least 1, got 0"),
+        ({"image_size": 32}, r"image_size: expected \(H, W\), got 32"),
         ({"image_size": (2, 32)}, "image_size: expected at least 4 pixels a side"),
         ({"width": 6, "norm": "groupnorm"}, "width: expected a multiple of 4 for groupnorm, got 6"),
-        ({"channels": 0}, "channels: expected at least 1"),
+        ({"channels": 0}, "channels: expected a whole number of at least 1"),
     ],
 )
 def test_impossible_options_are_refused_in_one_sentence(options, sentence):

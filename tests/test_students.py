@@ -132,5 +132,7 @@ def test_autocast_is_replayed_as_it_was():
 def test_networks_that_give_no_logits_are_refused():
     student = ModuleStudent(nn.Conv2d(3, 4, 3).double())
     theta = normal(1, student.num_parameters)
-    with pytest.raises(ValueError, match=r"student: expected logits \[B, K\] from the network, got \[2, 4, 6, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"student: expected logits \[B, K\] with B = 2 from the network, got \[2, 4, 6, 6\]"
+    ):
         student.grad(theta, normal(2, 3, 8, 8), torch.tensor([0, 1]), step=Step())

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ddfast.arguments import expect_whole
+
 DIGITS_SIDE = 16
 DIGITS_TEST_SHARE = 0.2
 
@@ -73,6 +75,13 @@ class Dataset:
             if not images.isfinite().all():
                 raise ValueError(f"{self.name}: the {part} images hold values that are not finite")
 
+        if self.num_classes < 2:
+            raise ValueError(f"{self.name}: expected at least two classes, got {self.num_classes}")
+        counts = self.train_labels.bincount(minlength=self.num_classes).tolist()
+        empty = [name for name, count in zip(self.class_names, counts, strict=True) if count == 0]
+        if empty:
+            raise ValueError(f"{self.name}: no training images of class {', '.join(empty)}")
+
     @property
     def num_classes(self) -> int:
         """K."""
@@ -104,8 +113,7 @@ class Dataset:
 
     def random_real(self, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """ipc random training images of every class, class by class: [K ipc, C, H, W] and int64 [K ipc]."""
-        if ipc < 1:
-            raise ValueError(f"ipc: expected at least 1, got {ipc}")
+        expect_whole(ipc=ipc)
         chosen = []
         for k in range(self.num_classes):
             of_class = (self.train_labels == k).nonzero()[:, 0]
@@ -155,18 +163,26 @@ def _digits() -> Dataset:
 
 def _from_pair(train, test) -> Dataset:
     def stack(part, what: str) -> tuple[Tensor, Tensor]:
-        pairs = [(image, int(label)) for image, label in (part[i] for i in range(len(part)))]
+        pairs = [part[i] for i in range(len(part))]
         if not pairs:
             raise ValueError(f"dataset: the {what} set is empty")
         shapes = {tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__ for image, _ in pairs}
-        if len(shapes) > 1 or not isinstance(pairs[0][0], Tensor):
+        if len(shapes) > 1 or not isinstance(pairs[0][0], Tensor) or pairs[0][0].dim() != 3:
             raise ValueError(
                 f"dataset: expected {what} images as tensors [C, H, W] of one size, got {sorted(map(str, shapes))}"
             )
         images = torch.stack([image for image, _ in pairs])
         if not images.is_floating_point():
             raise ValueError(f"dataset: expected {what} images in [0, 1] as floats, got {images.dtype}")
-        return images.float(), torch.tensor([label for _, label in pairs])
+        if images.min() < 0 or images.max() > 1:
+            span = f"{images.min():g} to {images.max():g}"
+            raise ValueError(f"dataset: expected {what} images in [0, 1], got values from {span}")
+        labels = torch.tensor([float(label) for _, label in pairs])
+        if not labels.equal(labels.round()):
+            raise ValueError(
+                f"dataset: expected whole numbers as {what} labels, got {labels[labels != labels.round()][0]:g}"
+            )
+        return images.float(), labels.long()
 
     train, test = stack(train, "training"), stack(test, "test")
     num_classes = int(train[1].max()) + 1

@@ -10,6 +10,7 @@ from torch.nn.utils import vector_to_parameters
 
 from ddfast import networks as all_networks
 from ddfast import seeds
+from ddfast.arguments import expect_whole
 from ddfast.data import SyntheticSet, load_dataset
 from ddfast.devices import resolve_device
 
@@ -63,9 +64,7 @@ def evaluate(
     Errors: ValueError for unknown networks, classes or image sizes that differ, or another preprocessing than the
     data set's, with which the accuracy would mean nothing.
     """
-    for name, value in (("num_eval", num_eval), ("epochs", epochs)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    expect_whole(num_eval=num_eval, epochs=epochs)
     device = resolve_device(device)
     unknown = [name for name in networks if name not in all_networks.NETWORKS]
     if isinstance(networks, str) or not networks or unknown:
@@ -99,6 +98,7 @@ def evaluate(
 
 def evaluate_random_real(dataset, ipc: int, *, num_eval: int = 5, seed: int = 0, **options) -> Evaluation:
     """The baseline: as `evaluate`, on `ipc` random real images per class, other ones for each of the networks."""
+    expect_whole(num_eval=num_eval)
     data = load_dataset(dataset)
     evaluations = []
     for repeat in range(num_eval):

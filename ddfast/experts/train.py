@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
 from ddfast import networks, seeds
+from ddfast.arguments import expect_whole
 from ddfast.data import Dataset, load_dataset
 from ddfast.devices import resolve_device
 from ddfast.experts.trajectories import TrajectoryStore
@@ -49,9 +50,7 @@ def train_experts(
 
     Errors: ValueError for settings that make no sense, or a folder that holds experts of other settings.
     """
-    for name, value in (("num_experts", num_experts), ("epochs", epochs), ("batch_train", batch_train)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    expect_whole(num_experts=num_experts, epochs=epochs, batch_train=batch_train)
     if not 0 < lr_teacher < float("inf"):
         raise ValueError(f"lr_teacher: expected a positive number, got {lr_teacher}")
     device = resolve_device(device)

@@ -23,7 +23,8 @@ class TrajectoryStore:
         if not about.is_file():
             raise FileNotFoundError(f"{self.path}: no trained experts here (experts.json is missing)")
         self.about: dict[str, Any] = read_json(about)
-        if not isinstance(self.about, dict) or self.about.get("format") != FORMAT:
+        whole = isinstance(self.about, dict) and isinstance(self.about.get("settings"), dict)
+        if not whole or self.about.get("format") != FORMAT or not isinstance(self.about.get("epochs"), int):
             raise ValueError(f"{about}: not a ddfast trajectory store")
 
     @classmethod

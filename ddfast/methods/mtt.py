@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddfast.arguments import expect_whole
 from ddfast.data import SyntheticSet
 from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.matching import match_trajectory
@@ -34,11 +35,12 @@ class MTTSettings:
     batch_syn: int | None = None
 
     def __post_init__(self):
-        for name in ("syn_steps", "expert_epochs", "max_start_epoch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.batch_syn is not None and self.batch_syn < 1:
-            raise ValueError(f"batch_syn: expected at least 1, got {self.batch_syn}")
+        expect_whole(
+            syn_steps=self.syn_steps,
+            expert_epochs=self.expert_epochs,
+            max_start_epoch=self.max_start_epoch,
+            batch_syn=1 if self.batch_syn is None else self.batch_syn,
+        )
         for name in ("lr_img", "lr_lr"):
             if not 0 <= getattr(self, name) <= LARGEST_LR:
                 raise ValueError(f"{name}: expected 0 to {LARGEST_LR:g}, got {getattr(self, name)}")
@@ -83,7 +85,7 @@ class MTT:
             torch.optim.SGD([self.lr], lr=settings.lr_lr, momentum=0.5),
         ]
         self.good = self.current()  # the last state whose loss and gradient were finite
-        self.skipped = 0  # updates left out because loss or gradient was not finite
+        self.skipped = 0  # updates left out because loss, gradient or result was not finite
         self.floored = 0  # projections of the learning rate
 
     def current(self) -> SyntheticSet:
@@ -100,7 +102,7 @@ class MTT:
             self.lr.copy_(self.good.lr)
 
     def step(self) -> dict[str, Any]:
-        """One outer iteration; what it did, for the metrics. A non-finite loss or gradient changes nothing."""
+        """One outer iteration; what it did, for the metrics. What comes out not finite, changes nothing."""
         expert = self._draw(self.num_experts)
         start_epoch = self._draw(self.settings.max_start_epoch)
         target_epoch = start_epoch + self.settings.expert_epochs
@@ -109,11 +111,14 @@ class MTT:
         steps = {"syn_steps": self.settings.syn_steps} if batches is None else {"batches": batches}
         loss = match_trajectory(self.student, start, target, self.images, self.labels, self.lr, **steps)
         gradients = torch.autograd.grad(loss, (self.images, self.lr))
-        finite = all(bool(value.isfinite().all()) for value in (loss, *gradients))
-        if finite:
+        updated = all(bool(value.isfinite().all()) for value in (loss, *gradients))
+        if updated:
             self.good = self.current()
             self._descend(*gradients)
-        else:
+            updated = bool(self.images.isfinite().all() and self.lr.isfinite())
+            if not updated:
+                self.restore()
+        if not updated:
             self.skipped += 1
         return {
             "loss": loss.item(),
@@ -122,7 +127,7 @@ class MTT:
             "start_epoch": start_epoch,
             "skipped": self.skipped,
             "floored": self.floored,
-            "updated": finite,
+            "updated": updated,
         }
 
     def _descend(

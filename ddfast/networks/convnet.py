@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ddfast.arguments import expect_whole
 from ddfast.ops import norm_relu_pool
 
 ACTIVATIONS = {"relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.01), "sigmoid": nn.Sigmoid}
@@ -40,8 +41,8 @@ class ConvNet(nn.Module):
     Args:
         channels: of the images, 1 for grey.
         width: channels of every convolution.
-        depth: number of blocks; None for log2(shorter side) − 2, with a last map of at least 2×2 (3 at 32 px, 4 at 64,
-            5 at 128).
+        depth: number of blocks; None for log2(shorter side) − 2, rounded, with a last map of at least 2×2 (3 at
+            32 px, 4 at 64, 5 at 128).
         image_size: (H, W) of the images.
         norm: instancenorm (GroupNorm(C, C)), batchnorm, layernorm, groupnorm (four groups) or none.
         activation: relu, leakyrelu (0.01) or sigmoid.
@@ -69,14 +70,14 @@ class ConvNet(nn.Module):
         _expect_one_of("norm", norm, NORMALISATIONS)
         _expect_one_of("activation", activation, ACTIVATIONS)
         _expect_one_of("pooling", pooling, POOLINGS)
-        for name, value in (("channels", channels), ("num_classes", num_classes), ("width", width)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        expect_whole(channels=channels, num_classes=num_classes, width=width, depth=1 if depth is None else depth)
+        if not isinstance(image_size, tuple | list) or len(image_size) != 2:
+            raise ValueError(f"image_size: expected (H, W), got {image_size!r}")
         H, W = (side + 2 * (first_padding - 1) for side in image_size)
         if depth is None:
             depth = max(1, round(math.log2(max(1, min(H, W)))) - 2)
         smallest = 2 ** (depth + 1) if pooling != "none" else 1
-        if depth < 1 or min(H, W) < smallest:
+        if min(H, W) < smallest:
             raise ValueError(
                 f"image_size: expected at least {smallest} pixels a side for depth {depth} and {pooling}, "
                 f"got {tuple(image_size)} with first_padding {first_padding}"

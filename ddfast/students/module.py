@@ -111,7 +111,9 @@ class ModuleStudent(Student):
             name: piece.view(shape) for name, piece, shape in zip(self._names, pieces, self._shapes, strict=True)
         }
         with self._replayable(step, s, images.device) as buffers:
-            logits = functional_call(self.module, {**parameters, **buffers}, (images,))  # [B, K]
+            logits = functional_call(
+                self.module, {**parameters, **buffers}, (images.clone(),)
+            )  # [B, K]; a layer may work in place
             _check_labels(labels, logits)
             return cross_entropy(logits, labels)
 
@@ -173,8 +175,9 @@ def _check_labels(
     labels: Tensor,  # int64 [B], or target weights [B, K]
     logits: Tensor,  # [B, K]
 ) -> None:
-    if logits.dim() != 2:
-        raise ValueError(f"student: expected logits [B, K] from the network, got {list(logits.shape)}")
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(labels):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"student: expected logits [B, K] with B = {len(labels)} from the network, got {got}")
     K = logits.shape[1]
     if labels.is_floating_point():
         if labels.shape[1] != K:

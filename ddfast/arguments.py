@@ -1,0 +1,8 @@
+"""Checks of plain arguments, as they come from a caller or a command line."""
+
+
+def expect_whole(**values: object) -> None:
+    """Raise ValueError unless all are whole numbers of at least 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
