@@ -86,7 +86,7 @@ def test_an_extension_for_another_torch_is_refused_with_the_way_to_rebuild(tmp_p
             importlib.machinery.ModuleSpec(name, None, origin=str(other)) if name == "ddfast._C" else find(name, *a))
         import ddfast
     """
-    done = run_python(code)
+    done = run_python(code, DDFAST_EXTENSION="1")
     assert done.returncode != 0
     assert "ImportError: ddfast._C was built for torch 2.3.1+cu121, but torch" in done.stderr
     assert "pip install --no-build-isolation" in done.stderr
@@ -106,7 +106,7 @@ def test_a_broken_extension_raises_instead_of_being_ignored(tmp_path):
             lambda name, path=None, target=None: spec if name == "ddfast._C" else None)}}))
         import ddfast
     """
-    done = run_python(code)
+    done = run_python(code, DDFAST_EXTENSION="1")
     assert done.returncode != 0
     assert "ImportError" in done.stderr and "_C.so" in done.stderr
 
