@@ -13,9 +13,8 @@ EXPECTED = (ValueError, TypeError, OSError, NotImplementedError)  # what the lib
 
 def main() -> None:
     """Run `ddfast`; an error is one sentence on stderr and exit status 1, a traceback only with --traceback."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a run that is told to end saves what it has, as on Ctrl-C
+    # A run that is told to end saves what it has, as on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         cli(prog_name="ddfast")
     except Exception as error:

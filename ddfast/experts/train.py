@@ -55,9 +55,8 @@ def train_experts(
         raise ValueError(f"lr_teacher: expected a positive number, got {lr_teacher}")
     device = resolve_device(device)
     data = load_dataset(dataset)
-    net = networks.create(
-        network, generator=seeds.generator(seed), **data.network_arguments
-    )  # before anything is written
+    # An unknown or impossible network is refused here, before anything is written.
+    net = networks.create(network, generator=seeds.generator(seed), **data.network_arguments)
     settings = {
         "dataset": data.name,
         "fingerprint": data.fingerprint,

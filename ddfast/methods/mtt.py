@@ -84,7 +84,7 @@ class MTT:
             torch.optim.SGD([self.images], lr=settings.lr_img, momentum=0.5),
             torch.optim.SGD([self.lr], lr=settings.lr_lr, momentum=0.5),
         ]
-        self.good = self.current()  # the last state whose loss and gradient were finite
+        self._keep()
         self.skipped = 0  # updates left out because loss, gradient or result was not finite
         self.floored = 0  # projections of the learning rate
 
@@ -95,11 +95,15 @@ class MTT:
             self.images, self.labels, self.lr, synthetic.class_names, synthetic.preprocessing
         ).detached()
 
+    def _keep(self) -> None:
+        """Remember this state, whose loss and gradient were finite, where it is: no copy from device to host."""
+        self.good = self.images.detach().clone(), self.lr.detach().clone()  # [I, C, H, W], []
+
     def restore(self) -> None:
         """Go back to the last state whose loss and gradient were finite."""
         with torch.no_grad():
-            self.images.copy_(self.good.images)
-            self.lr.copy_(self.good.lr)
+            self.images.copy_(self.good[0])
+            self.lr.copy_(self.good[1])
 
     def step(self) -> dict[str, Any]:
         """One outer iteration; what it did, for the metrics. What comes out not finite, changes nothing."""
@@ -113,7 +117,7 @@ class MTT:
         gradients = torch.autograd.grad(loss, (self.images, self.lr))
         updated = all(bool(value.isfinite().all()) for value in (loss, *gradients))
         if updated:
-            self.good = self.current()
+            self._keep()
             self._descend(*gradients)
             updated = bool(self.images.isfinite().all() and self.lr.isfinite())
             if not updated:

@@ -111,9 +111,8 @@ class ModuleStudent(Student):
             name: piece.view(shape) for name, piece, shape in zip(self._names, pieces, self._shapes, strict=True)
         }
         with self._replayable(step, s, images.device) as buffers:
-            logits = functional_call(
-                self.module, {**parameters, **buffers}, (images.clone(),)
-            )  # [B, K]; a layer may work in place
+            given = images.clone()  # a layer may work in place
+            logits = functional_call(self.module, {**parameters, **buffers}, (given,))  # [B, K]
             _check_labels(labels, logits)
             return cross_entropy(logits, labels)
 
