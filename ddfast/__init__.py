@@ -1,7 +1,7 @@
 """ddfast: dataset distillation by trajectory matching, with exact meta-gradients in constant memory."""
 
-from ddfast import adjoints, networks, ops, students
-from ddfast.data import SyntheticSet
+from ddfast import adjoints, data, networks, ops, students
+from ddfast.data import SyntheticSet, load_dataset
 from ddfast.distill import Distillation, DistillResult, distill
 from ddfast.evaluate import Evaluation, evaluate
 from ddfast.experts import TrajectoryStore, train_experts
@@ -16,8 +16,10 @@ __all__ = [
     "TrajectoryStore",
     "adjoints",
     "build_info",
+    "data",
     "distill",
     "evaluate",
+    "load_dataset",
     "match_trajectory",
     "networks",
     "ops",

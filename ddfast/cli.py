@@ -4,10 +4,12 @@ import json
 import logging
 import signal
 import sys
+import time
 from pathlib import Path
 
 import click
 
+SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 EXPECTED = (ValueError, TypeError, OSError, NotImplementedError)  # what the library raises at its doors
 
 
@@ -56,115 +58,192 @@ def _options(*options):
     return decorate
 
 
+class _ImageSize(click.ParamType):
+    """A side, or HxW, in pixels."""
+
+    name = "N or HxW"
+
+    def convert(self, value, param, ctx):
+        """As load_dataset takes it."""
+        sides = str(value).lower().split("x")
+        if not all(side.isdigit() and int(side) > 0 for side in sides) or len(sides) > 2:
+            self.fail(f"expected a side or HxW in pixels, got {value!r}", param, ctx)
+        return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+class _TrainEpochs(click.ParamType):
+    """A number of epochs, or needed."""
+
+    name = "N or needed"
+
+    def convert(self, value, param, ctx):
+        """As distill takes it."""
+        if value == "needed" or isinstance(value, int):
+            return value
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"expected a whole number of at least 1, or needed, got {value!r}", param, ctx)
+        return int(value)
+
+
+class _Names(click.ParamType):
+    """Names separated by commas."""
+
+    name = "NAMES"
+
+    def convert(self, value, param, ctx):
+        """As a tuple."""
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
+
 AT_LEAST_1 = click.IntRange(min=1)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
+PATH = click.Path(path_type=Path)
 
-data_options = _options(
-    click.option("--dataset", default="digits", help="Name of the data set."),
-    click.option("--network", default="convnet", help="Name of the network."),
-    click.option("--seed", default=0, help="Same seed, same result."),
+where_options = _options(
+    click.option("--data-root", type=PATH, help="Where named data sets are.  [default: DDFAST_DATA, or the cache]"),
+    click.option("--download", is_flag=True, help="Fetch a named data set that is not there."),
     click.option("--device", default=None, help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]"),
 )
+data_options = _options(
+    click.option("--dataset", help="Name of a data set, or a folder with train/ and val/ or test/.  [default: digits]"),
+    where_options,
+    click.option("--image-size", type=_ImageSize(), help="Resize to this.  [default: their own, or what fits them]"),
+    click.option("--resize", type=click.Choice(["stretch", "crop"]), help="How.  [default: stretch]"),
+    click.option("--zca/--no-zca", default=None, help="Whiten the images.  [default: the preset's]"),
+    click.option("--network", help="With options: convnet:depth=4:width=64.  [default: the preset's]"),
+    click.option("--seed", type=int, help="Same seed, same result.  [default: 0]"),
+    click.option("--preset", help="Settings to start from; see `ddfast presets`.  [default: the nearest]"),
+    click.option("--ipc", type=AT_LEAST_1, help="Images per class.  [default: 1]"),
+)
+training_options = _options(
+    click.option("--num-experts", type=AT_LEAST_1, help="Experts to train.  [default: the preset's, as all below]"),
+    click.option("--batch-train", type=AT_LEAST_1, help="Real images per minibatch of an expert."),
+    click.option("--mom", type=NOT_NEGATIVE, help="Momentum of the experts."),
+    click.option("--l2", type=NOT_NEGATIVE, help="Weight decay of the experts."),
+    click.option("--dsa-strategy", help="Transforms joined by underscores, or none."),
+)
 evaluation_options = _options(
-    click.option("--num-eval", default=5, type=AT_LEAST_1, help="Networks trained from scratch for the evaluation."),
-    click.option("--eval-epochs", default=1000, type=AT_LEAST_1, help="Epochs of each of them."),
+    click.option("--num-eval", type=AT_LEAST_1, help="Networks trained from scratch for an evaluation.  [default: 5]"),
+    click.option("--eval-epochs", type=AT_LEAST_1, help="Epochs of each.  [default: 1000]"),
+    click.option("--protocol", type=click.Choice(["ddfast", "mtt"]), help="mtt: as its code.  [default: ddfast]"),
 )
 
 
 @cli.command()
 @data_options
-@click.option("--method", default="mtt", help="How to distil.")
-@click.option("--ipc", default=1, type=AT_LEAST_1, help="Images per class.")
-@click.option("--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/<next number>]")
-@click.option(
-    "--experts", type=click.Path(path_type=Path), help="Folder of trained experts.  [default: trained, cached]"
-)
-@click.option("--preset", help="Settings to start from; see `ddfast presets`.  [default: the nearest]")
-@click.option("--iterations", type=AT_LEAST_1, help="Outer steps.  [default: the preset's, as all below]")
-@click.option("--num-experts", type=AT_LEAST_1, help="Experts to train.")
-@click.option("--train-epochs", type=AT_LEAST_1, help="Epochs of each expert; at least those that a run can use.")
-@click.option("--batch-train", type=AT_LEAST_1, help="Real images per minibatch of an expert.")
+@click.option("--method", help="How to distil.  [default: mtt]")
+@click.option("--output", type=PATH, help="Run folder.  [default: runs/<next number>]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --output, or begin it.")
+@click.option("--experts", type=PATH, help="Folder of trained experts.  [default: trained, cached]")
+@training_options
+@click.option("--train-epochs", type=_TrainEpochs(), help="Epochs of each expert; needed: no more than a run can use.")
+@click.option("--train-lr", type=POSITIVE, help="Learning rate of the experts.")
+@click.option("--iterations", type=AT_LEAST_1, help="Outer steps.")
+@click.option("--init", type=click.Choice(["real", "noise"]), help="What the images start from.")
 @click.option("--syn-steps", type=AT_LEAST_1, help="Inner steps.")
 @click.option("--expert-epochs", type=AT_LEAST_1, help="Epochs between start and target.")
 @click.option("--max-start-epoch", type=AT_LEAST_1, help="Starts are drawn from below this epoch.")
 @click.option("--batch-syn", type=AT_LEAST_1, help="Synthetic images per inner step.")
 @click.option("--lr-img", type=NOT_NEGATIVE, help="Learning rate of the images.")
 @click.option("--lr-lr", type=NOT_NEGATIVE, help="Learning rate of the student's learning rate.")
-@click.option("--lr-teacher", type=POSITIVE, help="Learning rate of the experts, and the student's first.")
+@click.option("--lr-teacher", type=POSITIVE, help="The student's first learning rate.")
+@click.option("--networks", type=_Names(), help="To evaluate on, separated by commas.  [default: --network]")
 @evaluation_options
+@click.option("--full-epochs", type=AT_LEAST_1, help="Full data: train anew.  [default: the experts' last snapshot]")
+@click.option("--eval-every", type=AT_LEAST_1, help="Evaluate after so many iterations too.  [default: at the end]")
+@click.option("--checkpoint-every", type=AT_LEAST_1, help="Iterations between checkpoints.  [default: 100]")
 def distill(**options) -> None:
     """Distil a data set: experts, images, evaluation, run folder. With no options: the embedded digits."""
-    from tqdm import tqdm
-
     import ddfast
 
-    def progress(distillation):
-        bar = tqdm(distillation, total=distillation.iterations, unit="it", disable=None, file=sys.stderr)
-        for record in bar:
-            state = {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.4f}", "skipped": record["skipped"]}
-            bar.set_postfix(state)
-            if bar.disable and record["iteration"] % 25 == 0:  # no terminal: a line now and then
-                words = ", ".join(f"{name} {value}" for name, value in state.items())
-                click.echo(f"iteration {record['iteration']} of {distillation.iterations}: {words}", err=True)
-            yield record
-
-    result = ddfast.distill(options.pop("dataset"), progress=progress, **options)
-    _print_table(result.accuracy, options["ipc"])
+    result = ddfast.distill(progress=_progress, **options)
+    _print_table(result)
     click.echo(f"images: {result.path / 'images.png'}")
     click.echo(f"run:    {result.path}")
 
 
-def _print_table(accuracy: dict[str, dict], ipc: int) -> None:
+def _progress(distillation):
+    """The records of a distillation, with a bar on a terminal, or a line now and then."""
+    from tqdm import tqdm
+
+    first, last = distillation.iteration, distillation.iterations
+    bar = tqdm(distillation, initial=first, total=last, unit="it", disable=None, file=sys.stderr, dynamic_ncols=True)
+    began = said = time.monotonic()
+    for record in bar:
+        state = {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.4g}"}
+        state |= {"s/it": f"{record['seconds']:.2f}", "memory": f"{record['peak_bytes'] / 2**20:.0f}M"}
+        state |= {"skipped": record["skipped"]} if record["skipped"] else {}
+        bar.set_postfix(state)
+        now, done = time.monotonic(), record["iteration"]
+        if bar.disable and (now - said > SECONDS_BETWEEN_LINES or done in (first + 1, last)):
+            left = (now - began) / (done - first) * (last - done)
+            words = ", ".join(f"{name} {value}" for name, value in state.items())
+            click.echo(f"iteration {done} of {last}: {words}, {left:.0f} s left", err=True)
+            said = now
+        yield record
+
+
+def _print_table(result) -> None:
+    accuracy, full = result.accuracy, result.accuracy["full_data"]
+    ipc = len(result.synthetic) // len(result.synthetic.class_names)
     rows = {
         "random_real": f"random real images, {ipc} per class",
         "distilled": f"distilled images, {ipc} per class",
-        "full_data": f"full data, {accuracy['full_data']['epochs']} epochs (the experts)",
+        "full_data": f"full data, {full['epochs']} epochs ({full['source']})",
     }
+    several = len(accuracy["distilled"]["networks"]) > 1
     click.echo(f"\n{'test accuracy of a network trained on':<44}{'mean':>8}{'std':>7}{'n':>4}")
     for key, label in rows.items():
-        row = accuracy[key]
-        click.echo(f"{label:<44}{row['mean']:>7.1f}%{row['std']:>7.1f}{row['n']:>4}")
+        for network, row in accuracy[key]["networks"].items():
+            name = f"{label}: {network}" if several else label
+            click.echo(f"{name:<44}{row['mean']:>7.1f}%{row['std']:>7.1f}{len(row['accuracies']):>4}")
     click.echo("")
 
 
 @cli.command()
 @data_options
-@click.option("--num-experts", default=10, type=AT_LEAST_1, help="How many.")
-@click.option("--epochs", default=50, type=AT_LEAST_1, help="Epochs of each; one snapshot after every one.")
-@click.option("--lr-teacher", default=0.01, type=POSITIVE, help="Learning rate.")
-@click.option("--batch-train", default=256, type=AT_LEAST_1, help="Images per minibatch.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder.  [default: one in the user's cache]")
-def experts(**options) -> None:
+@training_options
+@click.option("--epochs", type=AT_LEAST_1, help="Epochs of each; one snapshot after every one.")
+@click.option("--lr-teacher", type=POSITIVE, help="Learning rate.")
+@click.option("--output", type=PATH, help="Folder.  [default: one in the user's cache]")
+def experts(dataset, ipc, preset, **options) -> None:
     """Train experts and keep a snapshot of their parameters after every epoch."""
     import ddfast
+    from ddfast.configuration import expert_options
 
-    store = ddfast.train_experts(options.pop("dataset"), **options)
+    store = ddfast.train_experts(**expert_options(dataset, ipc, preset, options))
     click.echo(f"{store.num_experts} experts of {store.epochs} epochs in {store.path}")
 
 
 @cli.command()
-@click.argument("synthetic", type=click.Path(path_type=Path))
-@click.option("--dataset", help="Name of the data set to test on.  [default: the run's, else digits]")
-@click.option("--networks", default="convnet", help="Names of networks, separated by commas.")
+@click.argument("synthetic", type=PATH)
+@click.option("--dataset", help="Name or folder of the data set to test on.  [default: the run's]")
+@where_options
+@click.option("--networks", type=_Names(), help="Separated by commas.  [default: the run's, or convnet]")
 @click.option("--lr", type=POSITIVE, help="Learning rate.  [default: the one in the set]")
+@click.option("--dsa-strategy", help="Transforms joined by underscores, or none.  [default: the set's]")
 @click.option("--seed", default=0, help="Same seed, same result.")
-@click.option("--device", default=None, help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]")
 @evaluation_options
-def evaluate(synthetic: Path, dataset: str | None, networks: str, eval_epochs: int, **options) -> None:
+def evaluate(synthetic: Path, dataset, networks, data_root, num_eval, eval_epochs, protocol, **options) -> None:
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them."""
     import ddfast
     from ddfast.runs import RunFolder
 
+    config = {}
     if synthetic.is_dir():
-        dataset = dataset or RunFolder(synthetic).read_config()["dataset"]
+        config = RunFolder(synthetic).read_config()
         synthetic = synthetic / "synthetic"
-    names = tuple(name.strip() for name in networks.split(","))
-    result = ddfast.evaluate(
-        ddfast.SyntheticSet.load(synthetic), dataset or "digits", networks=names, epochs=eval_epochs, **options
-    )
-    for name in names:
-        row = ddfast.Evaluation({name: result.accuracies[name]})
+    loaded = ddfast.SyntheticSet.load(synthetic)
+    dataset = dataset or config.get("dataset")
+    if dataset is None or dataset == "custom":
+        raise ValueError(f"--dataset: say what to test {synthetic} on")
+    networks = networks or tuple(config.get("networks", ("convnet",)))
+    options |= {"num_eval": num_eval or 5, "epochs": eval_epochs, "protocol": protocol or "ddfast"}
+    options |= {"networks": networks, "root": data_root or config.get("data_root")}
+    result = ddfast.evaluate(loaded, dataset, **options)
+    for name in networks:
+        row = result.of(name)
         click.echo(f"{name}: {row.mean:.1f}% ± {row.std:.1f} over {row.n}")
 
 
@@ -209,5 +288,5 @@ def presets(name: str | None) -> None:
         raise ValueError(
             f"preset: expected <method>/<dataset>/ipc<n> with a method of {', '.join(METHODS)}, got {name!r}"
         )
-    for key, value in choose_preset(method, "", 1, name)[1].items():
+    for key, value in choose_preset(method, "", 1, name).settings.items():
         click.echo(f"{key} = {value}")

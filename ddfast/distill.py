@@ -3,28 +3,25 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ddfast import networks, seeds
-from ddfast.arguments import expect_whole
-from ddfast.data import Dataset, SyntheticSet, load_dataset
-from ddfast.devices import peak_bytes, resolve_device
-from ddfast.evaluate import evaluate, evaluate_random_real, evaluate_snapshots
+from ddfast import seeds
+from ddfast.configuration import Job, resolve, resolve_resumed
+from ddfast.data import SyntheticSet
+from ddfast.devices import peak_bytes
+from ddfast.evaluate import evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
 from ddfast.experts import TrajectoryStore, train_experts
-from ddfast.installation import build_info
 from ddfast.methods import METHODS
-from ddfast.presets import choose_preset
-from ddfast.report import save_images
+from ddfast.report import save_curves, save_images
 from ddfast.runs import RunFolder
 
 log = logging.getLogger("ddfast")
 
 MOST_SKIPS = 20  # updates in a row without a finite gradient that end a run
-RUN_SETTINGS = ("iterations", "num_experts", "train_epochs", "batch_train")
 
 
 class DistillationDivergedError(ValueError):
@@ -38,42 +35,38 @@ class DistillResult:
     synthetic: SyntheticSet
     history: list[dict[str, Any]]  # one record per iteration
     path: Path  # the run folder
-    accuracy: dict[str, dict[str, Any]]  # distilled, random_real, full_data: mean, std, n
+    accuracy: dict[str, dict[str, Any]]  # distilled, random_real, full_data: mean, std, n, and by network
 
 
 class Distillation:
     """The outer loop of a run: iterate over it for one record per iteration; `synthetic` is the set as it is.
 
-    Made from settings that are resolved already; `distill` resolves them, drains this, evaluates and writes the folder.
-    Errors: ValueError for experts that are too few, too short, or of another data set or network.
+    Made from a Job that is resolved already; `distill` resolves it, drains this, evaluates and writes the folder.
+    `state_dict` and `load_state_dict` carry a run on bit for bit. An iteration that is interrupted did not happen:
+    `rollback` goes back to the end of the one before.
     """
 
-    def __init__(
-        self,
-        data: Dataset,
-        *,
-        method: str,
-        settings: Any,
-        ipc: int,
-        experts: TrajectoryStore,
-        iterations: int,
-        num_experts: int | None = None,
-        network: str = "convnet",
-        seed: int = 0,
-        device: str | torch.device | None = None,
-    ):
-        _check_experts(experts, data, network, settings.epochs_needed)
-        images, labels = data.random_real(ipc, seeds.generator(seed, "init"))
+    def __init__(self, job: Job, experts: TrajectoryStore):
+        job.check_experts(experts)
+        config, data, settings = job.config, job.data, job.settings
+        generator = seeds.generator(config["seed"], "init")
+        images, labels = data.random_real(config["ipc"], generator)
+        if settings.init == "noise":
+            images = torch.randn(images.shape, generator=generator)
         lr = torch.tensor(settings.lr_teacher)
-        initial = SyntheticSet(images, labels, lr, data.class_names, data.preprocessing)
-        student = networks.create(network, generator=seeds.generator(seed, "student"), **data.network_arguments)
-        self.iterations = iterations
-        self.iteration = 0
-        self.device = resolve_device(device)
-        generator = seeds.generator(seed, "distill")
-        self.method = METHODS[method](
-            settings, initial, experts, student, generator, num_experts=num_experts, device=self.device
+        initial = SyntheticSet(images, labels, lr, data.class_names, data.preprocessing, settings.dsa_strategy)
+        self.iterations, self.iteration, self.device = config["iterations"], 0, job.device
+        self._skips = 0  # updates skipped in a row
+        self.method = METHODS[config["method"]](
+            settings,
+            initial,
+            experts,
+            job.network("student"),
+            seeds.generator(config["seed"], "distill"),
+            num_experts=config["num_experts"],
+            device=job.device,
         )
+        self._whole = self._state()
 
     @property
     def synthetic(self) -> SyntheticSet:
@@ -82,174 +75,252 @@ class Distillation:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Run to the end; DistillationDivergedError after too many updates in a row that had to be skipped."""
-        skips = 0
         while self.iteration < self.iterations:
             began = time.perf_counter()
             record = self.method.step()
             self.iteration += 1
-            skips = 0 if record["updated"] else skips + 1
+            self._skips = 0 if record["updated"] else self._skips + 1
+            diverged = self._skips >= MOST_SKIPS
+            if diverged or (self._skips and self.iteration == self.iterations):
+                log.warning("the last %d updates had no finite gradient: back to the images before them", self._skips)
+                self.method.restore()
+            self._whole = self._state()
             cost = {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes(self.device)}
             yield {"iteration": self.iteration, **record, **cost}
-            if skips >= MOST_SKIPS:
-                self.method.restore()
+            if diverged:
                 raise DistillationDivergedError(
-                    f"distillation: {skips} updates in a row had no finite gradient; "
+                    f"distillation: {self._skips} updates in a row had no finite gradient; "
                     f"try a smaller lr_img or lr_lr, or fewer syn_steps"
                 )
-        if skips:
-            self.method.restore()
-            log.warning("the last %d updates had no finite gradient: back to the images before them", skips)
+
+    def _state(self) -> dict[str, Any]:
+        return {"iteration": self.iteration, "skips": self._skips, "method": self.method.state_dict()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on from the end of the last whole iteration."""
+        return self._whole
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there, bit for bit on the same device with the same number of threads."""
+        self.iteration, self._skips = state["iteration"], state["skips"]
+        self.method.load_state_dict(state["method"])
+        self._whole = self._state()
+
+    def rollback(self) -> None:
+        """Undo what an interrupted iteration did."""
+        self.load_state_dict(self._whole)
 
 
 def distill(
-    dataset: Any = "digits",
+    dataset: Any = None,
     *,
-    method: str = "mtt",
-    ipc: int = 1,
+    method: str | None = None,
+    ipc: int | None = None,
     experts: TrajectoryStore | str | Path | None = None,
     iterations: int | None = None,
-    num_experts: int | None = None,
     output: str | Path | None = None,
     preset: str | None = None,
-    network: str = "convnet",
-    num_eval: int = 5,
-    eval_epochs: int = 1000,
-    seed: int = 0,
+    network: str | None = None,
+    seed: int | None = None,
     device: str | torch.device | None = None,
+    resume: bool = False,
+    download: bool = False,
     progress: Callable[[Distillation], Iterable[dict[str, Any]]] = iter,
     **options: Any,
 ) -> DistillResult:
     """Distil a data set to `ipc` images per class, evaluate them, and write a run folder.
 
     Args:
-        dataset: a name, a pair of torch data sets, or a Dataset.
-        method: a name of ddfast.methods.METHODS.
+        dataset: a name, a folder of images, a pair of torch data sets or tensors, or a Dataset; None for digits.
+        method: a name of ddfast.methods.METHODS; None for mtt.
+        ipc: images per class; None for 1.
         experts: a TrajectoryStore or its folder; None trains what is needed, once, in the user's cache.
-        iterations, num_experts: None for the preset's, or for all experts of a given store.
+        iterations: outer steps; None for the preset's.
         output: the run folder; None for the next free number under runs/. A folder that holds a run is an error.
-        preset: the name of the settings to start from; None for the nearest to (method, dataset, ipc).
-        network: a name of ddfast.networks.NETWORKS, to distil with and to evaluate.
-        num_eval, eval_epochs: the evaluation's networks, and epochs of each.
-        seed: all random draws of the run come from it.
+        preset: the name of the settings to start from; None for that of (method, dataset, ipc) or the nearest.
+        network: a name as ddfast.networks.create takes it, to distil with; None for the experts', or the preset's.
+        seed: all random draws of the run come from it; None for 0.
         device: None for a GPU where there is one.
+        resume: go on with the run in `output`, bit for bit as if it had never stopped, with its own settings (they need
+            not be given again); where there is none yet, begin it.
+        download: fetch a named data set that is not there.
         progress: wraps the Distillation that is iterated over, for a progress bar.
-        options: settings of the method (MTTSettings) that replace the preset's; for the experts train_epochs (at least
-            what the run needs are trained) and batch_train.
+        options: of load_dataset (data_root, image_size, resize, zca); settings of the method (MTTSettings); of the
+            experts (num_experts, train_epochs: a number, or "needed" for those that the run can use; train_lr,
+            batch_train, mom, l2); of the evaluation (networks, num_eval, eval_epochs, protocol; full_epochs: train on
+            full data anew, for so many epochs); eval_every and checkpoint_every, in iterations.
 
     The same seed on the same kind of device with the same number of threads gives the same bits.
 
     Errors: ValueError or TypeError for what cannot work, before anything is written or trained; FileExistsError for an
     output folder that holds a run; DistillationDivergedError, with the last good images saved.
     """
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    data = load_dataset(dataset)
-    preset, row = choose_preset(method, data.name, ipc, preset)
-    given = {"iterations": iterations, "num_experts": num_experts, **options}
-    chosen = row | {name: value for name, value in given.items() if value is not None}
-    settings, run_settings = _split_settings(METHODS[method].Settings, chosen)
-    evaluation = {"num_eval": num_eval, "eval_epochs": eval_epochs}
-    expect_whole(**run_settings, **evaluation)
-    common = {"network": network, "seed": seed, "device": resolve_device(device)}
-    job = {"method": method, "settings": settings, "ipc": ipc, "iterations": run_settings["iterations"], **common}
-    data.random_real(ipc, seeds.generator(seed))  # refuses an impossible ipc, and the next line an unknown network
-    networks.create(network, generator=seeds.generator(seed), **data.network_arguments)
-    distillation = None
-    if experts is not None:
-        store = experts if isinstance(experts, TrajectoryStore) else TrajectoryStore(experts)
-        run_settings["num_experts"] = store.num_experts if num_experts is None else num_experts
-        distillation = Distillation(data, experts=store, num_experts=run_settings["num_experts"], **job)
-    config = {
-        "dataset": data.name,
-        "fingerprint": data.fingerprint,
-        "method": method,
-        "preset": preset,
-        "ipc": ipc,
-        **common,
-        "device": str(common["device"]),
-        "threads": torch.get_num_threads(),
-        **run_settings,
-        **asdict(settings),
-        **evaluation,
-        "versions": build_info()["versions"],
-    }
-    run = RunFolder.create(output, config)
-    log.info("settings: %s", preset)
-    if distillation is None:
+    given = {"dataset": dataset, "method": method, "ipc": ipc, "experts": experts, "iterations": iterations}
+    given |= {"preset": preset, "network": network, "seed": seed, "device": device, **options}
+    if resume and output is None:
+        raise ValueError("resume: expected the output folder of the run to go on with, got none")
+    if resume and RunFolder(output).has_config:
+        run = RunFolder(output)
+        job = resolve_resumed(run.read_config(), given, run.path, download)
+        run.write_config(job.config)
+    else:
+        job = resolve(given, download)
+        if resume:
+            (Path(output) / "config.json").unlink(missing_ok=True)  # of a run killed while it was written: empty
+        run = RunFolder.create(output, job.config)
+    log.info("settings: %s", job.config["preset"])
+    finished = _finished(run, job) if resume else None
+    if finished is not None:
+        return finished
+    store = job.experts
+    if store is None:
         try:
-            store = train_experts(
-                data,
-                num_experts=run_settings["num_experts"],
-                epochs=max(run_settings["train_epochs"], settings.epochs_needed),
-                batch_train=run_settings["batch_train"],
-                lr_teacher=settings.lr_teacher,
-                **common,
-            )
-        except BaseException:
-            run.discard()
+            store = _train_experts(job)
+        except Exception:
+            if not resume:
+                run.discard()
             raise
-        distillation = Distillation(data, experts=store, num_experts=run_settings["num_experts"], **job)
-    run.write_config({**config, "experts": {"path": str(store.path), "epochs": store.epochs, **store.settings}})
-    began, history = time.perf_counter(), []
-    try:
-        for record in progress(distillation):
-            history.append(record)
-            run.append_metrics(record)
-    finally:
-        run.write_synthetic(distillation.synthetic)
-        save_images(distillation.synthetic, run.images_path)
-    seconds = time.perf_counter() - began
-    accuracy = _evaluate(distillation.synthetic, data, ipc, store, run_settings["num_experts"], evaluation, common)
-    peak = peak_bytes(common["device"])
-    run.write_summary({"accuracy": accuracy, "seconds": seconds, "iterations": len(history), "peak_bytes": peak})
+        except KeyboardInterrupt:
+            log.info("stopped while experts were trained; resume goes on from there: %s", run.path)
+            raise
+    run.write_config(
+        job.config | {"trained_experts": {"path": str(store.path), "epochs": store.epochs, **store.settings}}
+    )
+    distillation = Distillation(job, store)
+    history = _run(run, job, distillation, progress)
+    log.info("evaluating")
+    accuracy = _accuracy(distillation.synthetic, job, store)
+    summary = {
+        "accuracy": accuracy,
+        "seconds": sum(record["seconds"] for record in history),
+        "iterations": distillation.iteration,
+        "peak_bytes": max((record["peak_bytes"] for record in history), default=0),
+        "evaluation": _evaluation_options(job),
+    }
+    evaluations = run.keep_until("evaluations", distillation.iteration)
+    if evaluations:
+        best = max(evaluations, key=lambda record: record["mean"])
+        summary["best_on_test"] = {"iteration": best["iteration"], "mean": best["mean"], "std": best["std"]}
+    run.write_summary(summary)
     return DistillResult(distillation.synthetic, history, run.path, accuracy)
 
 
-def _split_settings(settings_class: type, chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The method's settings and the run's; ValueError that lists the options, for an unknown one."""
-    known = [field.name for field in fields(settings_class)]
-    unknown = [name for name in chosen if name not in known and name not in RUN_SETTINGS]
-    if unknown:
-        raise ValueError(f"options: expected some of {', '.join([*known, *RUN_SETTINGS])}, got {', '.join(unknown)}")
-    return (
-        settings_class(**{name: value for name, value in chosen.items() if name in known}),
-        {name: chosen[name] for name in RUN_SETTINGS},
+def _train_experts(job: Job) -> TrajectoryStore:
+    config = job.config
+    return train_experts(
+        job.data,
+        network=config["network"],
+        num_experts=config["num_experts"],
+        epochs=job.train_epochs,
+        lr_teacher=config["train_lr"],
+        mom=config["mom"],
+        l2=config["l2"],
+        batch_train=config["batch_train"],
+        dsa_strategy=config["dsa_strategy"],
+        seed=config["seed"],
+        device=job.device,
     )
 
 
-def _check_experts(experts: TrajectoryStore, data: Dataset, network: str, epochs_needed: int) -> None:
-    """Refuse experts of other data, of another network, or of too few epochs."""
-    wanted = {"dataset": data.name, "fingerprint": data.fingerprint, "network": network}
-    for name, value in wanted.items():
-        has = experts.settings.get(name)
-        if has != value:
-            raise ValueError(f"experts: {experts.path} was trained with {name} {has!r}, this run has {value!r}")
-    if experts.epochs < epochs_needed:
-        raise ValueError(
-            f"{experts.path} has {experts.epochs} epochs, max_start_epoch and expert_epochs need {epochs_needed}"
+def _run(
+    run: RunFolder, job: Job, distillation: Distillation, progress: Callable[[Distillation], Iterable[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The outer loop, from the checkpoint where there is one; all its records. What it has is saved however it ends."""
+    state = run.read_state()
+    if state is None:
+        run.write_synthetic(distillation.synthetic, "initial")
+        save_images(distillation.synthetic, run.path / "initial.png")
+    else:
+        distillation.load_state_dict(state)
+        log.info("going on after iteration %d", distillation.iteration)
+    history = run.keep_until("metrics", distillation.iteration)
+    evaluations = run.keep_until("evaluations", distillation.iteration)
+    every, eval_every = job.config["checkpoint_every"], job.config["eval_every"]
+
+    def save() -> None:
+        run.write_state(distillation.state_dict())
+        run.write_synthetic(distillation.synthetic)
+
+    def evaluate_now() -> None:
+        result = evaluate(distillation.synthetic, job.data, **_evaluation_options(job)).summary()
+        run.write_synthetic(distillation.synthetic, f"checkpoints/{distillation.iteration:06d}")
+        run.append("evaluations", {"iteration": distillation.iteration, **result})
+        log.info("iteration %d: %.1f%% ± %.1f", distillation.iteration, result["mean"], result["std"])
+
+    def is_due() -> bool:
+        return (
+            bool(eval_every)
+            and 0 < distillation.iteration < distillation.iterations
+            and (distillation.iteration % eval_every == 0)
         )
-    for expert in range(experts.num_experts):
-        experts.snapshot(expert, experts.epochs)  # refuses a file that is not whole
+
+    try:
+        if is_due() and not any(e["iteration"] == distillation.iteration for e in evaluations):
+            evaluate_now()  # the run was killed before it did
+        for record in progress(distillation):
+            history.append(record)
+            run.append("metrics", record)
+            if record["iteration"] % every == 0 or is_due():
+                save()
+            if is_due():
+                evaluate_now()
+    except KeyboardInterrupt:
+        log.info("stopped after iteration %d; resume goes on from there: %s", distillation.iteration, run.path)
+        raise
+    finally:
+        distillation.rollback()
+        save()
+        save_images(distillation.synthetic, run.path / "images.png")
+        save_curves(history, run.path / "curves.png")
+    return history
 
 
-def _evaluate(
-    synthetic: SyntheticSet,
-    data: Dataset,
-    ipc: int,
-    experts: TrajectoryStore,
-    num_experts: int,
-    evaluation: dict[str, int],
-    common: dict[str, Any],
-) -> dict[str, dict[str, Any]]:
-    """Accuracy of the distilled set, of as many random real images, and of the experts' last snapshots."""
-    num_eval, network = evaluation["num_eval"], common["network"]
-    log.info("evaluating: %d networks on the distilled set, %d on random real images", num_eval, num_eval)
-    options = {"networks": (network,), "num_eval": num_eval, "epochs": evaluation["eval_epochs"]}
-    options |= {"seed": common["seed"], "device": common["device"]}
-    last = [experts.snapshot(expert, experts.epochs) for expert in range(num_experts)]
-    full = evaluate_snapshots(data, network, last, common["device"]).summary()
+def _evaluation_options(job: Job) -> dict[str, Any]:
+    config = job.config
     return {
-        "distilled": evaluate(synthetic, data, **options).summary(),
-        "random_real": evaluate_random_real(data, ipc, **options).summary(),
-        "full_data": {**full, "epochs": experts.epochs},
+        "networks": tuple(config["networks"]),
+        "num_eval": config["num_eval"],
+        "epochs": config.get("eval_epochs"),
+        "protocol": config["protocol"],
+        "seed": config["seed"],
+        "device": str(job.device),
     }
+
+
+def _finished(run: RunFolder, job: Job) -> DistillResult | None:
+    """The result of a run that had ended, with these iterations and evaluated like this; None for others."""
+    summary = run.read_summary()
+    if summary is None or summary.get("iterations") != job.config["iterations"]:
+        return None
+    options = {**_evaluation_options(job), "networks": job.config["networks"]}
+    if {**summary.get("evaluation", {}), "networks": list(summary["evaluation"]["networks"])} != options:
+        return None
+    history = run.keep_until("metrics", job.config["iterations"])
+    return DistillResult(SyntheticSet.load(run.path / "synthetic"), history, run.path, summary["accuracy"])
+
+
+def _accuracy(synthetic: SyntheticSet, job: Job, experts: TrajectoryStore) -> dict[str, dict[str, Any]]:
+    """Accuracy of the distilled set, of as many random real images, and of full data."""
+    config, options = job.config, _evaluation_options(job)
+    distilled = evaluate(synthetic, job.data, **options).summary()
+    random_real = evaluate_random_real(
+        job.data, config["ipc"], dsa_strategy=config["dsa_strategy"], **options
+    ).summary()
+    if config["full_epochs"]:
+        epochs = config["full_epochs"]
+        full = evaluate_full_data(
+            job.data,
+            networks=options["networks"],
+            epochs=epochs,
+            dsa_strategy=config["dsa_strategy"],
+            seed=config["seed"],
+            device=job.device,
+        )
+    else:
+        epochs = experts.epochs
+        some = range(min(config["num_experts"], config["num_eval"]))
+        last = [experts.snapshot(expert, epochs) for expert in some]
+        full = evaluate_snapshots(job.data, config["network"], last, job.device)
+    source = "trained anew" if config["full_epochs"] else "the experts"
+    full_data = {**full.summary(), "epochs": epochs, "source": source}
+    return {"distilled": distilled, "random_real": random_real, "full_data": full_data}

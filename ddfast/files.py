@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: DDFAST_CACHE, else ~/.cache/ddfast."""
+    named = os.environ.get("DDFAST_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "ddfast"
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends without an error it becomes `path`."""

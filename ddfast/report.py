@@ -1,6 +1,8 @@
 """Pictures of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,22 +11,73 @@ from ddfast.data import SyntheticSet
 from ddfast.files import replacing
 
 SMALLEST_SIDE = 64  # pixels at which an image can be looked at; smaller ones are enlarged
+PADDING = 2  # pixels between images
+CAPTION = 14  # pixels of a line of text
+IMAGES_A_ROW = 10
+MOST_ON_A_PICTURE = 2000  # images; of more, the first of each class are shown
 
 
 def save_images(synthetic: SyntheticSet, path: str | Path) -> None:
-    """Write the synthetic images as a PNG, de-normalised, one row per class, small ones enlarged without smoothing."""
-    from PIL import Image
-    from torchvision.utils import make_grid
+    """Write the synthetic images as a PNG, de-whitened and de-normalised, class by class under its name.
 
-    images: Tensor = synthetic.preprocessing.invert(synthetic.images.detach().cpu()).clamp(0, 1)  # [I, C, H, W]
-    if images.shape[1] not in (1, 3):
-        images = images.mean(1, keepdim=True)  # no picture has so many channels: show their mean
-    order = torch.argsort(synthetic.labels.cpu(), stable=True)
-    scale = max(1, -(-SMALLEST_SIDE // min(images.shape[2:])))
-    enlarged = images[order].repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    per_class = max(1, len(images) // len(synthetic.class_names))
-    columns = per_class if per_class > 1 else min(len(images), 10)  # one image per class: ten classes side by side
-    grid = make_grid(enlarged, nrow=columns, padding=2, pad_value=1.0)  # [3, …]
-    picture = Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy())
+    A row of images per class; where a class has few, several classes side by side. Small images are enlarged without
+    smoothing.
+    """
+    from PIL import Image, ImageDraw
+
+    images, classes = synthetic.images.detach().cpu(), synthetic.classes.detach().cpu()
+    present = classes.unique().tolist()
+    most = max(1, MOST_ON_A_PICTURE // len(present))
+    by_class = {k: (classes == k).nonzero()[:most, 0] for k in present}
+    columns = max(len(indices) for indices in by_class.values())
+    across = max(1, IMAGES_A_ROW // columns)  # classes side by side
+    H, W = images.shape[2:]
+    scale = max(1, -(-SMALLEST_SIDE // min(H, W)))
+    width, height = columns * (W * scale + PADDING), H * scale + 2 * PADDING + CAPTION
+    size = (min(across, len(present)) * (width + PADDING) + PADDING, -(-len(present) // across) * height + PADDING)
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    for cell, (k, indices) in enumerate(by_class.items()):
+        left, top = PADDING + cell % across * (width + PADDING), PADDING + cell // across * height
+        draw.text((left, top), _fitting(draw, synthetic.class_names[k], width), fill="black")
+        for column, tile in enumerate(_pictures(synthetic, images[indices])):
+            tile = tile.resize((W * scale, H * scale), Image.Resampling.NEAREST)
+            picture.paste(tile, (left + column * (W * scale + PADDING), top + CAPTION))
     with replacing(Path(path)) as temporary:
         picture.save(temporary, format="PNG")
+
+
+def save_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Write the matching loss and the learning rate over the iterations as a PNG; nothing for an empty history."""
+    if not history:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    iterations = [record["iteration"] for record in history]
+    panels = (("loss", "matching loss"), ("lr", "learning rate α"))
+    for axes, (key, label) in zip(figure.subplots(2, 1, sharex=True), panels, strict=True):
+        values = [float("nan") if record[key] is None else record[key] for record in history]
+        axes.plot(iterations, values, linewidth=0.8)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("iteration")
+    with replacing(Path(path)) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)
+
+
+def _pictures(synthetic: SyntheticSet, images: Tensor) -> list:  # [N, C, H, W] preprocessed -> N PIL images
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    images = synthetic.preprocessing.invert(images).clamp(0, 1)
+    if images.shape[1] not in (1, 3):
+        images = images.mean(1, keepdim=True)  # no picture has so many channels: show their mean
+    return [to_pil_image((image * 255).round().to(torch.uint8)) for image in images]
+
+
+def _fitting(draw, text: str, width: int) -> str:
+    """As much of a text as fits into a width."""
+    while len(text) > 1 and draw.textlength(text) > width:
+        text = text[:-1]
+    return text

@@ -1,4 +1,4 @@
-"""The run folder: what `distill` writes."""
+"""The run folder: what `distill` writes, and what a killed run goes on from."""
 
 import contextlib
 import itertools
@@ -7,15 +7,23 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ddfast.data import SyntheticSet
-from ddfast.files import read_json, write_json
+from ddfast.files import read_json, replacing, write_json
 
 
 class RunFolder:
-    """A folder for one run: config.json, metrics.jsonl, synthetic.safetensors and .json, summary.json, images.png."""
+    """A folder for one run.
 
-    def __init__(self, path: Path):
-        self.path = path
+    config.json: every setting; metrics.jsonl: a line per iteration; evaluations.jsonl and checkpoints/<iteration>: the
+    sets that were evaluated on the way; synthetic and initial: .safetensors and .json; images.png, initial.png and
+    curves.png; checkpoint.pt: what `resume` goes on from; summary.json: the results. All but the .jsonl files are whole
+    or not there.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
 
     @classmethod
     def create(cls, path: str | Path | None, config: dict[str, Any]) -> "RunFolder":
@@ -32,7 +40,7 @@ class RunFolder:
             open(path / "config.json", "x").close()  # of two runs at once, one is first
             run.write_config(config)
             return run
-        raise FileExistsError(f"{path}: holds a run already; choose another output folder")
+        raise FileExistsError(f"{path}: holds a run already; choose another output folder, or resume it")
 
     @staticmethod
     def _next_number(runs: Path) -> Path:
@@ -50,29 +58,71 @@ class RunFolder:
         with contextlib.suppress(OSError):  # the folder holds other things
             self.path.rmdir()
 
-    def read_config(self) -> dict[str, Any]:
-        """What `write_config` wrote."""
-        return read_json(self.path / "config.json")
-
     @property
-    def images_path(self) -> Path:
-        """Where the picture of the distilled images goes."""
-        return self.path / "images.png"
+    def has_config(self) -> bool:
+        """Whether a run was begun here: claimed, and its settings written."""
+        file = self.path / "config.json"
+        return file.is_file() and file.stat().st_size > 0
+
+    def read_config(self) -> dict[str, Any]:
+        """What `write_config` wrote; FileNotFoundError or ValueError where there is no run."""
+        file = self.path / "config.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"{self.path}: no run here (config.json is missing)")
+        config = read_json(file)
+        if not isinstance(config, dict) or "dataset" not in config:
+            raise ValueError(f"{file}: not the settings of a run")
+        return config
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write every setting, resolved."""
         write_json(self.path / "config.json", config)
 
-    def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl; a number that is not finite becomes null, as JSON has it."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+    def append(self, name: str, record: dict[str, Any]) -> None:
+        """Add one line to metrics or evaluations; a number that is not finite becomes null, as JSON has it."""
+        with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
             file.write(json.dumps(finite, allow_nan=False) + "\n")
 
-    def write_synthetic(self, synthetic: SyntheticSet) -> None:
-        """Write the latest synthetic set."""
-        synthetic.save(self.path / "synthetic")
+    def keep_until(self, name: str, iteration: int) -> list[dict[str, Any]]:
+        """The records of metrics or evaluations up to an iteration; later and broken lines are deleted."""
+        path = self.path / f"{name}.jsonl"
+        records = []
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut off
+                    record = json.loads(line)
+                    if record["iteration"] <= iteration:
+                        records.append(record)
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        return records
+
+    def write_synthetic(self, synthetic: SyntheticSet, name: str = "synthetic") -> None:
+        """Write the latest synthetic set, or another one by name."""
+        (self.path / name).parent.mkdir(exist_ok=True)
+        synthetic.save(self.path / name)
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write what the run goes on from."""
+        with replacing(self.path / "checkpoint.pt") as temporary:
+            torch.save(state, temporary)
+
+    def read_state(self) -> dict[str, Any] | None:
+        """What `write_state` wrote; None where nothing was. ValueError for a damaged file."""
+        file = self.path / "checkpoint.pt"
+        if not file.is_file():
+            return None
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged archive raises many kinds
+            raise ValueError(f"{file}: damaged, the run cannot be resumed ({str(error).splitlines()[0]})") from None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the results."""
         write_json(self.path / "summary.json", summary)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The results; None where the run has not ended."""
+        file = self.path / "summary.json"
+        return read_json(file) if file.is_file() else None

@@ -1,6 +1,21 @@
-"""Real data sets and synthetic ones."""
+"""Real data sets and synthetic ones, preprocessing and augmentation."""
 
-from ddfast.data.datasets import DATASETS, Dataset, Preprocessing, load_dataset
+from ddfast.data.augment import DSA
+from ddfast.data.batches import Batches
+from ddfast.data.datasets import Dataset, known_name, load_dataset
+from ddfast.data.named import DATASETS
+from ddfast.data.preprocessing import Preprocessing
 from ddfast.data.synthetic import SyntheticSet
+from ddfast.data.zca import ZCA
 
-__all__ = ["DATASETS", "Dataset", "Preprocessing", "SyntheticSet", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "DSA",
+    "ZCA",
+    "Batches",
+    "Dataset",
+    "Preprocessing",
+    "SyntheticSet",
+    "known_name",
+    "load_dataset",
+]

@@ -1,57 +1,31 @@
-"""Real data sets, normalised and in memory: by name, or from a pair of torch data sets."""
+"""Real data sets: by name, from a folder of images, or from a pair of torch data sets or tensors."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from ddfast.arguments import expect_whole
+from ddfast.data.batches import Batches
+from ddfast.data.folders import folder_files
+from ddfast.data.images import from_picture, resized
+from ddfast.data.named import DATASETS, RawData, read_classes, read_named
+from ddfast.data.preprocessing import Preprocessing
+from ddfast.data.zca import ZCA
 
-DIGITS_SIDE = 16
-DIGITS_TEST_SHARE = 0.2
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What was done to images in [0, 1] before anything else: per channel, (image − mean) / std."""
-
-    mean: tuple[float, ...]  # [C]
-    std: tuple[float, ...]  # [C]
-
-    def apply(self, images: Tensor) -> Tensor:  # [N, C, H, W] in [0, 1] -> normalised
-        """Normalise."""
-        return (images - self._column(self.mean, images)) / self._column(self.std, images)
-
-    def invert(self, images: Tensor) -> Tensor:  # [N, C, H, W] normalised -> in [0, 1], for viewing
-        """Undo `apply`."""
-        return images * self._column(self.std, images) + self._column(self.mean, images)
-
-    @staticmethod
-    def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
-        return like.new_tensor(values).view(1, -1, 1, 1)
-
-    @classmethod
-    def fitted(cls, images: Tensor) -> "Preprocessing":
-        """The statistics of training images [N, C, H, W] in [0, 1]."""
-        mean, std = images.double().mean((0, 2, 3)), images.double().std((0, 2, 3))
-        if not (std > 0).all():
-            raise ValueError(
-                f"images: expected pixels that differ in every channel, got standard deviations {std.tolist()}"
-            )
-        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+MOST_HASHED = 2**30  # bytes of images that a fingerprint reads; of more, evenly spaced ones
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A classification data set in memory, preprocessed."""
+    """A classification data set as it was read, and the preprocessing that its batches get."""
 
     name: str
-    train_images: Tensor  # [N, C, H, W]
+    train_images: Tensor  # [N, C, H, W], uint8 of 0 to 255 or float in [0, 1]
     train_labels: Tensor  # int64 [N]
     test_images: Tensor  # [M, C, H, W]
     test_labels: Tensor  # int64 [M]
@@ -72,9 +46,7 @@ class Dataset:
                     f"{self.name}: expected {part} labels 0 to {self.num_classes - 1}, "
                     f"got {int(labels.min())} to {int(labels.max())}"
                 )
-            if not images.isfinite().all():
-                raise ValueError(f"{self.name}: the {part} images hold values that are not finite")
-
+            _check_values(images, f"{self.name}: the {part} images")
         if self.num_classes < 2:
             raise ValueError(f"{self.name}: expected at least two classes, got {self.num_classes}")
         counts = self.train_labels.bincount(minlength=self.num_classes).tolist()
@@ -104,98 +76,212 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A checksum of the preprocessed training data, for telling data sets apart."""
+        """A checksum of the training images and labels as they were read, for telling data sets apart."""
         digest = hashlib.sha256()
-        for tensor in (self.train_images, self.train_labels):
-            digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
+        bytes_of_all = self.train_images.numel() * self.train_images.element_size()
+        images = self.train_images[:: -(-bytes_of_all // MOST_HASHED)]
+        for tensor in (images, self.train_labels):
+            digest.update(repr((tuple(self.train_images.shape), str(tensor.dtype))).encode())
+            for part in tensor.split(4096):
+                digest.update(part.contiguous().numpy())
         return digest.hexdigest()[:16]
 
-    def random_real(self, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """ipc random training images of every class, class by class: [K ipc, C, H, W] and int64 [K ipc]."""
+    def train_batches(self, device: torch.device) -> Batches:
+        """Preprocessed training images on a device."""
+        return Batches(self.train_images, self.train_labels, self.preprocessing, device)
+
+    def test_batches(self, device: torch.device) -> Batches:
+        """Preprocessed test images on a device."""
+        return Batches(self.test_images, self.test_labels, self.preprocessing, device)
+
+    def whitened(self) -> "Dataset":
+        """This data set with ZCA whitening, fitted on its training images, instead of its normalisation."""
+        zca = ZCA.fitted(self.train_images, self.fingerprint)
+        zeros, ones = (0.0,) * self.channels, (1.0,) * self.channels
+        return replace(self, preprocessing=Preprocessing(zeros, ones, zca, self.preprocessing.resize))
+
+    def preprocessed_like(self, preprocessing: Preprocessing) -> "Dataset":
+        """This data set with the preprocessing that a synthetic set was made with.
+
+        Errors: ValueError for other channels, or a whitening that was fitted on other images.
+        """
+        if len(preprocessing.mean) != self.channels:
+            raise ValueError(
+                f"preprocessing: expected {self.channels} channels as in {self.name}, got {len(preprocessing.mean)}"
+            )
+        if preprocessing.zca is None:
+            return replace(self, preprocessing=preprocessing)
+        if preprocessing.zca.data != self.fingerprint:
+            raise ValueError(
+                f"preprocessing: the whitening was fitted on the training images {preprocessing.zca.data}, those of "
+                f"{self.name} are {self.fingerprint}"
+            )
+        data = self.whitened()
+        if not data.preprocessing.matches(preprocessing):
+            raise ValueError(f"preprocessing: the whitening fitted anew on {self.name} differs from the recorded one")
+        return data
+
+    def check_ipc(self, ipc: int) -> None:
+        """ValueError where a class has fewer than ipc training images."""
         expect_whole(ipc=ipc)
+        counts = self.train_labels.bincount(minlength=self.num_classes)
+        fewest = int(counts.argmin())
+        if counts[fewest] < ipc:
+            raise ValueError(
+                f"ipc: expected at most the {int(counts[fewest])} training images of class "
+                f"{self.class_names[fewest]!r}, got {ipc}"
+            )
+
+    def random_real(self, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """ipc random training images of every class, class by class, preprocessed: [K ipc, C, H, W], int64 [K ipc]."""
+        self.check_ipc(ipc)
         chosen = []
         for k in range(self.num_classes):
             of_class = (self.train_labels == k).nonzero()[:, 0]
-            if len(of_class) < ipc:
-                raise ValueError(
-                    f"ipc: expected at most the {len(of_class)} training images of class "
-                    f"{self.class_names[k]!r}, got {ipc}"
-                )
             chosen.append(of_class[torch.randperm(len(of_class), generator=generator)[:ipc]])
         indices = torch.cat(chosen)
-        return self.train_images[indices].clone(), self.train_labels[indices].clone()
+        return self.preprocessing.apply(self.train_images[indices]), self.train_labels[indices].clone()
 
 
-def load_dataset(dataset) -> Dataset:
-    """A Dataset from a name of DATASETS, a pair (train, test) of torch data sets, or a Dataset as it is.
+def load_dataset(
+    dataset,
+    *,
+    root: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    resize: str = "stretch",
+    zca: bool = False,
+    download: bool = False,
+) -> Dataset:
+    """A Dataset from a name, a folder, a pair (train, test), or a Dataset as it is.
 
-    A pair yields (image, label) with images float [C, H, W] in [0, 1] and all of one size; they are normalised by the
-    training set's mean and standard deviation. Errors: ValueError that lists the names, or says what does not fit.
+    Args:
+        dataset: a name of DATASETS; the path of a folder with train/<class>/… and val/ or test/; a pair of torch data
+            sets that yield (image, label); a pair of (images, labels) tensors or arrays. Images of a pair are uint8,
+            floats in [0, 1], or PIL images.
+        root: where the files of named data sets are; None for DDFAST_DATA, else a folder in the user's cache.
+        image_size: side or (H, W) in pixels; None for their own, 128 for the ImageNet subsets.
+        resize: how images get there: stretch, or crop (short side resized, middle kept).
+        zca: whiten instead of normalising.
+        download: fetch a named data set that is not there.
+
+    Named sets are normalised with the field's statistics, others with those of their training images.
+    Errors: ValueError, TypeError or FileNotFoundError saying what was expected and what came.
     """
+    if resize not in ("stretch", "crop"):
+        raise ValueError(f"resize: expected stretch or crop, got {resize!r}")
+    size = _image_size(image_size)
     if isinstance(dataset, Dataset):
-        return dataset
-    if isinstance(dataset, str):
-        if dataset not in DATASETS:
-            raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, got {dataset!r}")
-        return DATASETS[dataset]()
-    if isinstance(dataset, tuple | list) and len(dataset) == 2:
-        return _from_pair(*dataset)
-    raise TypeError(f"dataset: expected a name or a pair of torch data sets, got {type(dataset).__name__}")
-
-
-def _digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits (UCI, Alpaydin & Kaynak 1998), 8×8 px resized to 16×16; 1 in 5 tests."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16  # [1797, 1, 8, 8] in [0, 1]
-    images = interpolate(images, size=(DIGITS_SIDE, DIGITS_SIDE), mode="bilinear", align_corners=False)
-    labels = torch.from_numpy(bunch.target).long()
-    train, test = train_test_split(
-        range(len(labels)), test_size=DIGITS_TEST_SHARE, random_state=0, stratify=bunch.target
+        if size is not None and size != dataset.image_size:
+            raise ValueError(f"image_size: expected that of the data set, {dataset.image_size}, got {size}")
+        return dataset.whitened() if zca and dataset.preprocessing.zca is None else dataset
+    if isinstance(dataset, str | Path):
+        name = known_name(dataset)
+        if name:
+            raw = read_named(name, root, size, resize, download)
+        elif Path(dataset).is_dir():
+            raw, name = read_classes(*folder_files(Path(dataset)), size, resize), Path(dataset).resolve().name
+        else:
+            raise ValueError(
+                f"dataset: expected one of {', '.join(DATASETS)}, or an image folder, got {str(dataset)!r}"
+            )
+    elif isinstance(dataset, tuple | list) and len(dataset) == 2:
+        raw, name = _from_pair(*dataset, size, resize), "custom"
+    else:
+        raise TypeError(
+            f"dataset: expected a name, an image folder or a pair of data sets, got {type(dataset).__name__}"
+        )
+    _check_values(raw.train_images, f"{name}: the training images")  # before their statistics are taken
+    if raw.statistics is not None:
+        preprocessing = Preprocessing(*raw.statistics, resize=resize)
+    else:
+        preprocessing = Preprocessing.fitted(raw.train_images, resize)
+    data = Dataset(
+        name, raw.train_images, raw.train_labels, raw.test_images, raw.test_labels, raw.class_names, preprocessing
     )
-    return _normalised(
-        "digits", (images[train], labels[train]), (images[test], labels[test]), tuple(str(d) for d in range(10))
-    )
+    return data.whitened() if zca else data
 
 
-def _from_pair(train, test) -> Dataset:
-    def stack(part, what: str) -> tuple[Tensor, Tensor]:
+def known_name(dataset: str | Path) -> str | None:
+    """The name in DATASETS that is meant; None where it is none."""
+    name = str(dataset).lower().replace("_", "-")
+    return name if name in DATASETS else None
+
+
+def _image_size(image_size) -> tuple[int, int] | None:
+    if image_size is None:
+        return None
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not isinstance(sides, tuple | list) or len(sides) != 2:
+        raise ValueError(f"image_size: expected a side or (H, W) in pixels, got {image_size!r}")
+    for side in sides:
+        expect_whole(image_size=side)
+    return tuple(sides)
+
+
+def _check_values(images: Tensor, what: str) -> None:
+    """Refuse floats that are not finite, or not in [0, 1]."""
+    if images.dtype == torch.uint8:
+        return
+    if not images.isfinite().all():
+        raise ValueError(f"{what} hold values that are not finite")
+    if images.min() < 0 or images.max() > 1:
+        raise ValueError(f"{what}: expected values in [0, 1], got {images.min():g} to {images.max():g}")
+
+
+def _from_pair(train, test, size: tuple[int, int] | None, resize: str) -> RawData:
+    classes = getattr(train, "classes", None)
+    train, test = _stack(train, "training", size, resize), _stack(test, "test", size, resize)
+    count = int(train[1].max()) + 1
+    named = isinstance(classes, list | tuple) and len(classes) >= count
+    names = tuple(map(str, classes)) if named else tuple(str(k) for k in range(count))
+    return RawData(*train, *test, names)
+
+
+def _stack(part, what: str, size: tuple[int, int] | None, resize: str) -> tuple[Tensor, Tensor]:
+    """The images [N, C, H, W] and labels int64 [N] of one half of a pair."""
+    is_arrays = isinstance(part, tuple | list) and len(part) == 2 and all(hasattr(x, "ndim") for x in part)
+    if is_arrays:
+        images, labels = torch.as_tensor(part[0]), torch.as_tensor(part[1]).flatten().double()
+        if images.dim() == 3:
+            images = images.unsqueeze(1)
+        if images.dim() != 4 or len(images) != len(labels):
+            raise ValueError(
+                f"dataset: expected {what} images [N, C, H, W] and as many labels, got {list(images.shape)} and "
+                f"{len(labels)}"
+            )
+        images = resized(_checked_type(images, what), size, resize)
+    else:
         pairs = [part[i] for i in range(len(part))]
         if not pairs:
             raise ValueError(f"dataset: the {what} set is empty")
-        shapes = {tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__ for image, _ in pairs}
-        if len(shapes) > 1 or not isinstance(pairs[0][0], Tensor) or pairs[0][0].dim() != 3:
+        grey = all(getattr(image, "mode", "") in ("1", "L", "LA") for image, _ in pairs)
+        tensors = [_as_tensor(image, what, size, resize, 1 if grey else 3) for image, _ in pairs]
+        shapes = {tuple(image.shape) for image in tensors}
+        if len(shapes) > 1:
             raise ValueError(
-                f"dataset: expected {what} images as tensors [C, H, W] of one size, got {sorted(map(str, shapes))}"
+                f"dataset: expected {what} images as tensors [C, H, W] of one size, "
+                f"got {sorted(map(str, shapes))[:3]}; image_size resizes them"
             )
-        images = torch.stack([image for image, _ in pairs])
-        if not images.is_floating_point():
-            raise ValueError(f"dataset: expected {what} images in [0, 1] as floats, got {images.dtype}")
-        if images.min() < 0 or images.max() > 1:
-            span = f"{images.min():g} to {images.max():g}"
-            raise ValueError(f"dataset: expected {what} images in [0, 1], got values from {span}")
-        labels = torch.tensor([float(label) for _, label in pairs])
-        if not labels.equal(labels.round()):
-            raise ValueError(
-                f"dataset: expected whole numbers as {what} labels, got {labels[labels != labels.round()][0]:g}"
-            )
-        return images.float(), labels.long()
-
-    train, test = stack(train, "training"), stack(test, "test")
-    num_classes = int(train[1].max()) + 1
-    return _normalised("custom", train, test, tuple(str(k) for k in range(num_classes)))
+        images, labels = torch.stack(tensors), torch.tensor([float(label) for _, label in pairs])
+    if not labels.equal(labels.round()):
+        raise ValueError(
+            f"dataset: expected whole numbers as {what} labels, got {labels[labels != labels.round()][0]:g}"
+        )
+    return images, labels.long()
 
 
-def _normalised(name: str, train, test, class_names: tuple[str, ...]) -> Dataset:
-    if not train[0].isfinite().all():
-        raise ValueError(f"{name}: the training images hold values that are not finite")
-    preprocessing = Preprocessing.fitted(train[0])
-    return Dataset(
-        name, preprocessing.apply(train[0]), train[1], preprocessing.apply(test[0]), test[1], class_names, preprocessing
-    )
+def _as_tensor(image, what: str, size, resize: str, channels: int) -> Tensor:  # [C, H, W]
+    if hasattr(image, "convert"):  # a PIL image
+        image = from_picture(image, channels)
+    if not isinstance(image, Tensor) or image.dim() != 3:
+        got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"dataset: expected {what} images as tensors [C, H, W], or as PIL images, got {got}")
+    return resized(_checked_type(image, what).unsqueeze(0), size, resize)[0]
 
 
-DATASETS: dict[str, Callable[[], Dataset]] = {"digits": _digits}
+def _checked_type(images: Tensor, what: str) -> Tensor:
+    if images.is_floating_point():
+        return images.float()
+    if images.dtype != torch.uint8:
+        raise ValueError(f"dataset: expected {what} images as floats in [0, 1] or uint8, got {images.dtype}")
+    return images

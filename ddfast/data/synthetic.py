@@ -1,12 +1,13 @@
 """SyntheticSet: the distilled images, how to train on them, and how real data must be preprocessed beside them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ddfast.data.datasets import Preprocessing
+from ddfast.data.augment import NO_STRATEGY
+from ddfast.data.preprocessing import Preprocessing
 from ddfast.files import read_json, replacing, write_json
 
 FORMAT = "ddfast-synthetic-set-1"
@@ -14,38 +15,66 @@ FORMAT = "ddfast-synthetic-set-1"
 
 @dataclass
 class SyntheticSet:
-    """A tiny training set: I images, their labels and the learning rate they were distilled for.
+    """A tiny training set: I images, their labels, and the learning rate and augmentation that they were distilled for.
 
     `save` writes `<path>.safetensors` (images, labels, lr) and `<path>.json` (how to use them).
     """
 
     images: Tensor  # [I, C, H, W], preprocessed
-    labels: Tensor  # int64 [I]
+    labels: Tensor  # classes, int64 [I]; or label logits, float [I, K]
     lr: Tensor  # []
     class_names: tuple[str, ...]  # [K]
     preprocessing: Preprocessing
+    dsa_strategy: str = NO_STRATEGY  # augmentation when training on it
 
     def __post_init__(self):
-        if self.images.dim() != 4 or len(self.images) == 0:
+        count, K = len(self.images), len(self.class_names)
+        if self.images.dim() != 4 or count == 0:
             raise ValueError(f"images: expected [I, C, H, W], got {list(self.images.shape)}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+        if self.images.shape[1] != len(self.preprocessing.mean):
             raise ValueError(
-                f"labels: expected int64 [{len(self.images)}], got {self.labels.dtype} {list(self.labels.shape)}"
+                f"images: expected {len(self.preprocessing.mean)} channels as in the preprocessing, "
+                f"got {self.images.shape[1]}"
             )
-        if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
-            raise ValueError(f"labels: expected classes 0 to {len(self.class_names) - 1}, got {self.labels.tolist()}")
+        if not ((self.is_hard and self.labels.shape == (count,)) or (self.is_soft and self.labels.shape == (count, K))):
+            raise ValueError(
+                f"labels: expected int64 [{count}] or label logits [{count}, {K}], got {self.labels.dtype} "
+                f"{list(self.labels.shape)}"
+            )
+        if self.is_hard and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < K:
+            raise ValueError(f"labels: expected classes 0 to {K - 1}, got {self.labels.tolist()}")
         if self.lr.shape != ():
             raise ValueError(f"lr: expected [], got {list(self.lr.shape)}")
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def is_hard(self) -> bool:
+        """Whether the labels are classes."""
+        return self.labels.dtype == torch.int64
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether the labels are logits, whose softmax the cross-entropy aims at."""
+        return self.labels.is_floating_point()
+
+    @property
+    def targets(self) -> Tensor:
+        """What cross_entropy takes: classes, int64 [I], or the softmax of the label logits, [I, K]."""
+        return self.labels if self.is_hard else self.labels.softmax(1)
+
+    @property
+    def classes(self) -> Tensor:  # int64 [I]
+        """The class of each image; of soft labels the largest."""
+        return self.labels if self.is_hard else self.labels.argmax(1)
+
     def detached(self) -> "SyntheticSet":
         """A copy on the CPU that shares nothing with this one."""
         tensors = (
             t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in (self.images, self.labels, self.lr)
         )
-        return SyntheticSet(*tensors, self.class_names, self.preprocessing)
+        return SyntheticSet(*tensors, self.class_names, self.preprocessing, self.dsa_strategy)
 
     def save(self, path: str | Path) -> None:
         """Write both files, each whole or not at all."""
@@ -55,8 +84,14 @@ class SyntheticSet:
         copy = self.detached()
         with replacing(tensors) as temporary:
             save_file({"images": copy.images, "labels": copy.labels, "lr": copy.lr}, temporary)
-        about = {"format": FORMAT, "labels": "classes", "class_names": list(self.class_names)}
-        write_json(about_path, {**about, "preprocessing": asdict(self.preprocessing)})
+        about = {
+            "format": FORMAT,
+            "labels": "classes" if self.is_hard else "logits",
+            "class_names": list(self.class_names),
+            "preprocessing": self.preprocessing.describe(),
+            "dsa_strategy": self.dsa_strategy,
+        }
+        write_json(about_path, about)
 
     @classmethod
     def load(cls, path: str | Path) -> "SyntheticSet":
@@ -73,10 +108,15 @@ class SyntheticSet:
             raise ValueError(f"{about_path}: not a ddfast synthetic set")
         try:
             tensors = load_file(tensors_path)
-            preprocessing = Preprocessing(*(tuple(about["preprocessing"][key]) for key in ("mean", "std")))
-            names = tuple(about["class_names"])
-            return cls(tensors["images"], tensors["labels"], tensors["lr"], names, preprocessing)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            return cls(
+                tensors["images"],
+                tensors["labels"],
+                tensors["lr"],
+                tuple(about["class_names"]),
+                Preprocessing.described(about["preprocessing"]),
+                about.get("dsa_strategy", NO_STRATEGY),
+            )
+        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{tensors_path}: not a ddfast synthetic set ({error})") from None
 
 

@@ -1,5 +1,19 @@
 """What a synthetic set is worth."""
 
-from ddfast.evaluate.protocol import Evaluation, evaluate, evaluate_random_real, evaluate_snapshots
+from ddfast.evaluate.protocol import (
+    Evaluation,
+    check_evaluation,
+    evaluate,
+    evaluate_full_data,
+    evaluate_random_real,
+    evaluate_snapshots,
+)
 
-__all__ = ["Evaluation", "evaluate", "evaluate_random_real", "evaluate_snapshots"]
+__all__ = [
+    "Evaluation",
+    "check_evaluation",
+    "evaluate",
+    "evaluate_full_data",
+    "evaluate_random_real",
+    "evaluate_snapshots",
+]

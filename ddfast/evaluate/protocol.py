@@ -1,5 +1,6 @@
 """How good a training set is: networks trained on it from scratch, and their accuracy on real test images."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -11,11 +12,13 @@ from torch.nn.utils import vector_to_parameters
 from ddfast import networks as all_networks
 from ddfast import seeds
 from ddfast.arguments import expect_whole
-from ddfast.data import SyntheticSet, load_dataset
+from ddfast.data import DSA, Batches, Dataset, SyntheticSet, load_dataset
 from ddfast.devices import resolve_device
 
 BASELINE_LR = 0.01  # for sets that bring no learning rate of their own
 BATCH = 256
+EPOCHS = 1000
+PROTOCOLS = ("ddfast", "mtt")
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,19 @@ class Evaluation:
         """Number of trainings."""
         return sum(len(values) for values in self.accuracies.values())
 
+    def of(self, network: str) -> "Evaluation":
+        """That of one network."""
+        return Evaluation({network: self.accuracies[network]})
+
     def summary(self) -> dict:
-        """As a row of summary.json."""
-        return {"mean": self.mean, "std": self.std, "n": self.n, "accuracies": self.accuracies}
+        """As a row of summary.json: the first network, and all by name."""
+        first = next(iter(self.accuracies))
+        row = {"mean": self.of(first).mean, "std": self.of(first).std, "n": self.of(first).n}
+        networks = {
+            name: {"mean": self.of(name).mean, "std": self.of(name).std, "accuracies": values}
+            for name, values in self.accuracies.items()
+        }
+        return {**row, "networks": networks}
 
 
 def evaluate(
@@ -51,114 +64,171 @@ def evaluate(
     *,
     networks: tuple[str, ...] = ("convnet",),
     num_eval: int = 5,
-    epochs: int = 1000,
+    epochs: int | None = None,
     lr: float | None = None,
+    batch: int = BATCH,
+    dsa_strategy: str | None = None,
+    protocol: str = "ddfast",
     seed: int = 0,
     device: str | torch.device | None = None,
+    **data_options,
 ) -> Evaluation:
     """Train `num_eval` networks of each name from scratch on the synthetic set, and test each after its last epoch.
 
-    SGD with momentum 0.9, weight decay 5e-4, minibatches of 256, learning rate `lr` (None: the set's own) cut to a
-    tenth after half of the epochs, momentum kept (MTT's protocol without its momentum reset and its augmentation).
+    SGD with momentum 0.9, weight decay 5e-4, minibatches of 256, DSA, learning rate `lr` cut to a tenth after half of
+    the epochs. The test images get the preprocessing that the set was distilled with.
 
-    Errors: ValueError for unknown networks, classes or image sizes that differ, or another preprocessing than the
-    data set's, with which the accuracy would mean nothing.
+    Args:
+        dataset: what to test on, as load_dataset takes it; images are brought to the set's size.
+        networks: names as ddfast.networks.create takes them.
+        epochs: None for the protocol's: 1000, or 1001 for mtt.
+        lr: None for the set's own.
+        dsa_strategy: None for the set's own.
+        protocol: ddfast (momentum kept when the rate drops), or mtt (MTT's published code: lost there).
+        data_options: root and download of load_dataset.
+
+    Errors: ValueError for unknown networks, classes or channels that differ, a whitening fitted on other data, or
+    images that are not finite.
     """
-    expect_whole(num_eval=num_eval, epochs=epochs)
+    epochs = (EPOCHS + (protocol == "mtt")) if epochs is None else epochs
+    expect_whole(num_eval=num_eval, epochs=epochs, batch=batch)
     device = resolve_device(device)
-    unknown = [name for name in networks if name not in all_networks.NETWORKS]
-    if isinstance(networks, str) or not networks or unknown:
-        raise ValueError(f"networks: expected some of {', '.join(all_networks.NETWORKS)}, got {networks!r}")
-    data = load_dataset(dataset)
-    if synthetic.images.shape[1:] != data.train_images.shape[1:]:
-        expected, got = list(data.train_images.shape[1:]), list(synthetic.images.shape[1:])
-        raise ValueError(f"synthetic: expected images {expected} as in {data.name}, got {got}")
-    if synthetic.class_names != data.class_names:
-        expected, got = ", ".join(data.class_names), ", ".join(synthetic.class_names)
-        raise ValueError(f"synthetic: expected the classes of {data.name}, {expected}; got {got}")
-    if synthetic.preprocessing != data.preprocessing:
-        raise ValueError(
-            f"synthetic: its images were preprocessed with {synthetic.preprocessing}, those of {data.name} with "
-            f"{data.preprocessing}"
-        )
-    images, labels = synthetic.images.to(device), synthetic.labels.to(device)
     lr = float(synthetic.lr) if lr is None else lr
-    if not lr > 0:
+    if not 0 < lr < float("inf"):
         raise ValueError(f"lr: expected a positive number, got {lr}")
+    if not synthetic.images.isfinite().all():
+        raise ValueError("synthetic: its images hold values that are not finite")
+    data = _data_for(synthetic, dataset, data_options)
+    check_evaluation(networks, protocol, data)
+    augment = DSA(synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy)
+    images, targets = synthetic.images.to(device), synthetic.targets.to(device)
+    test = data.test_batches(device)
+
+    def epoch_of(generator: torch.Generator) -> Iterable[tuple[Tensor, Tensor]]:
+        for chosen in torch.randperm(len(images), generator=generator).to(device).split(batch):
+            yield images[chosen], targets[chosen]
+
     accuracies: dict[str, list[float]] = {}
     for name in networks:
         accuracies[name] = []
         for repeat in range(num_eval):
             generator = seeds.generator(seed, "evaluate", name, repeat)
             net = all_networks.create(name, generator=generator, **data.network_arguments).to(device)
-            train_network(net, images, labels, lr, epochs, generator)
-            accuracies[name].append(accuracy(net, data.test_images, data.test_labels))
+            train_network(net, epoch_of, augment, lr, epochs, generator, lose_momentum=protocol == "mtt")
+            accuracies[name].append(accuracy(net, test))
     return Evaluation(accuracies)
 
 
-def evaluate_random_real(dataset, ipc: int, *, num_eval: int = 5, seed: int = 0, **options) -> Evaluation:
+def check_evaluation(networks: Sequence[str], protocol: str, data: Dataset) -> None:
+    """ValueError for an unknown protocol or network, or images too small for it: before any training."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    if isinstance(networks, str) or not networks:
+        expected = ", ".join(all_networks.NETWORKS)
+        raise ValueError(f"networks: expected a tuple of names out of {expected}, got {networks!r}")
+    for name in networks:
+        all_networks.create(name, generator=seeds.generator(0), **data.network_arguments)
+
+
+def _data_for(synthetic: SyntheticSet, dataset, data_options: dict) -> Dataset:
+    """The data set at the synthetic set's size and with its preprocessing."""
+    if not isinstance(dataset, Dataset):
+        size = tuple(synthetic.images.shape[2:])
+        options = {"image_size": size, "resize": synthetic.preprocessing.resize} | data_options
+        dataset = load_dataset(dataset, **options)
+    if synthetic.class_names != dataset.class_names:
+        expected, got = ", ".join(dataset.class_names), ", ".join(synthetic.class_names)
+        raise ValueError(f"synthetic: expected the classes of {dataset.name}, {expected}; got {got}")
+    if synthetic.images.shape[1:] != dataset.train_images.shape[1:]:
+        expected, got = list(dataset.train_images.shape[1:]), list(synthetic.images.shape[1:])
+        raise ValueError(f"synthetic: expected images {expected} as in {dataset.name}, got {got}")
+    return dataset.preprocessed_like(synthetic.preprocessing)
+
+
+def evaluate_random_real(dataset: Dataset, ipc: int, *, num_eval: int = 5, seed: int = 0, **options) -> Evaluation:
     """The baseline: as `evaluate`, on `ipc` random real images per class, other ones for each of the networks."""
     expect_whole(num_eval=num_eval)
-    data = load_dataset(dataset)
     evaluations = []
     for repeat in range(num_eval):
-        images, labels = data.random_real(ipc, seeds.generator(seed, "random_real", repeat))
+        images, labels = dataset.random_real(ipc, seeds.generator(seed, "random_real", repeat))
         lr = torch.tensor(BASELINE_LR)
-        synthetic = SyntheticSet(images, labels, lr, data.class_names, data.preprocessing)
-        evaluations.append(evaluate(synthetic, data, num_eval=1, seed=seed + repeat, **options))
+        synthetic = SyntheticSet(images, labels, lr, dataset.class_names, dataset.preprocessing)
+        evaluations.append(evaluate(synthetic, dataset, num_eval=1, seed=seed + repeat, **options))
     names = evaluations[0].accuracies
     return Evaluation({name: [a for e in evaluations for a in e.accuracies[name]] for name in names})
 
 
+def evaluate_full_data(
+    dataset: Dataset,
+    *,
+    networks: tuple[str, ...] = ("convnet",),
+    num_eval: int = 1,
+    epochs: int,
+    dsa_strategy: str = "none",
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Evaluation:
+    """As `evaluate`, on all training images: learning rate 0.01, cut to a tenth after half of the epochs."""
+    expect_whole(num_eval=num_eval, epochs=epochs)
+    device = resolve_device(device)
+    train, test = dataset.train_batches(device), dataset.test_batches(device)
+    accuracies: dict[str, list[float]] = {name: [] for name in networks}
+    for name in networks:
+        for repeat in range(num_eval):
+            generator = seeds.generator(seed, "full data", name, repeat)
+            net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(device)
+            epoch_of = lambda g: train.shuffled(BATCH, g)  # noqa: E731
+            train_network(net, epoch_of, DSA(dsa_strategy), BASELINE_LR, epochs, generator)
+            accuracies[name].append(accuracy(net, test))
+    return Evaluation(accuracies)
+
+
 def evaluate_snapshots(
-    dataset,
+    dataset: Dataset,
     network: str,
     snapshots: list[Tensor],  # [P] each
     device: str | torch.device | None = None,
 ) -> Evaluation:
     """Test accuracy of networks with these parameters, as they are."""
-    data = load_dataset(dataset)
-    net = all_networks.create(network, generator=seeds.generator(0), **data.network_arguments)
-    net = net.to(resolve_device(device))
+    device = resolve_device(device)
+    net = all_networks.create(network, generator=seeds.generator(0), **dataset.network_arguments).to(device)
+    test = dataset.test_batches(device)
     accuracies = []
     for parameters in snapshots:
-        vector_to_parameters(parameters.to(next(net.parameters()).device), net.parameters())
-        accuracies.append(accuracy(net, data.test_images, data.test_labels))
+        vector_to_parameters(parameters.to(device), net.parameters())
+        accuracies.append(accuracy(net, test))
     return Evaluation({network: accuracies})
 
 
 def train_network(
     net: nn.Module,
-    images: Tensor,  # [I, C, H, W]
-    labels: Tensor,  # int64 [I]
+    epoch_of: Callable[[torch.Generator], Iterable[tuple[Tensor, Tensor]]],
+    augment: DSA,
     lr: float,
     epochs: int,
     generator: torch.Generator,
+    *,
+    lose_momentum: bool = False,
 ) -> None:
-    """Train a network in place."""
+    """Train a network in place on the minibatches (images [B, C, H, W], targets) of every epoch."""
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     net.train()
     for epoch in range(epochs):
         if epoch == (epochs + 1) // 2:
             for group in optimizer.param_groups:
                 group["lr"] = lr / 10
-        for chosen in torch.randperm(len(images), generator=generator).to(images.device).split(BATCH):
+            if lose_momentum:
+                optimizer.state.clear()
+        for images, targets in epoch_of(generator):
+            draw = augment.draw(len(images), tuple(images.shape[2:]), generator).to(images.device)
             optimizer.zero_grad()
-            cross_entropy(net(images[chosen]), labels[chosen]).backward()
+            cross_entropy(net(draw(images)), targets).backward()
             optimizer.step()
 
 
 @torch.no_grad()
-def accuracy(
-    net: nn.Module,
-    images: Tensor,  # [N, C, H, W]
-    labels: Tensor,  # int64 [N]
-) -> float:
+def accuracy(net: nn.Module, test: Batches) -> float:
     """Share of images classified correctly, in percent."""
     net.eval()
-    device = next(net.parameters()).device
-    right = sum(
-        int((net(x.to(device)).argmax(1) == y.to(device)).sum())
-        for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True)
-    )
-    return 100 * right / len(images)
+    right = sum(int((net(images).argmax(1) == labels).sum()) for images, labels in test.in_order(BATCH))
+    return 100 * right / len(test)

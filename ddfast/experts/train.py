@@ -1,110 +1,197 @@
 """Training experts on real data, a snapshot after every epoch."""
 
+import hashlib
+import json
 import logging
-import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import parameters_to_vector
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ddfast import networks, seeds
 from ddfast.arguments import expect_whole
-from ddfast.data import Dataset, load_dataset
+from ddfast.data import DSA, Batches, Dataset, load_dataset
+from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.experts.trajectories import TrajectoryStore
+from ddfast.files import cache_folder
 
 log = logging.getLogger("ddfast")
 
+KEEP_SECONDS = 30.0  # an expert in training is kept at most this often, for an interrupted training to go on from
 
-def cache_folder() -> Path:
-    """Where experts are kept unless told otherwise: DDFAST_CACHE, else ~/.cache/ddfast."""
-    named = os.environ.get("DDFAST_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "ddfast"
+
+@dataclass(frozen=True)
+class SGD:
+    """How experts are trained."""
+
+    lr_teacher: float
+    mom: float
+    l2: float
+    batch_train: int
+    dsa_strategy: str
+
+    def __post_init__(self):
+        expect_whole(batch_train=self.batch_train)
+        if not 0 < self.lr_teacher < float("inf"):
+            raise ValueError(f"lr_teacher: expected a positive number, got {self.lr_teacher}")
+        if not 0 <= self.mom < 1:
+            raise ValueError(f"mom: expected 0 to below 1, got {self.mom}")
+        if not 0 <= self.l2 < float("inf"):
+            raise ValueError(f"l2: expected at least 0, got {self.l2}")
+        DSA(self.dsa_strategy)  # refuses an unknown one
 
 
 def train_experts(
     dataset,
     *,
     network: str = "convnet",
-    num_experts: int = 10,
+    num_experts: int = 100,
     epochs: int = 50,
     output: str | Path | None = None,
     lr_teacher: float = 0.01,
+    mom: float = 0.0,
+    l2: float = 0.0,
     batch_train: int = 256,
+    dsa_strategy: str = FULL_STRATEGY,
     seed: int = 0,
     device: str | torch.device | None = None,
+    **data_options,
 ) -> TrajectoryStore:
-    """Train experts by plain SGD (MTT section 3.1: no momentum, no weight decay), one snapshot per epoch.
+    """Train experts by SGD with DSA (MTT section 3.1, by default without momentum and decay), one snapshot per epoch.
 
     Args:
-        dataset: a name, a pair of torch data sets, or a Dataset.
-        network: a name of ddfast.networks.NETWORKS.
-        num_experts: experts 0 … num_experts − 1; those that the folder already holds are not trained again.
-        epochs: E.
+        dataset: a name, a folder, a pair of torch data sets or tensors, or a Dataset.
+        network: a name as ddfast.networks.create takes it.
+        num_experts: experts 0 … num_experts − 1; those that the folder already holds are not trained again, and one
+            whose training was interrupted goes on from the last epoch that was kept.
+        epochs: E. A run of MTT uses the first max_start_epoch − 1 + expert_epochs only.
         output: the folder; None for one in the user's cache that these settings name.
-        lr_teacher: learning rate.
+        lr_teacher, mom, l2: learning rate, momentum and weight decay.
         batch_train: images per minibatch; every epoch visits all in a new random order.
+        dsa_strategy: augmentation of the real images, see ddfast.data.DSA.
+        data_options: those of ddfast.data.load_dataset.
 
-    Errors: ValueError for settings that make no sense, or a folder that holds experts of other settings.
+    Errors: ValueError for settings that make no sense, a folder that holds experts of other settings, or an expert
+    whose loss is not finite.
     """
-    expect_whole(num_experts=num_experts, epochs=epochs, batch_train=batch_train)
-    if not 0 < lr_teacher < float("inf"):
-        raise ValueError(f"lr_teacher: expected a positive number, got {lr_teacher}")
+    expect_whole(num_experts=num_experts, epochs=epochs)
+    sgd = SGD(lr_teacher, mom, l2, batch_train, dsa_strategy)
     device = resolve_device(device)
-    data = load_dataset(dataset)
+    data = load_dataset(dataset, **data_options)
     # An unknown or impossible network is refused here, before anything is written.
     net = networks.create(network, generator=seeds.generator(seed), **data.network_arguments)
     settings = {
         "dataset": data.name,
         "fingerprint": data.fingerprint,
+        "preprocessing": data.preprocessing.describe(),
         "network": network,
-        "lr_teacher": lr_teacher,
-        "batch_train": batch_train,
+        **vars(sgd),
         "seed": seed,
         "device": device.type,
     }
     path = Path(output) if output is not None else cache_folder() / "experts" / folder_name(settings, epochs)
     store = TrajectoryStore.create(path, settings, epochs)
     missing = range(store.num_experts, num_experts)
-    if missing:
-        P = sum(p.numel() for p in net.parameters())
-        size = len(missing) * (epochs + 1) * P * 4 / 1e6
-        log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), epochs, size, path)
+    if not missing:
+        return store
+    P = sum(p.numel() for p in net.parameters())
+    size = len(missing) * (epochs + 1) * P * 4 / 1e6
+    log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), epochs, size, path)
+    batches = data.train_batches(device)
     for expert in missing:
         began = time.perf_counter()
-        snapshots = _train_expert(data, expert, network, epochs, lr_teacher, batch_train, seed, device)
-        if not snapshots.isfinite().all():
-            raise ValueError(
-                f"expert {expert} diverged: its parameters are not finite; try a smaller lr_teacher than {lr_teacher}"
-            )
-        store.add(expert, snapshots)
+        generator = seeds.generator(seed, "expert", expert)
+        net = networks.create(network, generator=generator, **data.network_arguments).to(device)
+        training = _Training(net, batches, data, sgd, store, expert, seed)
+        training.run(f"expert {expert + 1} of {num_experts}")
+        store.add(expert, training.snapshots)
         log.info("expert %d of %d trained in %.1f s", expert + 1, num_experts, time.perf_counter() - began)
     return store
 
 
 def folder_name(settings: dict, epochs: int) -> str:
     """The name of a cache folder for experts of these settings."""
-    words = [f"{value:g}" if isinstance(value, float) else str(value) for value in settings.values()]
-    return "-".join([*words, f"{epochs}epochs"])
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    words = [settings["dataset"], settings["network"], f"{epochs}epochs", digest]
+    return "".join(c if c.isalnum() or c in "-_=." else "-" for c in "-".join(words))
 
 
-def _train_expert(
-    data: Dataset, expert: int, network: str, epochs: int, lr: float, batch: int, seed: int, device
-) -> Tensor:  # [E + 1, P]
-    generator = seeds.generator(seed, "expert", expert)
-    net = networks.create(network, generator=generator, **data.network_arguments).to(device)
-    images, labels = data.train_images.to(device), data.train_labels.to(device)
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
-    start = parameters_to_vector(net.parameters()).detach()
-    snapshots = torch.empty(epochs + 1, len(start))  # a copy each: a view of the live weights would move with them
-    snapshots[0] = start
-    for epoch in range(epochs):
-        for chosen in torch.randperm(len(images), generator=generator).to(images.device).split(batch):
-            optimizer.zero_grad()
-            cross_entropy(net(images[chosen]), labels[chosen]).backward()
-            optimizer.step()
-        snapshots[epoch + 1] = parameters_to_vector(net.parameters()).detach()
-    return snapshots
+class _Training:
+    """One expert's training, which can go on where it was interrupted."""
+
+    def __init__(
+        self, net: nn.Module, batches: Batches, data: Dataset, sgd: SGD, store: TrajectoryStore, expert: int, seed: int
+    ):
+        self.net, self.batches, self.sgd, self.store = net, batches, sgd, store
+        self.image_size, self.expert, self.seed = data.image_size, expert, seed
+        self.augment = DSA(sgd.dsa_strategy)
+        self.optimizer = torch.optim.SGD(net.parameters(), lr=sgd.lr_teacher, momentum=sgd.mom, weight_decay=sgd.l2)
+        start = parameters_to_vector(net.parameters()).detach()
+        # [E + 1, P], a copy each: a view of the live weights would move with them
+        self.snapshots = torch.empty(store.epochs + 1, len(start))
+        self.snapshots[0] = start
+        self.epoch = 0
+        self._go_on(store.unfinished(expert))
+
+    def run(self, name: str) -> None:
+        """Train to the last epoch; ValueError where the loss is not finite."""
+        kept = time.perf_counter()
+        while self.epoch < self.store.epochs:
+            began = time.perf_counter()
+            loss = self._train_epoch()
+            self.epoch += 1
+            self.snapshots[self.epoch] = parameters_to_vector(self.net.parameters()).detach()
+            if not (loss.isfinite() and self.snapshots[self.epoch].isfinite().all()):
+                raise ValueError(
+                    f"expert {self.expert} diverged: loss or parameters are not finite after epoch {self.epoch}; "
+                    f"try a smaller lr_teacher than {self.sgd.lr_teacher}"
+                )
+            now = time.perf_counter()
+            if now - began > 5:
+                log.info(
+                    "%s: epoch %d of %d, loss %.3f, %.0f s", name, self.epoch, self.store.epochs, loss, now - began
+                )
+            if now - kept > KEEP_SECONDS and self.epoch < self.store.epochs:
+                self.store.keep_unfinished(self.expert, self._state())
+                kept = now
+
+    def _train_epoch(self) -> Tensor:  # [], the mean loss
+        generator = seeds.generator(self.seed, "expert", self.expert, "epoch", self.epoch)
+        self.net.train()
+        losses = []
+        for images, labels in self.batches.shuffled(self.sgd.batch_train, generator):
+            draw = self.augment.draw(len(images), self.image_size, generator).to(images.device)
+            self.optimizer.zero_grad()
+            loss = cross_entropy(self.net(draw(images)), labels)
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def _state(self) -> dict[str, Tensor]:
+        state = {"snapshots": self.snapshots[: self.epoch + 1]}
+        if self.sgd.mom:
+            buffers = [self.optimizer.state[p]["momentum_buffer"] for p in self.net.parameters()]
+            state["velocity"] = parameters_to_vector(buffers)
+        return state
+
+    def _go_on(self, state: dict[str, Tensor] | None) -> None:
+        P = self.snapshots.shape[1]
+        if state is None or state.get("snapshots", torch.empty(0)).shape[1:] != (P,):
+            return
+        self.epoch = len(state["snapshots"]) - 1
+        self.snapshots[: self.epoch + 1] = state["snapshots"]
+        parameters = list(self.net.parameters())
+        vector_to_parameters(
+            self.snapshots[self.epoch].clone().to(parameters[0].device), parameters
+        )  # not the snapshot
+        if self.sgd.mom:
+            velocity = state["velocity"].to(parameters[0].device)
+            for p, piece in zip(parameters, velocity.split([p.numel() for p in parameters]), strict=True):
+                self.optimizer.state[p]["momentum_buffer"] = piece.view_as(p).clone()
+        log.info("expert %d goes on after epoch %d", self.expert, self.epoch)

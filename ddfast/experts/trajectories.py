@@ -1,12 +1,17 @@
 """TrajectoryStore: the parameter snapshots of trained experts, one file per expert, read one snapshot at a time."""
 
+import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ddfast.files import read_json, replacing, write_json
+
+log = logging.getLogger("ddfast")
 
 FORMAT = "ddfast-trajectories-1"
 
@@ -14,7 +19,8 @@ FORMAT = "ddfast-trajectories-1"
 class TrajectoryStore:
     """A folder of experts: `experts.json` says what they are, `expert_0000.safetensors` … hold snapshots [E + 1, P].
 
-    Snapshot 0 is the initialisation, snapshot e the parameters after epoch e.
+    Snapshot 0 is the initialisation, snapshot e the parameters after epoch e. Files are mapped, never read whole, and
+    each snapshot is checked against its checksum when it is first read.
     """
 
     def __init__(self, path: str | Path):
@@ -26,6 +32,7 @@ class TrajectoryStore:
         whole = isinstance(self.about, dict) and isinstance(self.about.get("settings"), dict)
         if not whole or self.about.get("format") != FORMAT or not isinstance(self.about.get("epochs"), int):
             raise ValueError(f"{about}: not a ddfast trajectory store")
+        self._checked: set[tuple[int, int]] = set()  # snapshots whose checksum was right
 
     @classmethod
     def create(cls, path: str | Path, settings: dict[str, Any], epochs: int) -> "TrajectoryStore":
@@ -70,27 +77,37 @@ class TrajectoryStore:
         return self.path / f"expert_{expert:04d}.safetensors"
 
     def add(self, expert: int, snapshots: Tensor) -> None:  # [E + 1, P]
-        """Store an expert, whole or not at all."""
-        from safetensors.torch import save_file
-
+        """Store an expert, whole or not at all; what was kept of its unfinished training goes."""
         if snapshots.dim() != 2 or len(snapshots) != self.epochs + 1:
             raise ValueError(f"snapshots: expected [{self.epochs + 1}, P], got {list(snapshots.shape)}")
-        with replacing(self._file(expert)) as temporary:
-            save_file({"snapshots": snapshots.detach().cpu().contiguous()}, temporary)
+        snapshots = snapshots.detach().cpu().contiguous()
+        checksums = [_checksum(row) for row in snapshots]
+        _save(self._file(expert), {"snapshots": snapshots}, {"sha256": json.dumps(checksums)})
+        self._unfinished_file(expert).unlink(missing_ok=True)
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:  # [P], on the CPU
-        """The parameters of an expert after an epoch, the only bytes that are read."""
+        """The parameters of an expert after an epoch, the only bytes that are read.
+
+        Errors: ValueError that names the file, for one that is truncated, altered or of another program.
+        """
         from safetensors import SafetensorError, safe_open
 
-        if not self._file(expert).exists():
+        path = self._file(expert)
+        if not path.exists():
             raise ValueError(f"{self.path}: expected an expert from 0 to {self.num_experts - 1}, got {expert}")
         if not 0 <= epoch <= self.epochs:
             raise ValueError(f"{self.path}: expected an epoch from 0 to {self.epochs}, got {epoch}")
         try:
-            with safe_open(self._file(expert), framework="pt") as file:
-                return file.get_slice("snapshots")[epoch]
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self._file(expert)}: not a whole trajectory file ({error})") from None
+            with safe_open(path, framework="pt") as file:
+                snapshot = file.get_slice("snapshots")[epoch]
+                checksums = json.loads(file.metadata()["sha256"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"{path}: not a whole trajectory file ({error})") from None
+        if (expert, epoch) not in self._checked:
+            if len(checksums) != self.epochs + 1 or checksums[epoch] != _checksum(snapshot):
+                raise ValueError(f"{path}: the snapshot of epoch {epoch} is damaged: its checksum differs")
+            self._checked.add((expert, epoch))
+        return snapshot
 
     def segment(self, expert: int, start_epoch: int, target_epoch: int) -> tuple[Tensor, Tensor]:  # [P], [P]
         """The start and the target of one match; ValueError where they are equal, for their distance is divided by."""
@@ -101,3 +118,34 @@ class TrajectoryStore:
                 f"there is no trajectory to match"
             )
         return start, target
+
+    def keep_unfinished(self, expert: int, state: dict[str, Tensor]) -> None:
+        """Keep what an expert in training needs to go on later."""
+        _save(self._unfinished_file(expert), {name: value.detach().cpu().contiguous() for name, value in state.items()})
+
+    def unfinished(self, expert: int) -> dict[str, Tensor] | None:
+        """What `keep_unfinished` kept last; None where there is nothing, or nothing whole."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self._unfinished_file(expert))
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError) as error:
+            log.warning("%s: damaged, expert %d is trained anew (%s)", self._unfinished_file(expert), expert, error)
+            return None
+
+    def _unfinished_file(self, expert: int) -> Path:
+        return self.path / f"unfinished_{expert:04d}.safetensors"
+
+
+def _checksum(snapshot: Tensor) -> str:  # [P]
+    return hashlib.sha256(snapshot.contiguous().view(torch.uint8).numpy()).hexdigest()[:16]
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from ddfast.arguments import expect_whole
-from ddfast.data import SyntheticSet
+from ddfast.data import DSA, SyntheticSet
+from ddfast.data.augment import FULL_STRATEGY, Draw
 from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.matching import match_trajectory
 from ddfast.students import ModuleStudent
 
 LARGEST_LR = 1e30  # float32 has to hold it, and its products with gradients
 LR_FLOOR = 1e-6  # the learned learning rate is projected to at least this
+INITS = ("real", "noise")
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class MTTSettings:
     """The options of MTT, by the names of its published code.
 
     syn_steps: inner steps T; batch_syn: images per step (None: all); expert_epochs: epochs between start and target;
-    max_start_epoch: starts are drawn from 0 … max_start_epoch − 1; lr_img and lr_lr: SGD of the images and of the
-    student's learning rate, both with momentum 0.5; lr_teacher: that rate's first value.
+    max_start_epoch: starts are drawn from 0 … max_start_epoch − 1; lr_img, lr_lr and lr_label: SGD of the images, of
+    the student's learning rate and of soft labels, all with momentum 0.5; lr_teacher: the student's first learning
+    rate; init: real (random training images) or noise; dsa_strategy: augmentation of the synthetic images.
     """
 
     syn_steps: int
@@ -33,6 +36,9 @@ class MTTSettings:
     lr_lr: float
     lr_teacher: float
     batch_syn: int | None = None
+    init: str = "real"
+    dsa_strategy: str = FULL_STRATEGY
+    lr_label: float = 0.0  # hard labels have none
 
     def __post_init__(self):
         expect_whole(
@@ -41,11 +47,14 @@ class MTTSettings:
             max_start_epoch=self.max_start_epoch,
             batch_syn=1 if self.batch_syn is None else self.batch_syn,
         )
-        for name in ("lr_img", "lr_lr"):
+        for name in ("lr_img", "lr_lr", "lr_label"):
             if not 0 <= getattr(self, name) <= LARGEST_LR:
                 raise ValueError(f"{name}: expected 0 to {LARGEST_LR:g}, got {getattr(self, name)}")
         if not 0 < self.lr_teacher <= LARGEST_LR:
             raise ValueError(f"lr_teacher: expected a positive number up to {LARGEST_LR:g}, got {self.lr_teacher}")
+        if self.init not in INITS:
+            raise ValueError(f"init: expected one of {', '.join(INITS)}, got {self.init!r}")
+        DSA(self.dsa_strategy)  # refuses an unknown one
 
     @property
     def epochs_needed(self) -> int:
@@ -54,7 +63,10 @@ class MTTSettings:
 
 
 class MTT:
-    """One outer step draws an expert's segment, unrolls a student over it, and descends on images and α."""
+    """One outer step draws an expert's segment, unrolls a student over it, and descends on images and α.
+
+    Soft labels (a SyntheticSet of label logits) are descended on too, where lr_label is positive.
+    """
 
     Settings = MTTSettings
 
@@ -76,34 +88,59 @@ class MTT:
             )
         self.settings, self.experts, self.generator = settings, experts, generator
         self.student = ModuleStudent(network.to(device))
+        self.augment = DSA(settings.dsa_strategy)
         self.synthetic = synthetic
         self.images = synthetic.images.detach().clone().to(device).requires_grad_()
-        self.labels = synthetic.labels.to(device)
+        self.labels = synthetic.labels.detach().clone().to(device)
         self.lr = synthetic.lr.detach().clone().to(device).requires_grad_()
-        self.optimizers = [
-            torch.optim.SGD([self.images], lr=settings.lr_img, momentum=0.5),
-            torch.optim.SGD([self.lr], lr=settings.lr_lr, momentum=0.5),
-        ]
+        rates = [(self.images, settings.lr_img), (self.lr, settings.lr_lr)]
+        if synthetic.is_soft and settings.lr_label:
+            rates.append((self.labels.requires_grad_(), settings.lr_label))
+        self.learned = [tensor for tensor, _ in rates]
+        self.optimizers = [torch.optim.SGD([tensor], lr=rate, momentum=0.5) for tensor, rate in rates]
         self._keep()
         self.skipped = 0  # updates left out because loss, gradient or result was not finite
         self.floored = 0  # projections of the learning rate
 
     def current(self) -> SyntheticSet:
         """The synthetic set as it is now."""
-        synthetic = self.synthetic
-        return SyntheticSet(
-            self.images, self.labels, self.lr, synthetic.class_names, synthetic.preprocessing
-        ).detached()
+        given = self.synthetic
+        now = SyntheticSet(
+            self.images, self.labels, self.lr, given.class_names, given.preprocessing, given.dsa_strategy
+        )
+        return now.detached()
 
     def _keep(self) -> None:
         """Remember this state, whose loss and gradient were finite, where it is: no copy from device to host."""
-        self.good = self.images.detach().clone(), self.lr.detach().clone()  # [I, C, H, W], []
+        self.good = [tensor.detach().clone() for tensor in self.learned]
 
     def restore(self) -> None:
         """Go back to the last state whose loss and gradient were finite."""
         with torch.no_grad():
-            self.images.copy_(self.good[0])
-            self.lr.copy_(self.good[1])
+            for tensor, good in zip(self.learned, self.good, strict=True):
+                tensor.copy_(good)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, or counts from: what a checkpoint has to hold."""
+        return {
+            "learned": [tensor.detach() for tensor in self.learned],
+            "good": self.good,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "generator": self.generator.get_state(),
+            "skipped": self.skipped,
+            "floored": self.floored,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`, on this device."""
+        with torch.no_grad():
+            for tensor, value in zip(self.learned, state["learned"], strict=True):
+                tensor.copy_(value)
+        self.good = [value.to(self.images.device) for value in state["good"]]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.generator.set_state(state["generator"])
+        self.skipped, self.floored = state["skipped"], state["floored"]
 
     def step(self) -> dict[str, Any]:
         """One outer iteration; what it did, for the metrics. What comes out not finite, changes nothing."""
@@ -113,13 +150,17 @@ class MTT:
         start, target = (p.to(self.images.device) for p in self.experts.segment(expert, start_epoch, target_epoch))
         batches = self._batches()
         steps = {"syn_steps": self.settings.syn_steps} if batches is None else {"batches": batches}
-        loss = match_trajectory(self.student, start, target, self.images, self.labels, self.lr, **steps)
-        gradients = torch.autograd.grad(loss, (self.images, self.lr))
+        draws = self._augmentations(len(self.images) if batches is None else batches.shape[1])
+        targets = self.labels.softmax(1) if self.synthetic.is_soft else self.labels
+        loss = match_trajectory(
+            self.student, start, target, self.images, targets, self.lr, **steps, augment=lambda x, n: draws[n](x)
+        )
+        gradients = torch.autograd.grad(loss, self.learned)
         updated = all(bool(value.isfinite().all()) for value in (loss, *gradients))
         if updated:
             self._keep()
-            self._descend(*gradients)
-            updated = bool(self.images.isfinite().all() and self.lr.isfinite())
+            self._descend(gradients)
+            updated = all(bool(tensor.isfinite().all()) for tensor in self.learned)
             if not updated:
                 self.restore()
         if not updated:
@@ -134,12 +175,9 @@ class MTT:
             "updated": updated,
         }
 
-    def _descend(
-        self,
-        by_images: Tensor,  # [I, C, H, W]
-        by_lr: Tensor,  # []
-    ) -> None:
-        self.images.grad, self.lr.grad = by_images, by_lr
+    def _descend(self, gradients: tuple[Tensor, ...]) -> None:  # of `learned`, in its order
+        for tensor, gradient in zip(self.learned, gradients, strict=True):
+            tensor.grad = gradient
         for optimizer in self.optimizers:
             optimizer.step()
         with torch.no_grad():
@@ -149,6 +187,11 @@ class MTT:
 
     def _draw(self, count: int) -> int:
         return int(torch.randint(count, (), generator=self.generator))
+
+    def _augmentations(self, count: int) -> list[Draw]:
+        """One draw per inner step, made beforehand: the backward replays them."""
+        size, device = tuple(self.images.shape[2:]), self.images.device
+        return [self.augment.draw(count, size, self.generator).to(device) for _ in range(self.settings.syn_steps)]
 
     def _batches(self) -> Tensor | None:  # int64 [T, B]
         """Random permutations of the set cut into minibatches, one after another; None for all images every step."""

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ddfast.arguments import expect_whole
 from ddfast.ops import norm_relu_pool
@@ -73,7 +74,9 @@ class ConvNet(nn.Module):
         expect_whole(channels=channels, num_classes=num_classes, width=width, depth=1 if depth is None else depth)
         if not isinstance(image_size, tuple | list) or len(image_size) != 2:
             raise ValueError(f"image_size: expected (H, W), got {image_size!r}")
-        H, W = (side + 2 * (first_padding - 1) for side in image_size)
+        expect_whole(first_padding=first_padding)
+        self.border = first_padding - 1
+        H, W = (side + 2 * self.border for side in image_size)
         if depth is None:
             depth = max(1, round(math.log2(max(1, min(H, W)))) - 2)
         smallest = 2 ** (depth + 1) if pooling != "none" else 1
@@ -84,8 +87,7 @@ class ConvNet(nn.Module):
             )
         blocks = []
         for block in range(depth):
-            padding = first_padding if block == 0 else 1
-            blocks.append(nn.Conv2d(channels if block == 0 else width, width, 3, padding=padding))
+            blocks.append(nn.Conv2d(channels if block == 0 else width, width, 3, padding=1))
             if (norm, activation, pooling) == ("instancenorm", "relu", "avgpooling"):
                 blocks.append(NormReLUPool(width))
             else:
@@ -97,6 +99,10 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits: [B, C, H, W] -> [B, K]."""
+        if (
+            self.border
+        ):  # apart from the convolution, which is slow on a CPU where its padding reaches its kernel's size
+            images = pad(images, 4 * [self.border])
         return self.classifier(self.features(images.contiguous(memory_format=torch.channels_last)).flatten(1))
 
 

@@ -1,0 +1,256 @@
+"""What a run is: its settings, resolved from arguments, a preset, given experts, or the folder of a killed run."""
+
+import logging
+import platform
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddfast import networks, seeds
+from ddfast.arguments import expect_whole
+from ddfast.data import Dataset, Preprocessing, known_name, load_dataset
+from ddfast.devices import resolve_device
+from ddfast.evaluate import check_evaluation
+from ddfast.experts import TrajectoryStore
+from ddfast.installation import build_info
+from ddfast.methods import METHODS
+from ddfast.presets import choose_preset
+
+log = logging.getLogger("ddfast")
+
+DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": "stretch", "zca": None}
+RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
+FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "batch_train", "mom", "l2")
+REPORT = {
+    "networks": None,
+    "num_eval": 5,
+    "eval_epochs": None,
+    "protocol": "ddfast",
+    "full_epochs": None,
+    "eval_every": None,
+    "checkpoint_every": 100,
+}
+FREE = {"iterations", "data_root", "experts", *REPORT}  # what may be another when a run is resumed
+NEEDED = "needed"  # train_epochs: only those that the run can use
+
+
+@dataclass
+class Job:
+    """A run, resolved: `config` holds every setting as JSON does; the rest is made from it."""
+
+    config: dict[str, Any]
+    data: Dataset
+    settings: Any  # of the method
+    experts: TrajectoryStore | None  # given ones
+    device: torch.device
+
+    @property
+    def train_epochs(self) -> int:
+        """Epochs of each expert that is trained for this run."""
+        asked, needed = self.config["train_epochs"], self.settings.epochs_needed
+        return needed if asked == NEEDED else max(asked, needed)
+
+    def check_experts(self, store: TrajectoryStore) -> None:
+        """ValueError for experts of other data, preprocessing or network, too few, too short, or damaged."""
+        wanted = {"fingerprint": self.data.fingerprint, "network": self.config["network"]}
+        for name, value in wanted.items():
+            has = store.settings.get(name)
+            if has != value:
+                what = "training images" if name == "fingerprint" else name
+                raise ValueError(
+                    f"experts: {store.path} was trained with {what} {has!r} of {store.settings.get('dataset')!r}, "
+                    f"this run has {value!r} of {self.data.name!r}"
+                )
+        if not _preprocessing_of(store).matches(self.data.preprocessing):
+            raise ValueError(
+                f"experts: {store.path} was trained with another preprocessing (zca, mean and std, or resize) than "
+                f"this run's"
+            )
+        if store.epochs < self.settings.epochs_needed:
+            raise ValueError(
+                f"{store.path} has {store.epochs} epochs, max_start_epoch and expert_epochs need "
+                f"{self.settings.epochs_needed}"
+            )
+        if not 1 <= self.config["num_experts"] <= store.num_experts:
+            raise ValueError(
+                f"num_experts: expected 1 to the {store.num_experts} in {store.path}, got {self.config['num_experts']}"
+            )
+        P = sum(p.numel() for p in self.network("experts").parameters())
+        for expert in range(self.config["num_experts"]):
+            if store.snapshot(expert, store.epochs).shape != (P,):  # refuses a file that is not whole
+                raise ValueError(f"experts: {store.path} has snapshots of another network than {P} parameters")
+
+    def network(self, purpose: str) -> torch.nn.Module:
+        """The network that is distilled with, its initial parameters drawn for a purpose."""
+        generator = seeds.generator(self.config["seed"], purpose)
+        return networks.create(self.config["network"], generator=generator, **self.data.network_arguments)
+
+
+def resolve(given: dict[str, Any], download: bool = False) -> Job:
+    """The job that these arguments ask for; what is None comes from given experts, else from the preset.
+
+    Errors: ValueError or TypeError for what cannot work, before anything is written.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    method = given.get("method", RUN["method"])
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    _check_names(given, METHODS[method].Settings)
+    config = DATA | RUN | REPORT | given
+    expect_whole(ipc=config["ipc"])
+    dataset, experts = config["dataset"], config["experts"]
+    data = load_dataset(
+        dataset,
+        root=config["data_root"],
+        image_size=config["image_size"],
+        resize=config["resize"],
+        download=download,
+    )
+    store = experts if isinstance(experts, TrajectoryStore) or experts is None else TrajectoryStore(experts)
+    side = min(data.image_size)
+    preset = choose_preset(method, data.name, config["ipc"], config["preset"], side=side, classes=data.num_classes)
+    config = preset.settings | _of_experts(store, given, preset.settings) | _without_none(config)
+    config |= {"method": method, "preset": preset.name, "dataset": _spec(dataset, data)}
+    config["experts"] = None if store is None else str(store.path.resolve())
+    if config["zca"] and data.preprocessing.zca is None:
+        data = data.whitened()
+    config["zca"] = data.preprocessing.zca is not None
+    return _checked(config, data, METHODS[method].Settings, store)
+
+
+def _without_none(config: dict[str, Any]) -> dict[str, Any]:
+    """What is not None, and the defaults that may stay None."""
+    may_be_none = {"data_root", "image_size", "experts", "full_epochs", "eval_every"}
+    return {name: value for name, value in config.items() if value is not None or name in may_be_none}
+
+
+def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, download: bool = False) -> Job:
+    """The job of a run folder's config, once what is given beside it is known to agree.
+
+    Errors: ValueError naming the first setting that differs, or a data set that has changed.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    dataset = given.pop("dataset", None)
+    if "experts" in given and isinstance(given["experts"], TrajectoryStore):
+        given["experts"] = str(given["experts"].path)
+    if "device" in given:
+        given["device"] = str(resolve_device(given["device"]))
+    _check_names(given, METHODS[saved["method"]].Settings)
+    for name, value in given.items():
+        if name not in FREE and _as_json(name, value) != saved.get(name):
+            raise ValueError(
+                f"{name}: the run in {path} has {saved.get(name)!r}, got {value!r}; "
+                f"a run is resumed with its own settings"
+            )
+    config = saved | {name: value for name, value in given.items() if name in FREE}
+    if dataset is None and saved["dataset"] == "custom":
+        raise ValueError(f"dataset: the run in {path} had one that was given from Python; give it again")
+    data = load_dataset(
+        saved["dataset"] if dataset is None else dataset,
+        root=config["data_root"],
+        image_size=config["image_size"],
+        resize=config["resize"],
+        zca=config["zca"],
+        download=download,
+    )
+    if data.fingerprint != saved["fingerprint"]:
+        raise ValueError(
+            f"dataset: the training images of the run in {path} were {saved['fingerprint']}, "
+            f"those of {data.name} are {data.fingerprint}"
+        )
+    threads = torch.get_num_threads()
+    if threads != saved["threads"]:
+        log.warning("the run began with %d threads, now there are %d: last bits may differ", saved["threads"], threads)
+    store = None if config["experts"] is None else TrajectoryStore(config["experts"])
+    return _checked(config, data, METHODS[saved["method"]].Settings, store)
+
+
+def expert_options(dataset: Any, ipc: int | None, preset: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of train_experts: those given, the others as the preset for `distill` has them."""
+    given = {name: value for name, value in options.items() if value is not None}
+    names = {"data_root": "root", "image_size": "image_size", "resize": "resize", "download": "download"}
+    data = load_dataset(dataset or DATA["dataset"], **{names[n]: v for n, v in given.items() if n in names})
+    chosen = choose_preset(
+        RUN["method"], data.name, ipc or 1, preset, side=min(data.image_size), classes=data.num_classes
+    )
+    log.info("settings: %s", chosen.name)
+    row = chosen.settings
+    defaults = {"epochs": row["train_epochs"], "lr_teacher": row["train_lr"]}
+    defaults |= {n: row[n] for n in ("network", "num_experts", "batch_train", "mom", "l2", "dsa_strategy", "zca")}
+    merged = defaults | {name: value for name, value in given.items() if name not in names}
+    return {"dataset": data.whitened() if merged.pop("zca") else data, **merged}
+
+
+def _check_names(given: dict[str, Any], settings_class: type) -> None:
+    known = [field.name for field in fields(settings_class)] + list(FROM_PRESET)
+    unknown = [name for name in given if name not in (*DATA, *RUN, *REPORT, *known)]
+    if unknown:
+        raise ValueError(f"options: expected some of {', '.join(known)}, got {', '.join(unknown)}")
+
+
+def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store: TrajectoryStore | None) -> Job:
+    """The job of a config whose values all stand, once they are known to make sense."""
+    names = [field.name for field in fields(settings_class)]
+    settings = settings_class(**{name: config[name] for name in names if name in config})
+    device = resolve_device(config.get("device"))
+    config["networks"] = list(config.get("networks") or [config["network"]])
+    epochs = None if config["train_epochs"] == NEEDED else config["train_epochs"]
+    wholes = {name: config[name] for name in ("iterations", "num_experts", "batch_train", "num_eval")}
+    maybe = {name: config.get(name) for name in ("eval_every", "checkpoint_every", "full_epochs", "eval_epochs")}
+    maybe["train_epochs"] = epochs
+    expect_whole(**wholes, **{name: value for name, value in maybe.items() if value is not None})
+    data.check_ipc(config["ipc"])
+    check_evaluation(config["networks"], config["protocol"], data)
+    facts = {
+        "fingerprint": data.fingerprint,
+        "image_size": list(data.image_size),
+        "preprocessing": data.preprocessing.describe(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "versions": build_info()["versions"] | {"python": platform.python_version()},
+    }
+    job = Job({**config, **asdict(settings), **facts}, data, settings, store, device)
+    job.network("check")  # refuses an unknown or impossible network
+    if store is not None:
+        job.check_experts(store)
+    return job
+
+
+def _of_experts(store: TrajectoryStore | None, given: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """What given experts decide: how many there are, their network, and whether images are whitened."""
+    if store is None:
+        return {}
+    preprocessing = store.settings.get("preprocessing") or {}
+    decided = {
+        "num_experts": store.num_experts,
+        "network": store.settings.get("network"),
+        "zca": bool(preprocessing.get("zca")),
+    }
+    for name in ("network", "zca"):
+        if name not in given and decided[name] != row[name]:
+            log.info("%s: %s, as the experts were trained (the preset has %s)", name, decided[name], row[name])
+    return decided
+
+
+def _preprocessing_of(store: TrajectoryStore) -> Preprocessing:
+    try:
+        return Preprocessing.described(store.settings["preprocessing"])
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{store.path / 'experts.json'}: does not say how images were preprocessed") from None
+
+
+def _spec(dataset: Any, data: Dataset) -> str:
+    """How the data set can be loaded again: its name, or the path of its folder; else "custom"."""
+    if not isinstance(dataset, str | Path):
+        return "custom"
+    return data.name if known_name(dataset) else str(Path(dataset).resolve())
+
+
+def _as_json(name: str, value: Any) -> Any:
+    if name == "image_size" and isinstance(value, int):
+        return [value, value]
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,149 @@
+"""The data sets that are known by name: where their files are, and what they are normalised with."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddfast.data.folders import IMAGENET_SUBSETS, Files, imagenet_subset_files, tiny_imagenet_files
+from ddfast.data.images import inspect_files, read_files, resized
+from ddfast.files import cache_folder
+
+DIGITS_SIDE = 16
+DIGITS_TEST_SHARE = 0.2
+IMAGENET_SIDE = 128
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Images and labels as they are read, before preprocessing."""
+
+    train_images: Tensor  # uint8 [N, C, H, W], or float in [0, 1]
+    train_labels: Tensor  # int64 [N]
+    test_images: Tensor  # [M, C, H, W]
+    test_labels: Tensor  # int64 [M]
+    class_names: tuple[str, ...]  # [K]
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean and std per channel; None: fitted
+
+
+@dataclass(frozen=True)
+class _Torchvision:
+    """A data set that torchvision reads."""
+
+    cls: str
+    splits: tuple[dict, dict]  # keyword arguments that say train and test
+    files: str  # below the root
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+
+    def read(self, name: str, root: Path, download: bool) -> RawData:
+        import torchvision
+
+        parts = []
+        for split in self.splits:
+            try:
+                parts.append(getattr(torchvision.datasets, self.cls)(str(root), **split, download=download))
+            except RuntimeError as error:
+                if download:
+                    raise OSError(f"{name}: cannot be downloaded to {root} ({error})") from None
+                raise FileNotFoundError(
+                    f"{name}: not found or damaged; expected {root}/{self.files}, or --download"
+                ) from None
+        images = [self._images(part.data) for part in parts]
+        labels = [torch.as_tensor(part.targets if hasattr(part, "targets") else part.labels).long() for part in parts]
+        names = getattr(parts[0], "classes", None)
+        names = [str(k) for k in range(10)] if names is None or self.cls == "MNIST" else names
+        return RawData(images[0], labels[0], images[1], labels[1], tuple(names), self.statistics)
+
+    @staticmethod
+    def _images(data) -> Tensor:  # uint8 [N, C, H, W]
+        images = torch.as_tensor(data)
+        if images.dim() == 3:
+            return images.unsqueeze(1)
+        return images.permute(0, 3, 1, 2).contiguous() if images.shape[3] == 3 and images.shape[1] != 3 else images
+
+
+TRAIN_OR_TEST = ({"train": True}, {"train": False})
+CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+IDX = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
+TORCHVISION = {
+    "mnist": _Torchvision("MNIST", TRAIN_OR_TEST, f"MNIST/raw/{IDX}", ((0.1307,), (0.3081,))),
+    "fashion-mnist": _Torchvision("FashionMNIST", TRAIN_OR_TEST, f"FashionMNIST/raw/{IDX}", ((0.2861,), (0.3530,))),
+    "cifar10": _Torchvision(
+        "CIFAR10", TRAIN_OR_TEST, "cifar-10-batches-py/{data_batch_1…5,test_batch,batches.meta}", CIFAR
+    ),
+    "cifar100": _Torchvision("CIFAR100", TRAIN_OR_TEST, "cifar-100-python/{train,test,meta}", CIFAR),
+    "svhn": _Torchvision(
+        "SVHN",
+        ({"split": "train"}, {"split": "test"}),
+        "{train,test}_32x32.mat",
+        ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    ),
+}
+DATASETS = ("digits", *TORCHVISION, "tiny-imagenet", *IMAGENET_SUBSETS)
+
+
+def data_root(root: str | Path | None) -> Path:
+    """Where named data sets are looked for: `root`, else DDFAST_DATA, else a folder in the user's cache."""
+    root = root or os.environ.get("DDFAST_DATA")
+    return Path(root) if root else cache_folder() / "data"
+
+
+def read_named(
+    name: str,  # of DATASETS
+    root: str | Path | None = None,
+    image_size: tuple[int, int] | None = None,
+    resize: str = "stretch",
+    download: bool = False,
+) -> RawData:
+    """Read a named data set; FileNotFoundError that says which files are expected where."""
+    if name == "digits":
+        raw = _digits()
+    elif name in TORCHVISION:
+        raw = TORCHVISION[name].read(name, data_root(root), download)
+    else:
+        if name == "tiny-imagenet":
+            found = tiny_imagenet_files(data_root(root), download)
+        else:
+            found = imagenet_subset_files(name, data_root(root), download)
+            image_size = image_size or (IMAGENET_SIDE, IMAGENET_SIDE)
+        return read_classes(*found, image_size, resize, channels=3, statistics=IMAGENET_STATISTICS)
+    train, test = (resized(images, image_size, resize) for images in (raw.train_images, raw.test_images))
+    return RawData(train, raw.train_labels, test, raw.test_labels, raw.class_names, raw.statistics)
+
+
+def read_classes(
+    train: Files,
+    test: Files,
+    class_names: tuple[str, ...],
+    image_size: tuple[int, int] | None = None,
+    resize: str = "stretch",
+    channels: int | None = None,
+    statistics=None,
+) -> RawData:
+    """Decode the files of a data set; None: the size and the channels that they ask for."""
+    if image_size is None or channels is None:
+        found_size, found_channels = inspect_files([*train.paths, *test.paths])
+        image_size, channels = image_size or found_size, channels or found_channels
+    images = [read_files(part.paths, image_size, channels, resize) for part in (train, test)]
+    labels = [torch.tensor(part.labels) for part in (train, test)]
+    return RawData(images[0], labels[0], images[1], labels[1], class_names, statistics)
+
+
+def _digits() -> RawData:
+    """scikit-learn's 1,797 handwritten digits (UCI, Alpaydin & Kaynak 1998), 8×8 px resized to 16×16; 1 in 5 tests."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+    from torch.nn.functional import interpolate
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16  # [1797, 1, 8, 8] in [0, 1]
+    images = interpolate(images, size=(DIGITS_SIDE, DIGITS_SIDE), mode="bilinear", align_corners=False)
+    labels = torch.from_numpy(bunch.target).long()
+    train, test = train_test_split(
+        range(len(labels)), test_size=DIGITS_TEST_SHARE, random_state=0, stratify=bunch.target
+    )
+    names = tuple(str(d) for d in range(10))
+    return RawData(images[train], labels[train], images[test], labels[test], names)

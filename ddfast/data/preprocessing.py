@@ -1,0 +1,86 @@
+"""What is done to images before a network sees them, recorded with every synthetic set."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ddfast.data.images import to_unit
+from ddfast.data.zca import ZCA
+
+RESIZES = ("stretch", "crop")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Images in [0, 1] become (image − mean) / std per channel; or, with zca, whitened instead.
+
+    `resize` says how images of another size were brought to theirs: stretch (aspect not kept) or crop (the short side
+    resized, the middle kept).
+    """
+
+    mean: tuple[float, ...]  # [C]
+    std: tuple[float, ...]  # [C]
+    zca: ZCA | None = None
+    resize: str = "stretch"
+
+    def __post_init__(self):
+        if self.resize not in RESIZES:
+            raise ValueError(f"resize: expected one of {', '.join(RESIZES)}, got {self.resize!r}")
+
+    def apply(self, images: Tensor) -> Tensor:  # [N, C, H, W] in [0, 1], or uint8 of 0 to 255 -> preprocessed float32
+        """Preprocess."""
+        images = to_unit(images)
+        if self.zca is not None:
+            return self.zca.whiten(images)
+        return (images - self._column(self.mean, images)) / self._column(self.std, images)
+
+    def invert(self, images: Tensor) -> Tensor:  # [N, C, H, W] preprocessed -> in [0, 1], for viewing
+        """Undo `apply`."""
+        if self.zca is not None:
+            return self.zca.unwhiten(images)
+        return images * self._column(self.std, images) + self._column(self.mean, images)
+
+    @staticmethod
+    def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
+        return like.new_tensor(values).view(1, -1, 1, 1)
+
+    def matches(self, other: "Preprocessing") -> bool:
+        """Whether both do the same, but for the rounding of a whitening that was fitted twice."""
+        if self.zca is None or other.zca is None:
+            return self == other
+        return self.resize == other.resize and self.zca.matches(other.zca)
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "zca": None if self.zca is None else asdict(self.zca) | {"probe": list(self.zca.probe)},
+            "resize": self.resize,
+        }
+
+    @classmethod
+    def described(cls, about: Mapping[str, Any]) -> "Preprocessing":
+        """From `describe`. Errors: KeyError or TypeError where it is something else."""
+        zca = about.get("zca")
+        if zca is not None:
+            zca = ZCA(zca["data"], zca["eps"], zca["checksum"], tuple(zca["probe"]))
+        return cls(tuple(about["mean"]), tuple(about["std"]), zca, about.get("resize", "stretch"))
+
+    @classmethod
+    def fitted(cls, images: Tensor, resize: str = "stretch") -> "Preprocessing":
+        """The statistics per channel of training images [N, C, H, W], in [0, 1] or uint8."""
+        sums, squares, count = 0, 0, 0
+        for part in images.split(4096):
+            part = to_unit(part).double()
+            sums, squares = sums + part.sum((0, 2, 3)), squares + part.square().sum((0, 2, 3))
+            count += part[:, 0].numel()
+        mean = sums / count
+        std = ((squares - count * mean.square()) / max(1, count - 1)).clamp_min(0).sqrt()
+        if not (std > 1e-6).all():
+            raise ValueError(
+                f"images: expected pixels that differ in every channel, got standard deviations {std.tolist()}"
+            )
+        return cls(tuple(mean.tolist()), tuple(std.tolist()), resize=resize)

@@ -1,0 +1,133 @@
+"""ZCA whitening: fitted by kornia, its matrices kept once in the user's cache and referred to by checksum."""
+
+import functools
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddfast.data.images import to_unit
+from ddfast.files import cache_folder, replacing
+
+log = logging.getLogger("ddfast")
+
+EPS = 0.1  # of the published code (its paper says kornia's defaults)
+MOST_VALUES = 20_000  # per image; the matrices have that many squared, and their fit takes its cube
+PROBE = 8  # entries of the matrix that are recorded, to verify a refit on another machine
+
+
+@dataclass(frozen=True)
+class ZCA:
+    """Which whitening: x ↦ (x − mean) W on flattened images in [0, 1], W = V (Λ + ε)^(−1/2) Vᵀ of their covariance.
+
+    The matrices themselves, [D, D] with D = C·H·W, lie in `file`.
+    """
+
+    data: str  # fingerprint of the training images that it was fitted on
+    eps: float
+    checksum: str  # of the file's tensors
+    probe: tuple[float, ...]  # the first entries of W's diagonal
+
+    @classmethod
+    def fitted(
+        cls,
+        images: Tensor,  # [N, C, H, W], uint8 or in [0, 1]: all training images
+        data: str,
+        eps: float = EPS,
+    ) -> "ZCA":
+        """The whitening of these images: the one in the cache, or a new one, which is put there.
+
+        Errors: ValueError for images too large to be whitened.
+        """
+        path = _file(data, eps)
+        tensors = _read(path)
+        if tensors is None:
+            values = images[0].numel()
+            if values > MOST_VALUES:
+                raise ValueError(
+                    f"zca: expected images of at most {MOST_VALUES} values, got {values}: the whitening matrix would "
+                    f"take {4 * values**2 / 1e9:.0f} GB; use no zca, or a smaller image_size"
+                )
+            log.info("fitting ZCA to %d images: two matrices, %.0f MB in %s", len(images), 8e-6 * values**2, path)
+            tensors = _fit(images, eps)
+            _write(path, tensors)
+        matrix = tensors["matrix"]
+        probe = tuple(matrix.diagonal()[:PROBE].tolist())
+        return cls(data, eps, _checksum(tensors), probe)
+
+    def matches(self, other: "ZCA") -> bool:
+        """Whether both whiten alike: fitted on the same data, be it on machines that round differently."""
+        close = torch.allclose(torch.tensor(self.probe), torch.tensor(other.probe), rtol=1e-2)
+        return (self.data, self.eps) == (other.data, other.eps) and close
+
+    @property
+    def file(self) -> Path:
+        """Where the matrices are."""
+        return _file(self.data, self.eps)
+
+    def whiten(self, images: Tensor) -> Tensor:  # [N, C, H, W] in [0, 1] -> whitened
+        """Whiten."""
+        mean, matrix, _ = _matrices(self, images.device)
+        return ((images.flatten(1) - mean) @ matrix).view_as(images)
+
+    def unwhiten(self, images: Tensor) -> Tensor:  # [N, C, H, W] whitened -> in [0, 1], for viewing
+        """Undo `whiten`."""
+        mean, _, inverse = _matrices(self, images.device)
+        return (images.flatten(1) @ inverse + mean).view_as(images)
+
+
+def _file(data: str, eps: float) -> Path:
+    return cache_folder() / "zca" / f"{data}-eps{eps:g}.safetensors"
+
+
+@functools.lru_cache(maxsize=2)
+def _matrices(zca: ZCA, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:  # [1, D], [D, D], [D, D]
+    tensors = _read(zca.file)
+    if tensors is None:
+        raise FileNotFoundError(
+            f"{zca.file}: the whitening matrices are not there, or damaged; load their data set with zca once, "
+            f"which fits them anew"
+        )
+    return tuple(tensors[name].to(device) for name in ("mean", "matrix", "inverse"))
+
+
+def _fit(images: Tensor, eps: float) -> dict[str, Tensor]:  # [N, C, H, W], uint8 or in [0, 1]
+    from kornia.enhance import ZCAWhitening
+
+    whitening = ZCAWhitening(eps=eps, compute_inv=True).fit(to_unit(images))
+    tensors = {
+        "mean": whitening.mean_vector.reshape(1, -1),
+        "matrix": whitening.transform_matrix,
+        "inverse": whitening.transform_inv,
+    }
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy())
+    return digest.hexdigest()[:16]
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"checksum": _checksum(tensors)})
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file; None where it is not there or not as it was written."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("mean", "matrix", "inverse")}
+            return tensors if (file.metadata() or {}).get("checksum") == _checksum(tensors) else None
+    except (SafetensorError, OSError):
+        return None

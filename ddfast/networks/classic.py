@@ -1,0 +1,75 @@
+"""The other networks that distilled sets are evaluated on, in their CIFAR-size forms."""
+
+from torch import nn
+
+from ddfast.arguments import expect_whole
+
+NORMALISATIONS = {"instancenorm": lambda width: nn.GroupNorm(width, width), "batchnorm": nn.BatchNorm2d}
+VGG11 = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
+VGG_SMALLEST = 32  # pixels: five poolings leave one
+
+
+def mlp(channels: int = 3, num_classes: int = 10, image_size: tuple[int, int] = (32, 32), *, width: int = 128):
+    """Three linear layers with ReLU between them."""
+    expect_whole(width=width)
+    H, W = image_size
+    layers = [nn.Flatten(), nn.Linear(channels * H * W, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, num_classes))
+
+
+def lenet(channels: int = 3, num_classes: int = 10, image_size: tuple[int, int] = (32, 32)) -> nn.Module:
+    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling; 28-px images are padded to 32, as in the original."""
+    padding = 2 if tuple(image_size) == (28, 28) else 0
+    H, W = (((side + 2 * padding - 4) // 2 - 4) // 2 for side in image_size)
+    _expect_a_map("lenet", image_size, min(H, W), 16)
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(16 * H * W, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, num_classes),
+    )  # fmt: skip
+
+
+def alexnet(channels: int = 3, num_classes: int = 10, image_size: tuple[int, int] = (32, 32)) -> nn.Module:
+    """AlexNet (Krizhevsky et al. 2012) as dataset distillation has it: five convolutions, one linear layer."""
+    padding = 4 if tuple(image_size) == (28, 28) else 2  # 28-px digits become 32 px
+    H, W = ((side + 2 * padding - 4) // 2 // 2 // 2 for side in image_size)
+    _expect_a_map("alexnet", image_size, min(H, W), 8)
+    return nn.Sequential(
+        nn.Conv2d(channels, 128, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(128, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(192, 256, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(256, 192, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(192, 192, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(192 * H * W, num_classes),
+    )  # fmt: skip
+
+
+def vgg11(
+    channels: int = 3,
+    num_classes: int = 10,
+    image_size: tuple[int, int] = (32, 32),
+    *,
+    norm: str = "instancenorm",
+) -> nn.Module:
+    """VGG-11 (Simonyan & Zisserman 2015) with a norm after each convolution and one linear layer at the end.
+
+    `norm` is instancenorm (GroupNorm(C, C)) or batchnorm. 28-px images are padded to 32; larger maps are averaged.
+    """
+    if norm not in NORMALISATIONS:
+        raise ValueError(f"norm: expected one of {', '.join(NORMALISATIONS)}, got {norm!r}")
+    border = 2 if tuple(image_size) == (28, 28) else 0
+    _expect_a_map("vgg11", image_size, (min(image_size) + 2 * border) // VGG_SMALLEST, VGG_SMALLEST)
+    layers: list[nn.Module] = [nn.ZeroPad2d(border)]
+    width = channels
+    for block in VGG11:
+        if block == "pool":
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers += [nn.Conv2d(width, block, 3, padding=1), NORMALISATIONS[norm](block), nn.ReLU()]
+        width = block
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+
+
+def _expect_a_map(name: str, image_size: tuple[int, int], pixels: int, smallest: int) -> None:
+    if pixels < 1:
+        raise ValueError(f"image_size: expected at least {smallest} pixels a side for {name}, got {tuple(image_size)}")
