@@ -16,7 +16,8 @@ CPU_SOURCES = ["csrc/module.cpp", "csrc/ops/param_distance.cpp", "csrc/ops/norm_
 CUDA_SOURCES = ["csrc/ops/param_distance_cuda.cu", "csrc/ops/norm_relu_pool_cuda.cu"]
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 # psabi: vectors cross inlined calls only; maybe-uninitialized: false alarms on them; g0: a file 10 MB smaller.
-COMPILE_ARGS = ["-O3", "-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized", "-g0"]
+# fopenmp: without it at::parallel_for runs on one thread, silently. Not linked: torch brings the OpenMP library, once.
+COMPILE_ARGS = ["-O3", "-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized", "-g0", "-fopenmp"]
 
 
 def say(line: str) -> None:

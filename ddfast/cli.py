@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -15,6 +16,8 @@ EXPECTED = (ValueError, TypeError, OSError, NotImplementedError)  # what the lib
 
 def main() -> None:
     """Run `ddfast`; an error is one sentence on stderr and exit status 1, a traceback only with --traceback."""
+    # PyTorch then asks for large pages: on a CPU half of the time of large tensors is page faults otherwise.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # A run that is told to end saves what it has, as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

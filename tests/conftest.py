@@ -2,11 +2,26 @@
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from ddfast import seeds
 
 # Kernel against reference, (relative, absolute): a few rounding errors of the type.
 TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-4, 1e-5)}
+
+
+# A whole job in a second or two, as keyword arguments of ddfast.distill.
+SMALL = {
+    "iterations": 3,
+    "num_experts": 2,
+    "train_epochs": 2,
+    "batch_train": 6,
+    "syn_steps": 3,
+    "expert_epochs": 1,
+    "max_start_epoch": 2,
+    "num_eval": 2,
+    "eval_epochs": 3,
+}
 
 
 def normal(*shape: int, seed: int = 0, dtype=torch.float64, device="cpu") -> torch.Tensor:
@@ -53,3 +68,11 @@ def device(request) -> str:
 def own_cache(tmp_path_factory, monkeypatch):
     """Tests never touch the user's cache; experts that one test trained are there for the next."""
     monkeypatch.setenv("DDFAST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """Three classes that differ in brightness: easy to learn."""
+    labels = torch.arange(24) % 3
+    images = uniform(24, 1, 16, 16).float() * 0.3 + labels.view(-1, 1, 1, 1) * 0.3
+    return TensorDataset(images, labels), TensorDataset(images[:9], labels[:9])

@@ -7,6 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from PIL import Image
+
+from ddfast import seeds
 
 SMALL = (
     "--iterations 2 --num-experts 1 --train-epochs 1 --batch-train 500 --syn-steps 2 --expert-epochs 1 "
@@ -41,7 +45,7 @@ def test_distill_then_evaluate_from_the_run_folder(tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("convnet: "), done.stderr
     again = ddfast("distill", *SMALL, "--output", "runs/0001", cwd=tmp_path)
     assert (again.returncode, again.stderr.splitlines()[-1]) == (
-        1, "ddfast: runs/0001: holds a run already; choose another output folder"
+        1, "ddfast: runs/0001: holds a run already; choose another output folder, or resume it"
     )  # fmt: skip
 
 
@@ -52,21 +56,66 @@ def test_a_run_that_is_told_to_end_saves_what_it_has(name, tmp_path):
         [sys.executable, "-m", "ddfast", "distill", *arguments], stderr=subprocess.PIPE, text=True, env=os.environ
     )
     for line in process.stderr:
-        if line.startswith("iteration 25"):
+        if line.startswith("iteration 1 of"):
             break
     process.send_signal(getattr(signal, name))
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in rest
-    assert {"synthetic.safetensors", "images.png", "metrics.jsonl"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    assert "resume goes on from there" in rest
+    written = {"synthetic.safetensors", "images.png", "curves.png", "metrics.jsonl", "checkpoint.pt"}
+    assert written <= {p.name for p in (tmp_path / "run").iterdir()}
+    done = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    again = ddfast("distill", "--resume", "--iterations", str(done + 2), "--output", str(tmp_path / "run"))
+    assert again.returncode == 0 and f"going on after iteration {done}" in again.stderr
 
 
 def test_experts_are_trained_into_a_folder_that_distill_takes(tmp_path):
     options = ["--num-experts", "1", "--epochs", "1", "--batch-train", "500", "--output", str(tmp_path / "experts")]
     done = ddfast("experts", *options)
     assert done.returncode == 0 and done.stdout.startswith("1 experts of 1 epochs in"), done.stderr
+    assert "settings: mtt/digits/ipc1" in done.stderr
     done = ddfast("distill", *SMALL, "--experts", str(tmp_path / "experts"), "--output", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["experts"]["lr_teacher"] == 0.01
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["trained_experts"]["lr_teacher"] == 0.02 and config["experts"] == str(tmp_path / "experts")
+
+
+def test_a_folder_of_photographs_of_odd_sizes_from_the_command_line(tmp_path):
+    """The whole job, with whitening, augmentation, several networks and evaluations on the way; then resumed."""
+    for k, name in enumerate(("dark", "light", "red")):
+        for part, count in (("train", 5), ("test", 2)):
+            for n in range(count):
+                file = tmp_path / "photos" / part / name / f"{n}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                noise = torch.randint(60, (19 + 5 * n, 31 - n, 3), generator=seeds.generator(n, name, part)).byte()
+                light = torch.tensor([[20, 20, 20], [190, 190, 190], [190, 20, 20]][k]).byte()
+                Image.fromarray((noise + light).numpy()).save(file)
+    options = (
+        "--dataset photos --image-size 16 --zca --ipc 2 --iterations 4 --num-experts 2 --train-epochs needed "
+        "--batch-train 5 --syn-steps 3 --expert-epochs 1 --max-start-epoch 2 --lr-img 1 --num-eval 1 --eval-epochs 20 "
+        "--networks convnet,mlp --eval-every 2 --full-epochs 2 --output run"
+    ).split()
+    done = ddfast("distill", *options, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "settings: mtt/digits/ipc1" in done.stderr and "iteration 2:" in done.stderr
+    assert "distilled images, 2 per class: mlp" in done.stdout and "full data, 2 epochs (trained anew)" in done.stdout
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["dataset"] == str(tmp_path / "photos") and config["zca"] and config["image_size"] == [16, 16]
+    assert ddfast("distill", "--resume", "--output", "run", cwd=tmp_path).stdout == done.stdout
+    evaluated = ddfast("evaluate", "run", "--num-eval", "1", "--eval-epochs", "2", cwd=tmp_path)
+    assert evaluated.returncode == 0 and evaluated.stdout.count("%") == 2, evaluated.stderr
+    differing = ddfast("distill", "--resume", "--output", "run", "--no-zca", cwd=tmp_path)
+    assert differing.returncode == 1 and "zca: the run in run has True, got False" in differing.stderr
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path):
+    """Files of more than 400 kB fail as they would on a full disk: an expert's does, the store's settings are there."""
+    limited = f"ulimit -f 400; exec {sys.executable} -m ddfast distill {' '.join(SMALL)} --output {tmp_path}/run"
+    environment = {**os.environ, "DDFAST_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "File too large" in done.stderr.strip().splitlines()[-1], done.stderr
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["experts.json"]
 
 
 def test_info_says_what_is_built_and_what_is_missing():
@@ -97,10 +146,21 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
 @pytest.mark.parametrize(
     "arguments, status, sentence",
     [
-        ("distill --dataset cifar", 1, "ddfast: dataset: expected one of digits, got 'cifar'"),
+        ("distill --dataset cifar", 1, "ddfast: dataset: expected one of digits, mnist, fashion-mnist, cifar10,"),
+        ("distill --dataset mnist --data-root /nowhere", 1, "ddfast: mnist: not found or damaged; expected /nowhere/"),
+        ("distill --resume", 1, "ddfast: resume: expected the output folder"),
+        ("distill --image-size 3x3x3", 2, "Error: Invalid value for '--image-size'"),
+        ("distill --image-size 4", 1, "ddfast: image_size: expected at least"),
+        ("distill --train-epochs some", 2, "Error: Invalid value for '--train-epochs'"),
+        ("distill --init zeros", 2, "Error: Invalid value for '--init'"),
+        ("distill --zca yes", 2, "Error: Got unexpected extra argument"),
+        ("distill --dsa-strategy shear", 1, "ddfast: dsa_strategy: expected some of color, crop,"),
+        ("distill --networks convnet,vgg", 1, "ddfast: network: expected one of convnet, resnet18,"),
+        ("experts --dataset /nowhere", 1, "ddfast: dataset: expected one of digits,"),
+        ("experts --mom 1", 1, "ddfast: mom: expected 0 to below 1"),
         ("distill --method dc", 1, "ddfast: method: expected one of mtt, got 'dc'"),
-        ("distill --network vgg", 1, "ddfast: network: expected one of convnet, resnet18, got 'vgg'"),
-        ("distill --preset x", 1, "ddfast: preset: expected one of mtt/digits/ipc1, got 'x'"),
+        ("distill --network vgg", 1, "ddfast: network: expected one of convnet, resnet18, vgg11,"),
+        ("distill --preset x", 1, "ddfast: preset: expected one of mtt/digits/ipc1, mtt/mnist/ipc1,"),
         ("distill --ipc 500", 1, "ddfast: ipc: expected at most the"),
         ("distill --ipc 0", 2, "Error: Invalid value for '--ipc'"),
         ("distill --lr-img banana", 2, "Error: Invalid value for '--lr-img'"),

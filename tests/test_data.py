@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils.data import TensorDataset
+from torchvision.transforms.v2.functional import to_pil_image
 
 from ddfast import seeds
 from ddfast.data import Preprocessing, SyntheticSet, load_dataset
-from tests.conftest import uniform
+from tests.conftest import assert_close, uniform
 
 
 @pytest.fixture
@@ -29,11 +30,11 @@ def synthetic():
 def test_digits_are_all_there_normalised_and_split_by_class():
     data = load_dataset("digits")
     assert data.train_images.shape == (1437, 1, 16, 16) and len(data.test_images) == 360
-    assert data.train_images.mean().item() == pytest.approx(0, abs=1e-3)
-    assert data.train_images.std().item() == pytest.approx(1, abs=1e-3)
-    assert data.test_labels.bincount().min() >= 34
-    in_range = data.preprocessing.invert(data.train_images)
-    assert in_range.min() >= -1e-5 and in_range.max() <= 1 + 1e-5
+    images, labels = data.train_batches(torch.device("cpu")).take(torch.arange(1437))
+    assert images.mean().item() == pytest.approx(0, abs=1e-3)
+    assert images.std().item() == pytest.approx(1, abs=1e-3)
+    assert torch.equal(labels, data.train_labels) and data.test_labels.bincount().min() >= 34
+    assert torch.allclose(data.preprocessing.invert(images), data.train_images, atol=1e-5)
 
 
 def test_digits_are_the_same_every_time():
@@ -43,8 +44,50 @@ def test_digits_are_the_same_every_time():
 def test_a_pair_of_torch_data_sets(pair):
     data = load_dataset(pair)
     assert data.channels == 2 and data.image_size == (8, 6) and data.num_classes == 3
-    assert torch.allclose(data.preprocessing.invert(data.train_images), pair[0].tensors[0], atol=1e-5)
+    assert torch.equal(data.train_images, pair[0].tensors[0]) and torch.equal(data.test_labels, pair[1].tensors[1])
     assert load_dataset(data) is data
+
+
+def test_tensors_arrays_and_pictures_are_the_same_data_set():
+    tensors = (torch.arange(12 * 3 * 8 * 8) % 251).byte().view(12, 3, 8, 8)
+    labels = torch.arange(12) % 3
+    pictures = [(to_pil_image(image), int(label)) for image, label in zip(tensors, labels, strict=True)]
+    by_tensors = load_dataset(((tensors, labels), (tensors, labels)))
+    by_arrays = load_dataset(((tensors.numpy(), labels.numpy()), (tensors.numpy(), labels.numpy())))
+    by_pictures = load_dataset((pictures, pictures))
+    assert by_tensors.train_images.dtype == torch.uint8
+    assert by_tensors.fingerprint == by_arrays.fingerprint == by_pictures.fingerprint
+    grey = load_dataset(((tensors[:, 0], labels), (tensors[:, 0], labels)))
+    assert grey.channels == 1
+    assert load_dataset((pictures, pictures), image_size=(4, 6)).image_size == (4, 6)
+
+
+def test_uint8_and_float_images_give_the_same_batches():
+    images, labels = (torch.arange(12 * 64) % 256).byte().view(12, 1, 8, 8), torch.arange(12) % 2
+    floats = images.float() / 255
+    batches = [
+        load_dataset(((x, labels), (x, labels))).train_batches(torch.device("cpu")).take(torch.tensor([3, 1]))
+        for x in (images, floats)
+    ]
+    assert_close(batches[0][0], batches[1][0])
+    assert batches[0][1].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_images_that_do_not_fit_on_the_device_stream_and_are_the_same(monkeypatch, zca):
+    images, labels = uniform(12, 1, 8, 8).float() - 0.1, torch.arange(12) % 2
+    data = load_dataset(((images, labels), (images, labels)), zca=zca)
+    resident = data.train_batches(torch.device("cpu"))
+    monkeypatch.setattr("ddfast.data.batches.free_bytes", lambda device: 0)
+    streaming = data.train_batches(torch.device("cpu"))
+    assert streaming._images is data.train_images
+    orders = [list(b.shuffled(5, seeds.generator(3))) for b in (resident, streaming)]
+    assert [len(x) for x, _ in orders[0]] == [5, 5, 2]
+    for (x, y), (u, v) in zip(*orders, strict=True):
+        torch.testing.assert_close(x, u, rtol=1e-4, atol=1e-4)  # of products over other chunks
+        assert torch.equal(y, v)
+    seen = torch.cat([y for _, y in orders[0]])
+    assert sorted(seen.tolist()) == sorted(labels.tolist())
 
 
 def test_random_real_images_are_of_every_class_and_drawn_from_the_generator():
@@ -53,14 +96,15 @@ def test_random_real_images_are_of_every_class_and_drawn_from_the_generator():
     assert labels.tolist() == [k for k in range(10) for _ in range(2)]
     assert torch.equal(images, data.random_real(2, seeds.generator(1))[0])
     assert not torch.equal(images, data.random_real(2, seeds.generator(2))[0])
-    assert all((data.train_images == image).flatten(1).all(1).any() for image in images)
+    real = data.preprocessing.apply(data.train_images)
+    assert all((real == image).flatten(1).all(1).any() for image in images)
 
 
 @pytest.mark.parametrize(
     "dataset, error, sentence",
     [
-        ("digitz", ValueError, "dataset: expected one of digits, got 'digitz'"),
-        (3, TypeError, "dataset: expected a name or a pair of torch data sets, got int"),
+        ("digitz", ValueError, "dataset: expected one of digits, mnist, .*, or an image folder, got 'digitz'"),
+        (3, TypeError, "dataset: expected a name, an image folder or a pair of data sets, got int"),
         (([], []), ValueError, "dataset: the training set is empty"),
         (
             ([(torch.zeros(1, 8, 8), 0), (torch.zeros(1, 9, 8), 1)], []),
@@ -70,15 +114,20 @@ def test_random_real_images_are_of_every_class_and_drawn_from_the_generator():
         (([("picture", 0)], []), ValueError, "training images as tensors"),
         (([(torch.zeros(8, 8), 0)], []), ValueError, "training images as tensors"),
         (
-            ([(torch.full((1, 8, 8), 255.0), 0)], []),
+            ([(torch.full((1, 8, 8), 255.0), 0)], [(torch.zeros(1, 8, 8), 0)]),
             ValueError,
-            r"training images in \[0, 1\], got values from 255 to 255",
+            r"training images: expected values in \[0, 1\], got 255 to 255",
         ),
         (([(torch.zeros(1, 8, 8), 0.5)], []), ValueError, "whole numbers as training labels, got 0.5"),
         (
-            ([(torch.zeros(1, 8, 8).byte(), 0)], []),
+            ([(torch.zeros(1, 8, 8).long(), 0)], []),
             ValueError,
-            r"training images in \[0, 1\] as floats, got torch.uint8",
+            r"training images as floats in \[0, 1\] or uint8, got torch.int64",
+        ),
+        (
+            ((torch.zeros(4, 1, 8, 8), torch.zeros(3)), (torch.zeros(4, 1, 8, 8), torch.zeros(4))),
+            ValueError,
+            r"training images \[N, C, H, W\] and as many labels, got \[4, 1, 8, 8\] and 3",
         ),
     ],
 )
@@ -96,6 +145,13 @@ def test_nan_label_range_and_constant_images_are_refused(pair):
     with pytest.raises(ValueError, match="expected test labels 0 to 2, got 0 to 9"):
         load_dataset((train, TensorDataset(test.tensors[0], torch.tensor([0, 1, 2, 0, 1, 9]))))
     images = train.tensors[0]
+    with pytest.raises(ValueError, match="image_size: expected that of the data set"):
+        load_dataset(load_dataset(pair), image_size=9)
+    for size in (0, "8x8", (8, 8, 8)):
+        with pytest.raises(ValueError, match="image_size: expected"):
+            load_dataset(pair, image_size=size)
+    with pytest.raises(ValueError, match="resize: expected stretch or crop, got 'fit'"):
+        load_dataset(pair, resize="fit")
     with pytest.raises(ValueError, match="no training images of class 1"):
         load_dataset((TensorDataset(images, torch.arange(12) % 2 * 2), test))
     with pytest.raises(ValueError, match="expected at least two classes, got 1"):
@@ -117,6 +173,18 @@ def test_a_synthetic_set_comes_back_as_it_was_saved(synthetic, tmp_path):
         assert torch.equal(loaded.images, synthetic.images) and torch.equal(loaded.labels, synthetic.labels)
         assert torch.equal(loaded.lr, synthetic.lr)
         assert (loaded.class_names, loaded.preprocessing) == (synthetic.class_names, synthetic.preprocessing)
+
+
+def test_soft_labels_and_how_to_train_come_back_too(synthetic, tmp_path):
+    soft = replace(synthetic, labels=uniform(4, 2).float(), dsa_strategy="flip_scale")
+    soft.save(tmp_path / "set")
+    loaded = SyntheticSet.load(tmp_path / "set")
+    assert torch.equal(loaded.labels, soft.labels) and loaded.dsa_strategy == "flip_scale"
+    assert (
+        torch.equal(loaded.targets, soft.labels.softmax(1))
+        and loaded.classes.tolist() == soft.labels.argmax(1).tolist()
+    )
+    assert json.loads((tmp_path / "set.json").read_text())["labels"] == "logits"
 
 
 def test_a_name_with_a_dot_is_kept_whole(synthetic, tmp_path):
@@ -161,6 +229,8 @@ def test_a_failed_save_leaves_the_old_files(synthetic, tmp_path, monkeypatch):
     [
         ({"images": torch.zeros(4, 8, 8)}, r"images: expected \[I, C, H, W\]"),
         ({"labels": torch.tensor([0, 1])}, r"labels: expected int64 \[4\]"),
+        ({"labels": torch.zeros(4, 3)}, r"or label logits \[4, 2\], got torch.float32 \[4, 3\]"),
+        ({"images": torch.zeros(4, 3, 8, 8)}, "images: expected 1 channels as in the preprocessing, got 3"),
         ({"labels": torch.tensor([0, 1, 2, 0])}, "labels: expected classes 0 to 1"),
         ({"lr": torch.zeros(2)}, r"lr: expected \[\], got \[2\]"),
     ],

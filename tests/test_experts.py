@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 
-from ddfast import TrajectoryStore, networks, seeds, train_experts
+from ddfast import TrajectoryStore, load_dataset, networks, seeds, train_experts
+from ddfast.data import DSA
 from ddfast.experts import train
 from tests.conftest import uniform
 
-OPTIONS = {"num_experts": 2, "epochs": 3, "batch_train": 4}
+OPTIONS = {"num_experts": 2, "epochs": 3, "batch_train": 4, "dsa_strategy": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +28,67 @@ def test_snapshots_are_copies_of_a_training_that_moves(pair, tmp_path):
     assert not torch.equal(store.snapshot(0, 0), store.snapshot(1, 0))
 
 
-def test_an_epoch_is_plain_sgd_over_all_images_in_a_drawn_order(pair, tmp_path):
-    store = train_experts(pair, output=tmp_path, **(OPTIONS | {"epochs": 1, "num_experts": 1, "lr_teacher": 0.05}))
-    data = train.load_dataset(pair)
-    generator = seeds.generator(0, "expert", 0)
-    network = networks.create("convnet", generator=generator, **data.network_arguments)
+@pytest.mark.parametrize("strategy", ["none", "flip_scale_color"])
+def test_an_epoch_is_sgd_over_all_images_in_a_drawn_order(pair, tmp_path, strategy):
+    """With momentum, weight decay and augmentation, against the formula."""
+    options = {"epochs": 2, "num_experts": 1, "lr_teacher": 0.05, "mom": 0.5, "l2": 0.01, "dsa_strategy": strategy}
+    store = train_experts(pair, output=tmp_path, **(OPTIONS | options))
+    data = load_dataset(pair)
+    batches = data.train_batches(torch.device("cpu"))
+    network = networks.create("convnet", generator=seeds.generator(0, "expert", 0), **data.network_arguments)
     assert torch.equal(torch.nn.utils.parameters_to_vector(network.parameters()), store.snapshot(0, 0))
-    for chosen in torch.randperm(12, generator=generator).split(4):
-        loss = torch.nn.functional.cross_entropy(network(data.train_images[chosen]), data.train_labels[chosen])
-        for parameter, grad in zip(
-            network.parameters(), torch.autograd.grad(loss, list(network.parameters())), strict=True
-        ):
-            parameter.data -= 0.05 * grad
-    assert torch.allclose(torch.nn.utils.parameters_to_vector(network.parameters()), store.snapshot(0, 1), atol=1e-6)
+    velocities = [torch.zeros_like(p) for p in network.parameters()]
+    for epoch in range(2):
+        generator = seeds.generator(0, "expert", 0, "epoch", epoch)
+        for chosen in torch.randperm(12, generator=generator).split(4):
+            images, labels = batches.take(chosen)
+            images = DSA(strategy).draw(4, data.image_size, generator)(images)
+            loss = torch.nn.functional.cross_entropy(network(images), labels)
+            grads = torch.autograd.grad(loss, list(network.parameters()))
+            for p, grad, velocity in zip(network.parameters(), grads, velocities, strict=True):
+                velocity.mul_(0.5).add_(grad + 0.01 * p.data)
+                p.data -= 0.05 * velocity
+        got = store.snapshot(0, epoch + 1)
+        assert torch.allclose(torch.nn.utils.parameters_to_vector(network.parameters()), got, atol=1e-6)
+
+
+@pytest.mark.parametrize("mom", [0.0, 0.9])
+def test_an_interrupted_training_goes_on_bit_for_bit(pair, tmp_path, monkeypatch, mom):
+    options = OPTIONS | {"num_experts": 1, "epochs": 4, "mom": mom, "dsa_strategy": "flip_scale"}
+    whole = train_experts(pair, output=tmp_path / "whole", **options)
+    monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
+    original = train._Training._train_epoch
+
+    def interrupted(self):
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(train._Training, "_train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_experts(pair, output=tmp_path / "killed", **options)
+    assert {p.name for p in (tmp_path / "killed").iterdir()} == {"experts.json", "unfinished_0000.safetensors"}
+    epochs = []
+    monkeypatch.setattr(train._Training, "_train_epoch", lambda self: epochs.append(self.epoch) or original(self))
+    store = train_experts(pair, output=tmp_path / "killed", **options)
+    assert epochs == [2, 3]
+    assert all(torch.equal(store.snapshot(0, epoch), whole.snapshot(0, epoch)) for epoch in range(5))
+    assert not list((tmp_path / "killed").glob("unfinished*"))
+
+
+def test_a_damaged_unfinished_training_begins_anew(pair, tmp_path):
+    store = train_experts(pair, output=tmp_path / "a", **OPTIONS)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "unfinished_0000.safetensors").write_bytes(b"half")
+    again = train_experts(pair, output=tmp_path / "b", **OPTIONS)
+    assert torch.equal(again.snapshot(0, 3), store.snapshot(0, 3))
+
+
+def test_experts_of_whitened_images_are_others_and_say_so(pair, tmp_path):
+    store = train_experts(pair, output=tmp_path, zca=True, **OPTIONS)
+    assert store.settings["preprocessing"]["zca"]["eps"] == 0.1
+    with pytest.raises(ValueError, match=r"holds experts with other settings \(preprocessing\)"):
+        train_experts(pair, output=tmp_path, **OPTIONS)
 
 
 def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_state_alone(pair, tmp_path):
@@ -52,10 +102,8 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_state_alone(pai
 
 def test_experts_that_are_there_are_not_trained_again_and_more_can_be_added(pair, tmp_path, monkeypatch):
     trained = []
-    original = train._train_expert
-    monkeypatch.setattr(
-        train, "_train_expert", lambda data, expert, *a: trained.append(expert) or original(data, expert, *a)
-    )
+    original = train._Training.run
+    monkeypatch.setattr(train._Training, "run", lambda self, name: trained.append(self.expert) or original(self, name))
     for count in (1, 1, 3):
         assert train_experts(pair, output=tmp_path, **(OPTIONS | {"num_experts": count})).num_experts == count
     assert trained == [0, 1, 2]
@@ -74,7 +122,8 @@ def test_the_bytes_are_said_before_training(pair, tmp_path, caplog):
         store = train_experts(pair, output=tmp_path, **OPTIONS)
     said = caplog.messages[0]
     size = sum(p.stat().st_size for p in tmp_path.glob("*.safetensors")) / 1e6
-    assert said.startswith(f"training 2 experts of 3 epochs: {size:.1f} MB in {store.path}")
+    assert said.startswith("training 2 experts of 3 epochs: ") and said.endswith(f" MB in {store.path}")
+    assert float(said.split()[6]) == pytest.approx(size, rel=0.02)
 
 
 def test_a_folder_of_other_experts_is_refused(pair, tmp_path):
@@ -114,6 +163,9 @@ def test_missing_truncated_and_foreign_files_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a whole trajectory file"):
         store.snapshot(0, 1)
+    save_file({"snapshots": torch.zeros(2, 1000)}, path)  # of another program: no checksums
+    with pytest.raises(ValueError, match="not a whole trajectory file"):
+        store.snapshot(0, 1)
     for expert, epoch, sentence in ((1, 0, "an expert from 0 to 0, got 1"), (0, 2, "an epoch from 0 to 1, got 2")):
         with pytest.raises(ValueError, match=sentence):
             store.snapshot(expert, epoch)
@@ -121,10 +173,33 @@ def test_missing_truncated_and_foreign_files_are_named(tmp_path):
         store.add(1, torch.zeros(3, 5))
 
 
-@pytest.mark.parametrize("change", [{"num_experts": 0}, {"epochs": 0}, {"batch_train": 0}, {"lr_teacher": 0.0}])
+def test_an_altered_snapshot_is_found_out(tmp_path):
+    store = TrajectoryStore.create(tmp_path, {}, epochs=2)
+    store.add(0, torch.arange(30.0).view(3, 10))
+    path = tmp_path / "expert_0000.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4] + b"abcd")
+    store = TrajectoryStore(tmp_path)
+    assert store.snapshot(0, 1).tolist() == list(range(10, 20))
+    with pytest.raises(ValueError, match="the snapshot of epoch 2 is damaged: its checksum differs"):
+        store.snapshot(0, 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mom": 1.0},
+        {"l2": -1.0},
+        {"dsa_strategy": "shear"},
+        {"num_experts": 0},
+        {"epochs": 0},
+        {"batch_train": 0},
+        {"lr_teacher": 0.0},
+    ],
+)
 def test_impossible_settings_are_refused(pair, tmp_path, change):
     with pytest.raises(ValueError, match=f"{next(iter(change))}: expected"):
         train_experts(pair, output=tmp_path, **(OPTIONS | change))
-    with pytest.raises(ValueError, match="network: expected one of convnet, resnet18, got 'vgg'"):
+    with pytest.raises(ValueError, match=r"network: expected one of convnet, resnet18, .*, got 'vgg'"):
         train_experts(pair, output=tmp_path, network="vgg", **OPTIONS)
     assert not list(tmp_path.iterdir())

@@ -102,3 +102,57 @@ def test_an_unknown_network_lists_what_exists():
         resnet18(norm="none")
     with pytest.raises(ValueError, match="at least 16 pixels"):
         resnet18(image_size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    "name, channels, size, parameters",
+    [
+        ("alexnet", 3, (32, 32), 1_872_202),  # the figures of the field's code for CIFAR-10 and MNIST
+        ("lenet", 3, (32, 32), 62_006),
+        ("mlp", 3, (32, 32), 411_146),
+        ("vgg11", 3, (32, 32), 9_231_114),
+        ("lenet", 1, (28, 28), 61_706),
+        ("vgg11", 1, (28, 28), 9_229_962),
+    ],
+)
+def test_evaluation_networks_have_their_cifar_forms(name, channels, size, parameters):
+    network = create(name, channels=channels, num_classes=10, image_size=size, generator=seeds.generator(0))
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert network(torch.randn(2, channels, *size)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("size", [(32, 48), (64, 64)])
+def test_every_network_takes_larger_and_oblong_images(name, size):
+    network = create(name, channels=2, num_classes=3, image_size=size, generator=seeds.generator(0))
+    assert network(torch.randn(2, 2, *size)).shape == (2, 3)
+
+
+def test_a_first_padding_is_that_of_the_convolution():
+    network = ConvNet(1, 3, width=4, depth=1, image_size=(12, 12), first_padding=3)
+    images = torch.randn(2, 1, 12, 12)
+    convolution, layer = network.features
+    z = torch.nn.functional.conv2d(images, convolution.weight, convolution.bias, padding=3)
+    torch.testing.assert_close(network(images), network.classifier(layer(z).flatten(1)))
+
+
+def test_options_are_written_behind_colons():
+    def made(name):
+        return create(name, channels=3, num_classes=10, image_size=(32, 32), generator=seeds.generator(0))
+
+    assert made("convnet:depth=2:width=16").classifier.in_features == 16 * 8 * 8
+    assert any(isinstance(m, nn.BatchNorm2d) for m in made("ResNet18:norm=batchnorm").modules())
+    with pytest.raises(ValueError, match=r"network: expected options of width, depth, .* as convnet:name=value"):
+        made("convnet:deep=2")
+    with pytest.raises(ValueError, match="network: expected options of none as lenet:name=value"):
+        made("lenet:width=2")
+    with pytest.raises(ValueError, match="norm: expected one of instancenorm, batchnorm, got 'none'"):
+        made("vgg11:norm=none")
+
+
+@pytest.mark.parametrize("name, smallest", [("vgg11", 32), ("lenet", 16), ("alexnet", 8)])
+def test_images_too_small_for_a_network_are_refused(name, smallest):
+    arguments = {"channels": 1, "num_classes": 2, "generator": seeds.generator(0)}
+    create(name, image_size=(smallest, smallest), **arguments)
+    with pytest.raises(ValueError, match=f"expected at least {smallest} pixels a side for {name}"):
+        create(name, image_size=(smallest - 1, smallest), **arguments)

@@ -2,10 +2,11 @@
 //
 // Channels-last: z is [N, H, W, C] in memory, y is [N, OH, OW, C] with OH = H / 2, OW = W / 2 (an odd last row or
 // column is normalised over, and not pooled). A task is one image and one block of channels, so that lanes are channels
-// and every sum over pixels has one fixed order. The letters are those of the op's reference in
-// ddfast/ops/norm_relu_pool.py.
+// and every sum over pixels has one fixed order. Adjacent tasks of an image are walked together, pixel by pixel: what
+// is read together lies together. The letters are those of the op's reference in ddfast/ops/norm_relu_pool.py.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "norm_relu_pool_args.h"
@@ -23,46 +24,54 @@ int64_t norm_relu_pool_tasks(const InstanceShape& shape) {
   return shape.N * channel_blocks<T>(shape);
 }
 
-// Whether all lanes of a task are channels: not in the last block where C is no multiple of a block.
-template <typename T>
-bool is_full(const InstanceShape& shape, int64_t task) {
-  return task % channel_blocks<T>(shape) < shape.C / kBlockLanes<T>;
+constexpr int64_t kGroup = 8;  // tasks that are walked together, at most
+
+template <typename B>
+DDFAST_INLINE void clear(B (&sums)[kGroup]) {
+  for (B& sum : sums) sum = sum.fill(0);
 }
 
-// What one task works on, and its sums. Offsets: z(h, w) of a full-size tensor, y(oh, ow) of a pooled one.
+// What one group of tasks works on. Offsets of its first channel: row(h) in a full-size tensor, pooled_row(oh) in a
+// pooled one.
 template <typename T, int kBytes, bool kFull>
-struct Instance {
+struct Group {
   using B = Block<T, kBytes>;
   InstanceShape shape;
   int64_t n, channel;
-  int lanes;
+  int blocks, lanes;
 
-  DDFAST_INLINE Instance(const InstanceShape& shape_, int64_t task) : shape(shape_) {
-    const int64_t blocks = channel_blocks<T>(shape);
-    n = task / blocks;
-    channel = (task % blocks) * kBlockLanes<T>;
-    lanes = shape.C - channel < kBlockLanes<T> ? static_cast<int>(shape.C - channel) : kBlockLanes<T>;
+  DDFAST_INLINE Group(const InstanceShape& shape_, int64_t task, int64_t blocks_)
+      : shape(shape_), blocks(static_cast<int>(blocks_)) {
+    n = task / channel_blocks<T>(shape);
+    channel = (task % channel_blocks<T>(shape)) * kBlockLanes<T>;
+    lanes = kFull ? kBlockLanes<T> : static_cast<int>(shape.C - channel);
   }
   DDFAST_INLINE int64_t row(int64_t h) const { return (n * shape.H + h) * shape.W * shape.C + channel; }
   DDFAST_INLINE int64_t pooled_row(int64_t oh) const {
     return (n * shape.pooled_height() + oh) * shape.pooled_width() * shape.C + channel;
   }
   DDFAST_INLINE int64_t statistic() const { return n * shape.C + channel; }
-  DDFAST_INLINE B load(const T* from, int64_t offset) const { return B::template load<kFull>(from + offset, lanes); }
-  DDFAST_INLINE void store(const B& values, T* to, int64_t offset) const {
-    values.template store<kFull>(to + offset, lanes);
+  DDFAST_INLINE B load(const T* from, int64_t offset, int block) const {
+    return B::template load<kFull>(from + offset + block * kBlockLanes<T>, lanes);
+  }
+  DDFAST_INLINE void store(const B& values, T* to, int64_t offset, int block) const {
+    values.template store<kFull>(to + offset + block * kBlockLanes<T>, lanes);
   }
   DDFAST_INLINE B mean_of(const B& sum) const { return sum * B::fill(T(1) / static_cast<T>(shape.pixels())); }
 };
 
-// Runs Face::one on every instance of the range, with all lanes or with those that are channels.
+// Runs Face::walk on the tasks of the range in groups; the last block of an image, where only some lanes are channels,
+// is a group of its own.
 template <template <typename, int> class Face, typename T, int kBytes, typename Args>
-DDFAST_INLINE void run_instances(const Args& args, int64_t begin, int64_t end) {
-  for (int64_t task = begin; task < end; ++task) {
-    if (is_full<T>(args.shape, task)) {
-      Face<T, kBytes>::one(args, Instance<T, kBytes, true>(args.shape, task));
+DDFAST_INLINE void run_groups(const Args& args, int64_t begin, int64_t end) {
+  const int64_t blocks = channel_blocks<T>(args.shape), full = args.shape.C / kBlockLanes<T>;
+  for (int64_t task = begin; task < end;) {
+    const int64_t left = std::min(full - task % blocks, end - task), together = std::min(left, kGroup);
+    if (together > 0) {
+      Face<T, kBytes>::walk(args, Group<T, kBytes, true>(args.shape, task, together));
+      task += together;
     } else {
-      Face<T, kBytes>::one(args, Instance<T, kBytes, false>(args.shape, task));
+      Face<T, kBytes>::walk(args, Group<T, kBytes, false>(args.shape, task++, 1));
     }
   }
 }
@@ -70,67 +79,70 @@ DDFAST_INLINE void run_instances(const Args& args, int64_t begin, int64_t end) {
 template <typename T, int kBytes>
 struct NormReluPool {
   static DDFAST_INLINE void run(const NormReluPoolArgs<T>& args, int64_t begin, int64_t end) {
-    run_instances<NormReluPool, T, kBytes>(args, begin, end);
+    run_groups<NormReluPool, T, kBytes>(args, begin, end);
   }
 
   using B = Block<T, kBytes>;
 
-  template <bool kFull>
-  static DDFAST_INLINE void one(const NormReluPoolArgs<T>& args, const Instance<T, kBytes, kFull>& at) {
-    const InstanceShape& shape = at.shape;
-    const int64_t C = shape.C;
-    B sum = B::fill(T(0));
-    for (int64_t h = 0; h < shape.H; ++h) {  // row sums first: short chains keep a float sum accurate
-      B part[2] = {B::fill(T(0)), B::fill(T(0))};
-      const T* z = args.z + at.row(h);
-      int64_t w = 0;
-      for (; w + 1 < shape.W; w += 2) {
-        part[0] += at.load(z, w * C);
-        part[1] += at.load(z, (w + 1) * C);
-      }
-      if (w < shape.W) part[0] += at.load(z, w * C);
-      sum += part[0] + part[1];
+  struct Constants {
+    B mean, rstd, gamma, beta;
+    DDFAST_INLINE B relu(const B& z) const {
+      const B a = gamma * ((z - mean) * rstd) + beta;
+      return B::where_positive(a, a);
     }
-    const B mean = at.mean_of(sum);
-    sum = B::fill(T(0));
-    for (int64_t h = 0; h < shape.H; ++h) {
-      B part[2] = {B::fill(T(0)), B::fill(T(0))};
-      const T* z = args.z + at.row(h);
-      int64_t w = 0;
-      for (; w + 1 < shape.W; w += 2) {
-        const B a = at.load(z, w * C) - mean, b = at.load(z, (w + 1) * C) - mean;
-        part[0] += a * a;
-        part[1] += b * b;
-      }
-      if (w < shape.W) {
-        const B a = at.load(z, w * C) - mean;
-        part[0] += a * a;
-      }
-      sum += part[0] + part[1];
-    }
-    const B rstd = reciprocal_root(at.mean_of(sum), args.eps);
-    at.store(mean, args.mean, at.statistic());
-    at.store(rstd, args.rstd, at.statistic());
+  };
 
-    const B gamma = at.load(args.weight, at.channel), beta = at.load(args.bias, at.channel);
+  template <bool kFull>
+  static DDFAST_INLINE void walk(const NormReluPoolArgs<T>& args, const Group<T, kBytes, kFull>& group) {
+    const InstanceShape& shape = group.shape;
+    const int64_t C = shape.C;
+    Constants constants[kGroup];
+    B sum[kGroup], part[2][kGroup];
+    clear(sum);
+    for (int64_t h = 0; h < shape.H; ++h) {  // row sums first: short chains keep a float sum accurate
+      clear(part[0]), clear(part[1]);
+      const T* z = args.z + group.row(h);
+      for (int64_t w = 0; w < shape.W; ++w) {
+        for (int i = 0; i < group.blocks; ++i) part[w % 2][i] += group.load(z, w * C, i);
+      }
+      for (int i = 0; i < group.blocks; ++i) sum[i] += part[0][i] + part[1][i];
+    }
+    for (int i = 0; i < group.blocks; ++i) constants[i].mean = group.mean_of(sum[i]);
+    clear(sum);
+    for (int64_t h = 0; h < shape.H; ++h) {
+      clear(part[0]), clear(part[1]);
+      const T* z = args.z + group.row(h);
+      for (int64_t w = 0; w < shape.W; ++w) {
+        for (int i = 0; i < group.blocks; ++i) {
+          const B a = group.load(z, w * C, i) - constants[i].mean;
+          part[w % 2][i] += a * a;
+        }
+      }
+      for (int i = 0; i < group.blocks; ++i) sum[i] += part[0][i] + part[1][i];
+    }
+    for (int i = 0; i < group.blocks; ++i) {
+      constants[i].rstd = reciprocal_root(group.mean_of(sum[i]), args.eps);
+      constants[i].gamma = group.load(args.weight, group.channel, i);
+      constants[i].beta = group.load(args.bias, group.channel, i);
+      group.store(constants[i].mean, args.mean, group.statistic(), i);
+      group.store(constants[i].rstd, args.rstd, group.statistic(), i);
+    }
+
     const B quarter = B::fill(T(0.25));
     for (int64_t oh = 0; oh < shape.pooled_height(); ++oh) {
-      const T* top = args.z + at.row(2 * oh);
-      const T* bottom = args.z + at.row(2 * oh + 1);
-      T* y = args.y + at.pooled_row(oh);
+      const T* top = args.z + group.row(2 * oh);
+      const T* bottom = args.z + group.row(2 * oh + 1);
+      T* y = args.y + group.pooled_row(oh);
       for (int64_t ow = 0; ow < shape.pooled_width(); ++ow) {
-        const B left = relu(at.load(top, 2 * ow * C), mean, rstd, gamma, beta) +
-                       relu(at.load(bottom, 2 * ow * C), mean, rstd, gamma, beta);
-        const B right = relu(at.load(top, (2 * ow + 1) * C), mean, rstd, gamma, beta) +
-                        relu(at.load(bottom, (2 * ow + 1) * C), mean, rstd, gamma, beta);
-        at.store(quarter * (left + right), y, ow * C);
+        const int64_t at = 2 * ow * C;
+        for (int i = 0; i < group.blocks; ++i) {
+          const Constants c = constants[i];
+          const B left = c.relu(group.load(top, at, i)) + c.relu(group.load(bottom, at, i));
+          const B right = c.relu(group.load(top, at + C, i)) + c.relu(group.load(bottom, at + C, i));
+          group.store(quarter * (left + right), y, ow * C, i);
+        }
       }
     }
-  }
-
-  static DDFAST_INLINE B relu(const B& z, const B& mean, const B& rstd, const B& gamma, const B& beta) {
-    const B a = gamma * ((z - mean) * rstd) + beta;
-    return B::where_positive(a, a);
   }
 
   static DDFAST_INLINE B reciprocal_root(const B& variance, double eps) {
@@ -144,7 +156,7 @@ struct NormReluPool {
 template <typename T, int kBytes>
 struct NormReluPoolBackward {
   static DDFAST_INLINE void run(const NormReluPoolBackwardArgs<T>& args, int64_t begin, int64_t end) {
-    run_instances<NormReluPoolBackward, T, kBytes>(args, begin, end);
+    run_groups<NormReluPoolBackward, T, kBytes>(args, begin, end);
   }
 
   using B = Block<T, kBytes>;
@@ -161,44 +173,61 @@ struct NormReluPoolBackward {
   };
 
   template <bool kFull>
-  static DDFAST_INLINE void one(const NormReluPoolBackwardArgs<T>& args, const Instance<T, kBytes, kFull>& at) {
-    const InstanceShape& shape = at.shape;
+  static DDFAST_INLINE void walk(const NormReluPoolBackwardArgs<T>& args, const Group<T, kBytes, kFull>& group) {
+    const InstanceShape& shape = group.shape;
     const int64_t C = shape.C;
     const B quarter = B::fill(T(0.25));
-    const Constants constants{at.load(args.mean, at.statistic()), at.load(args.rstd, at.statistic()),
-                              at.load(args.weight, at.channel), at.load(args.bias, at.channel)};
-    B sum_q = B::fill(T(0)), sum_qx = B::fill(T(0));
-    for (int64_t h = 0; h < 2 * shape.pooled_height(); ++h) {
-      B row_q = B::fill(T(0)), row_qx = B::fill(T(0));
-      const T* z = args.z + at.row(h);
-      const T* grad = args.grad_y + at.pooled_row(h / 2);
-      for (int64_t ow = 0; ow < shape.pooled_width(); ++ow) {
-        const B g = quarter * at.load(grad, ow * C);
-        const Pixel left = constants.pixel(at.load(z, 2 * ow * C), g);
-        const Pixel right = constants.pixel(at.load(z, (2 * ow + 1) * C), g);
-        row_q += left.q + right.q;
-        row_qx += left.q * left.x + right.q * right.x;
-      }
-      sum_q += row_q;
-      sum_qx += row_qx;
+    Constants constants[kGroup];
+    for (int i = 0; i < group.blocks; ++i) {
+      constants[i] = {group.load(args.mean, group.statistic(), i), group.load(args.rstd, group.statistic(), i),
+                      group.load(args.weight, group.channel, i), group.load(args.bias, group.channel, i)};
     }
-    at.store(sum_q, args.grad_bias, at.statistic());
-    at.store(sum_qx, args.grad_weight, at.statistic());
+    B sum_q[kGroup], sum_qx[kGroup], row_q[kGroup], row_qx[kGroup];
+    clear(sum_q), clear(sum_qx);
+    for (int64_t h = 0; h < 2 * shape.pooled_height(); ++h) {
+      clear(row_q), clear(row_qx);
+      const T* z = args.z + group.row(h);
+      const T* grad = args.grad_y + group.pooled_row(h / 2);
+      for (int64_t ow = 0; ow < shape.pooled_width(); ++ow) {
+        for (int i = 0; i < group.blocks; ++i) {
+          const B g = quarter * group.load(grad, ow * C, i);
+          const Pixel left = constants[i].pixel(group.load(z, 2 * ow * C, i), g);
+          const Pixel right = constants[i].pixel(group.load(z, (2 * ow + 1) * C, i), g);
+          row_q[i] += left.q + right.q;
+          row_qx[i] += left.q * left.x + right.q * right.x;
+        }
+      }
+      for (int i = 0; i < group.blocks; ++i) {
+        sum_q[i] += row_q[i];
+        sum_qx[i] += row_qx[i];
+      }
+    }
+    B mean_q[kGroup], p[kGroup], scale[kGroup];
+    for (int i = 0; i < group.blocks; ++i) {
+      group.store(sum_q[i], args.grad_bias, group.statistic(), i);
+      group.store(sum_qx[i], args.grad_weight, group.statistic(), i);
+      mean_q[i] = group.mean_of(sum_q[i]);
+      p[i] = group.mean_of(sum_qx[i]);
+      scale[i] = constants[i].gamma * constants[i].rstd;
+    }
 
-    const B mean_q = at.mean_of(sum_q), p = at.mean_of(sum_qx), scale = constants.gamma * constants.rstd;
     for (int64_t h = 0; h < shape.H; ++h) {
-      const T* z = args.z + at.row(h);
-      T* grad_z = args.grad_z + at.row(h);
-      const auto write = [&](int64_t w, const B& g) DDFAST_INLINE_LAMBDA {
-        const Pixel v = constants.pixel(at.load(z, w * C), g);
-        at.store(scale * (v.q - mean_q - v.x * p), grad_z, w * C);
+      const T* z = args.z + group.row(h);
+      T* grad_z = args.grad_z + group.row(h);
+      const auto write = [&](int64_t w, int i, const B& g) DDFAST_INLINE_LAMBDA {
+        const Pixel v = constants[i].pixel(group.load(z, w * C, i), g);
+        group.store(scale[i] * (v.q - mean_q[i] - v.x * p[i]), grad_z, w * C, i);
       };
       int64_t w = 0;
       if (h < 2 * shape.pooled_height()) {
-        const T* grad = args.grad_y + at.pooled_row(h / 2);
-        for (; w < 2 * shape.pooled_width(); ++w) write(w, quarter * at.load(grad, w / 2 * C));
+        const T* grad = args.grad_y + group.pooled_row(h / 2);
+        for (; w < 2 * shape.pooled_width(); ++w) {
+          for (int i = 0; i < group.blocks; ++i) write(w, i, quarter * group.load(grad, w / 2 * C, i));
+        }
       }
-      for (; w < shape.W; ++w) write(w, B::fill(T(0)));  // not pooled
+      for (; w < shape.W; ++w) {  // not pooled
+        for (int i = 0; i < group.blocks; ++i) write(w, i, B::fill(T(0)));
+      }
     }
   }
 };
@@ -206,7 +235,7 @@ struct NormReluPoolBackward {
 template <typename T, int kBytes>
 struct NormReluPoolJvp {
   static DDFAST_INLINE void run(const NormReluPoolJvpArgs<T>& args, int64_t begin, int64_t end) {
-    run_instances<NormReluPoolJvp, T, kBytes>(args, begin, end);
+    run_groups<NormReluPoolJvp, T, kBytes>(args, begin, end);
   }
 
   using B = Block<T, kBytes>;
@@ -222,50 +251,63 @@ struct NormReluPoolJvp {
   };
 
   template <bool kFull>
-  static DDFAST_INLINE void one(const NormReluPoolJvpArgs<T>& args, const Instance<T, kBytes, kFull>& at) {
-    const InstanceShape& shape = at.shape;
+  static DDFAST_INLINE void walk(const NormReluPoolJvpArgs<T>& args, const Group<T, kBytes, kFull>& group) {
+    const InstanceShape& shape = group.shape;
     const int64_t C = shape.C;
-    Constants constants{at.load(args.mean, at.statistic()),
-                        at.load(args.rstd, at.statistic()),
-                        at.load(args.weight, at.channel),
-                        at.load(args.bias, at.channel),
-                        B::fill(T(0)),
-                        B::fill(T(0)),
-                        at.load(args.dweight, at.channel),
-                        at.load(args.dbias, at.channel)};
-    B sum = B::fill(T(0));
+    Constants constants[kGroup];
+    B sum[kGroup], row[kGroup];
+    clear(sum);
     for (int64_t h = 0; h < shape.H; ++h) {
-      B row = B::fill(T(0));
-      const T* dz = args.dz + at.row(h);
-      for (int64_t w = 0; w < shape.W; ++w) row += at.load(dz, w * C);
-      sum += row;
-    }
-    constants.dmean = at.mean_of(sum);
-    sum = B::fill(T(0));
-    for (int64_t h = 0; h < shape.H; ++h) {  // about the mean: x̂ sums to 0, and dz need not be small
-      B row = B::fill(T(0));
-      const T* z = args.z + at.row(h);
-      const T* dz = args.dz + at.row(h);
+      clear(row);
+      const T* dz = args.dz + group.row(h);
       for (int64_t w = 0; w < shape.W; ++w) {
-        row += (at.load(z, w * C) - constants.mean) * constants.rstd * (at.load(dz, w * C) - constants.dmean);
+        for (int i = 0; i < group.blocks; ++i) row[i] += group.load(dz, w * C, i);
       }
-      sum += row;
+      for (int i = 0; i < group.blocks; ++i) sum[i] += row[i];
     }
-    constants.dcov = at.mean_of(sum);
-    at.store(constants.dmean, args.dmean, at.statistic());
-    at.store(constants.dcov, args.dcov, at.statistic());
+    for (int i = 0; i < group.blocks; ++i) {
+      constants[i] = {group.load(args.mean, group.statistic(), i),
+                      group.load(args.rstd, group.statistic(), i),
+                      group.load(args.weight, group.channel, i),
+                      group.load(args.bias, group.channel, i),
+                      group.mean_of(sum[i]),
+                      B::fill(T(0)),
+                      group.load(args.dweight, group.channel, i),
+                      group.load(args.dbias, group.channel, i)};
+    }
+    clear(sum);
+    for (int64_t h = 0; h < shape.H; ++h) {  // about the mean: x̂ sums to 0, and dz need not be small
+      clear(row);
+      const T* z = args.z + group.row(h);
+      const T* dz = args.dz + group.row(h);
+      for (int64_t w = 0; w < shape.W; ++w) {
+        for (int i = 0; i < group.blocks; ++i) {
+          const Constants& c = constants[i];
+          row[i] += (group.load(z, w * C, i) - c.mean) * c.rstd * (group.load(dz, w * C, i) - c.dmean);
+        }
+      }
+      for (int i = 0; i < group.blocks; ++i) sum[i] += row[i];
+    }
+    for (int i = 0; i < group.blocks; ++i) {
+      constants[i].dcov = group.mean_of(sum[i]);
+      group.store(constants[i].dmean, args.dmean, group.statistic(), i);
+      group.store(constants[i].dcov, args.dcov, group.statistic(), i);
+    }
 
     const B quarter = B::fill(T(0.25));
     for (int64_t oh = 0; oh < shape.pooled_height(); ++oh) {
-      const int64_t top = at.row(2 * oh), bottom = at.row(2 * oh + 1);
-      T* dy = args.dy + at.pooled_row(oh);
+      const int64_t top = group.row(2 * oh), bottom = group.row(2 * oh + 1);
+      T* dy = args.dy + group.pooled_row(oh);
       for (int64_t ow = 0; ow < shape.pooled_width(); ++ow) {
         const int64_t left = 2 * ow * C, right = left + C;
-        const B upper = constants.tangent(at.load(args.z, top + left), at.load(args.dz, top + left)) +
-                        constants.tangent(at.load(args.z, top + right), at.load(args.dz, top + right));
-        const B lower = constants.tangent(at.load(args.z, bottom + left), at.load(args.dz, bottom + left)) +
-                        constants.tangent(at.load(args.z, bottom + right), at.load(args.dz, bottom + right));
-        at.store(quarter * (upper + lower), dy, ow * C);
+        for (int i = 0; i < group.blocks; ++i) {
+          const auto tangent = [&](int64_t pixel) DDFAST_INLINE_LAMBDA {
+            return constants[i].tangent(group.load(args.z, pixel, i), group.load(args.dz, pixel, i));
+          };
+          const B upper = tangent(top + left) + tangent(top + right);
+          const B lower = tangent(bottom + left) + tangent(bottom + right);
+          group.store(quarter * (upper + lower), dy, ow * C, i);
+        }
       }
     }
   }
@@ -274,7 +316,7 @@ struct NormReluPoolJvp {
 template <typename T, int kBytes>
 struct NormReluPoolBackwardJvp {
   static DDFAST_INLINE void run(const NormReluPoolBackwardJvpArgs<T>& args, int64_t begin, int64_t end) {
-    run_instances<NormReluPoolBackwardJvp, T, kBytes>(args, begin, end);
+    run_groups<NormReluPoolBackwardJvp, T, kBytes>(args, begin, end);
   }
 
   using B = Block<T, kBytes>;
@@ -293,61 +335,80 @@ struct NormReluPoolBackwardJvp {
   };
 
   template <bool kFull>
-  static DDFAST_INLINE void one(const NormReluPoolBackwardJvpArgs<T>& args, const Instance<T, kBytes, kFull>& at) {
-    const InstanceShape& shape = at.shape;
+  static DDFAST_INLINE void walk(const NormReluPoolBackwardJvpArgs<T>& args, const Group<T, kBytes, kFull>& group) {
+    const InstanceShape& shape = group.shape;
     const int64_t C = shape.C;
     const B zero = B::fill(T(0)), quarter = B::fill(T(0.25));
-    const Constants constants{at.load(args.mean, at.statistic()),  at.load(args.rstd, at.statistic()),
-                              at.load(args.dmean, at.statistic()), at.load(args.dcov, at.statistic()),
-                              at.load(args.weight, at.channel),    at.load(args.bias, at.channel)};
-    B sum_q = zero, sum_qx = zero, sum_dq = zero, sum_dqx = zero;
+    Constants constants[kGroup];
+    for (int i = 0; i < group.blocks; ++i) {
+      constants[i] = {group.load(args.mean, group.statistic(), i),  group.load(args.rstd, group.statistic(), i),
+                      group.load(args.dmean, group.statistic(), i), group.load(args.dcov, group.statistic(), i),
+                      group.load(args.weight, group.channel, i),    group.load(args.bias, group.channel, i)};
+    }
+    B sum_q[kGroup], sum_qx[kGroup], sum_dq[kGroup], sum_dqx[kGroup];
+    B row_q[kGroup], row_qx[kGroup], row_dq[kGroup], row_dqx[kGroup];
+    clear(sum_q), clear(sum_qx), clear(sum_dq), clear(sum_dqx);
     for (int64_t h = 0; h < 2 * shape.pooled_height(); ++h) {
-      B row_q = zero, row_qx = zero, row_dq = zero, row_dqx = zero;
-      const T* z = args.z + at.row(h);
-      const T* dz = args.dz + at.row(h);
-      const int64_t grad = at.pooled_row(h / 2);
+      clear(row_q), clear(row_qx), clear(row_dq), clear(row_dqx);
+      const T* z = args.z + group.row(h);
+      const T* dz = args.dz + group.row(h);
+      const int64_t grad = group.pooled_row(h / 2);
       for (int64_t w = 0; w < 2 * shape.pooled_width(); ++w) {
         const int64_t cell = grad + (w / 2) * C;
-        const B dg = args.dgrad_y ? quarter * at.load(args.dgrad_y, cell) : zero;
-        const Pixel v =
-            constants.pixel(at.load(z, w * C), at.load(dz, w * C), quarter * at.load(args.grad_y, cell), dg);
-        row_q += v.q;
-        row_qx += v.q * v.x;
-        row_dq += v.dq;
-        row_dqx += v.dq * v.x + v.q * v.dx;
+        for (int i = 0; i < group.blocks; ++i) {
+          const B g = quarter * group.load(args.grad_y, cell, i);
+          const B dg = args.dgrad_y ? quarter * group.load(args.dgrad_y, cell, i) : zero;
+          const Pixel v = constants[i].pixel(group.load(z, w * C, i), group.load(dz, w * C, i), g, dg);
+          row_q[i] += v.q;
+          row_qx[i] += v.q * v.x;
+          row_dq[i] += v.dq;
+          row_dqx[i] += v.dq * v.x + v.q * v.dx;
+        }
       }
-      sum_q += row_q;
-      sum_qx += row_qx;
-      sum_dq += row_dq;
-      sum_dqx += row_dqx;
+      for (int i = 0; i < group.blocks; ++i) {
+        sum_q[i] += row_q[i];
+        sum_qx[i] += row_qx[i];
+        sum_dq[i] += row_dq[i];
+        sum_dqx[i] += row_dqx[i];
+      }
     }
-    at.store(sum_dq, args.dgrad_bias, at.statistic());
-    at.store(sum_dqx, args.dgrad_weight, at.statistic());
+    B mean_q[kGroup], p[kGroup], mean_dq[kGroup], dp[kGroup], along_e[kGroup], along_de[kGroup];
+    for (int i = 0; i < group.blocks; ++i) {
+      group.store(sum_dq[i], args.dgrad_bias, group.statistic(), i);
+      group.store(sum_dqx[i], args.dgrad_weight, group.statistic(), i);
+      mean_q[i] = group.mean_of(sum_q[i]);
+      p[i] = group.mean_of(sum_qx[i]);
+      mean_dq[i] = group.mean_of(sum_dq[i]);
+      dp[i] = group.mean_of(sum_dqx[i]);
+      const B r = constants[i].rstd, gamma = constants[i].gamma;
+      along_e[i] = group.load(args.dweight, group.channel, i) * r - gamma * r * r * constants[i].dcov;
+      along_de[i] = gamma * r;
+    }
 
-    const B mean_q = at.mean_of(sum_q), p = at.mean_of(sum_qx);
-    const B mean_dq = at.mean_of(sum_dq), dp = at.mean_of(sum_dqx);
-    const B r = constants.rstd;
-    const B along_e = at.load(args.dweight, at.channel) * r - constants.gamma * r * r * constants.dcov;
-    const B along_de = constants.gamma * r;
     for (int64_t h = 0; h < shape.H; ++h) {
-      const T* z = args.z + at.row(h);
-      const T* dz = args.dz + at.row(h);
-      T* dgrad_z = args.dgrad_z + at.row(h);
-      const auto write = [&](int64_t w, const B& g, const B& dg) DDFAST_INLINE_LAMBDA {
-        const Pixel v = constants.pixel(at.load(z, w * C), at.load(dz, w * C), g, dg);
-        const B e = v.q - mean_q - v.x * p;
-        const B de = v.dq - mean_dq - v.dx * p - v.x * dp;
-        at.store(along_e * e + along_de * de, dgrad_z, w * C);
+      const T* z = args.z + group.row(h);
+      const T* dz = args.dz + group.row(h);
+      T* dgrad_z = args.dgrad_z + group.row(h);
+      const auto write = [&](int64_t w, int i, const B& g, const B& dg) DDFAST_INLINE_LAMBDA {
+        const Pixel v = constants[i].pixel(group.load(z, w * C, i), group.load(dz, w * C, i), g, dg);
+        const B e = v.q - mean_q[i] - v.x * p[i];
+        const B de = v.dq - mean_dq[i] - v.dx * p[i] - v.x * dp[i];
+        group.store(along_e[i] * e + along_de[i] * de, dgrad_z, w * C, i);
       };
       int64_t w = 0;
       if (h < 2 * shape.pooled_height()) {
-        const int64_t grad = at.pooled_row(h / 2);
+        const int64_t grad = group.pooled_row(h / 2);
         for (; w < 2 * shape.pooled_width(); ++w) {
-          const B dg = args.dgrad_y ? quarter * at.load(args.dgrad_y, grad + w / 2 * C) : zero;
-          write(w, quarter * at.load(args.grad_y, grad + w / 2 * C), dg);
+          const int64_t cell = grad + (w / 2) * C;
+          for (int i = 0; i < group.blocks; ++i) {
+            const B dg = args.dgrad_y ? quarter * group.load(args.dgrad_y, cell, i) : zero;
+            write(w, i, quarter * group.load(args.grad_y, cell, i), dg);
+          }
         }
       }
-      for (; w < shape.W; ++w) write(w, zero, zero);  // not pooled
+      for (; w < shape.W; ++w) {  // not pooled
+        for (int i = 0; i < group.blocks; ++i) write(w, i, zero, zero);
+      }
     }
   }
 };

@@ -17,12 +17,22 @@ constexpr int kBlockBytes = 64;  // one cache line: what a task touches of a pix
 template <typename T>
 constexpr int kBlockLanes = kBlockBytes / static_cast<int>(sizeof(T));  // 16 floats, 8 doubles
 
+// Memory is read and written, and blocks are copied, by whole vectors: gcc copies a struct in pieces of 16 bytes,
+// through the stack, and reading a 32-byte vector that was written in halves waits for both stores.
 template <typename T, int kBytes>
 struct Block {  // [kBlockLanes<T>], as kBlockBytes / kBytes machine vectors
   typedef T Vector __attribute__((vector_size(kBytes)));
+  typedef T VectorInMemory __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
   static constexpr int kCount = kBlockBytes / kBytes;
+  static constexpr int kVectorLanes = kBytes / static_cast<int>(sizeof(T));
   Vector part[kCount];
 
+  Block() = default;
+  DDFAST_INLINE Block(const Block& other) { *this = other; }
+  DDFAST_INLINE Block& operator=(const Block& other) {
+    for (int i = 0; i < kCount; ++i) part[i] = other.part[i];
+    return *this;
+  }
   static DDFAST_INLINE Block fill(T value) {
     Block out;
     for (int i = 0; i < kCount; ++i) out.part[i] = value - Vector{};
@@ -30,20 +40,26 @@ struct Block {  // [kBlockLanes<T>], as kBlockBytes / kBytes machine vectors
   }
   static DDFAST_INLINE Block load(const T* from) {
     Block out;
-    std::memcpy(&out, from, kBlockBytes);
+    for (int i = 0; i < kCount; ++i) out.part[i] = *reinterpret_cast<const VectorInMemory*>(from + i * kVectorLanes);
     return out;
+  }
+  DDFAST_INLINE void store(T* to) const {
+    for (int i = 0; i < kCount; ++i) *reinterpret_cast<VectorInMemory*>(to + i * kVectorLanes) = part[i];
   }
   // The last block of a row may be partial (kFull = false): its other lanes are read as zero and not written.
   template <bool kFull>
   static DDFAST_INLINE Block load(const T* from, int lanes) {
     if (kFull) return load(from);
-    Block out = fill(T(0));
-    std::memcpy(&out, from, lanes * sizeof(T));
-    return out;
+    T values[kBlockLanes<T>] = {};
+    std::memcpy(values, from, lanes * sizeof(T));
+    return load(values);
   }
   template <bool kFull>
   DDFAST_INLINE void store(T* to, int lanes) const {
-    std::memcpy(to, this, kFull ? kBlockBytes : lanes * sizeof(T));
+    if (kFull) return store(to);
+    T values[kBlockLanes<T>];
+    store(values);
+    std::memcpy(to, values, lanes * sizeof(T));
   }
   // value where gate > 0 or gate is NaN, else 0: ReLU that, like PyTorch's, lets a NaN through.
   static DDFAST_INLINE Block where_positive(const Block& gate, const Block& value) {
@@ -53,7 +69,7 @@ struct Block {  // [kBlockLanes<T>], as kBlockBytes / kBytes machine vectors
   }
   DDFAST_INLINE T lane(int i) const {
     T values[kBlockLanes<T>];
-    std::memcpy(values, this, kBlockBytes);
+    store(values);
     return values[i];
   }
 };

@@ -183,8 +183,9 @@ void check_all(const InstanceShape& shape) {
 
 int main() {
   using ddfast::InstanceShape;
-  for (const InstanceShape& shape : {InstanceShape{1, 1, 2, 2}, InstanceShape{2, 3, 5, 4}, InstanceShape{1, 35, 4, 7},
-                                     InstanceShape{2, 40, 9, 9}, InstanceShape{1, 16, 16, 16}}) {
+  for (const InstanceShape& shape :
+       {InstanceShape{1, 1, 2, 2}, InstanceShape{2, 3, 5, 4}, InstanceShape{1, 35, 4, 7}, InstanceShape{2, 40, 9, 9},
+        InstanceShape{1, 16, 16, 16}, InstanceShape{2, 150, 3, 5}}) {
     ddfast::test::check_all<float>(shape);
     ddfast::test::check_all<double>(shape);
   }

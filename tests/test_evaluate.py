@@ -1,0 +1,125 @@
+"""The evaluation protocol: what is trained, on what, and what is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ddfast import SyntheticSet, networks, seeds
+from ddfast.data import Preprocessing, load_dataset
+from ddfast.evaluate import Evaluation, evaluate, evaluate_full_data, evaluate_random_real
+from tests.conftest import uniform
+
+
+@pytest.fixture
+def data(pair):
+    return load_dataset(pair)
+
+
+@pytest.fixture
+def good(data):
+    images, labels = data.random_real(3, seeds.generator(0))
+    return SyntheticSet(images, labels, torch.tensor(0.01), data.class_names, data.preprocessing)
+
+
+def test_evaluation_trains_from_scratch_and_tells_a_good_set_from_a_bad_one(data, good):
+    bad = replace(good, labels=good.labels.roll(3))
+    by_good, by_bad = (evaluate(s, data, num_eval=2, epochs=60) for s in (good, bad))
+    assert by_good.mean > 90 and by_bad.mean < 40
+    assert by_good.n == 2 and len(by_good.accuracies["convnet"]) == 2
+    assert evaluate(good, data, num_eval=2, epochs=60).accuracies == by_good.accuracies
+
+
+def test_soft_labels_are_aimed_at(data, good):
+    soft = replace(good, labels=20 * torch.nn.functional.one_hot(good.labels).float())
+    options = {"num_eval": 1, "epochs": 20, "networks": ("mlp",)}
+    as_hard, as_soft = (evaluate(s, data, **options) for s in (good, soft))
+    assert as_soft.accuracies == as_hard.accuracies  # softmax of 20 is 1 but for 1e-9
+    flat = replace(good, labels=torch.zeros(9, 3))
+    assert evaluate(flat, data, **options).mean < as_soft.mean
+
+
+@pytest.mark.parametrize("protocol, drop, loses", [("ddfast", 4, False), ("mtt", 4, True)])
+def test_training_is_sgd_with_momentum_decay_and_a_drop(data, good, monkeypatch, protocol, drop, loses):
+    """Against the formula: 0.9, 5e-4, a tenth from half of the epochs; MTT's code loses the momentum there."""
+    trained = []
+    original = networks.create
+    monkeypatch.setattr(networks, "create", lambda *a, **k: trained.append(original(*a, **k)) or trained[-1])
+    evaluate(good, data, networks=("mlp",), num_eval=1, epochs=7, lr=0.05, protocol=protocol, batch=4)
+    generator = seeds.generator(0, "evaluate", "mlp", 0)
+    net = original("mlp", generator=generator, **data.network_arguments)
+    velocities = [torch.zeros_like(p) for p in net.parameters()]
+    for epoch in range(7):
+        if epoch == drop and loses:
+            velocities = [torch.zeros_like(p) for p in net.parameters()]
+        for chosen in torch.randperm(9, generator=generator).split(4):
+            loss = torch.nn.functional.cross_entropy(net(good.images[chosen]), good.labels[chosen])
+            grads = torch.autograd.grad(loss, list(net.parameters()))
+            for p, grad, velocity in zip(net.parameters(), grads, velocities, strict=True):
+                velocity.mul_(0.9).add_(grad + 5e-4 * p.data)
+                p.data -= (0.05 if epoch < drop else 0.005) * velocity
+    for p, expected in zip(trained[-1].parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_sets_own_augmentation_is_used_unless_told_otherwise(data, good):
+    options = {"num_eval": 1, "epochs": 5, "networks": ("mlp",), "lr": 0.001}
+    augmented = replace(good, dsa_strategy="color_crop_cutout_flip_scale_rotate")
+    nets = [evaluate(good, data, **options), evaluate(augmented, data, dsa_strategy="none", **options)]
+    assert nets[0] == nets[1]
+
+
+def test_the_baseline_draws_other_real_images_for_every_network(data):
+    result = evaluate_random_real(data, 1, num_eval=3, epochs=2)
+    assert result.n == 3 and evaluate_random_real(data, 1, num_eval=3, epochs=2) == result
+    drawn = [data.random_real(1, seeds.generator(0, "random_real", repeat))[0] for repeat in range(3)]
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_full_data_is_trained_anew_on_all_images(data):
+    assert evaluate_full_data(data, networks=("mlp", "convnet:width=8"), epochs=40).mean > 90
+
+
+def test_networks_are_reported_apart_and_together():
+    result = Evaluation({"a": [90.0, 94.0], "b": [50.0]})
+    assert result.mean == pytest.approx(78.0) and result.n == 3
+    assert (result.of("a").mean, result.of("b").std) == (92.0, 0.0)
+    summary = result.summary()
+    assert (summary["mean"], summary["n"], summary["networks"]["b"]["mean"]) == (92.0, 2, 50.0)
+
+
+def test_the_sets_preprocessing_and_size_are_applied_to_the_test_images(pair, good):
+    """A set that lives in another space: its images are no good where test images are merely normalised."""
+    data = load_dataset(pair)
+    other = Preprocessing((0.9,), (-0.1,))  # darker is larger
+    raw = good.preprocessing.invert(good.images)
+    moved = replace(good, images=other.apply(raw), preprocessing=other)
+    assert evaluate(moved, pair, num_eval=1, epochs=60).mean > 90
+    assert evaluate(replace(moved, preprocessing=data.preprocessing), pair, num_eval=1, epochs=60).mean < 60
+    small = replace(good, images=torch.nn.functional.avg_pool2d(good.images, 2))
+    assert evaluate(small, pair, num_eval=1, epochs=60, networks=("mlp",)).mean > 90
+
+
+def test_what_does_not_fit_together_is_refused(data, pair, good):
+    with pytest.raises(ValueError, match=r"synthetic: expected images \[1, 16, 16\] as in custom, got \[1, 8, 16\]"):
+        evaluate(replace(good, images=good.images[:, :, :8]), data)
+    with pytest.raises(ValueError, match="synthetic: expected the classes of custom, 0, 1, 2; got a, b, c"):
+        evaluate(replace(good, class_names=("a", "b", "c")), data)
+    colour = replace(good, images=uniform(9, 3, 16, 16).float(), preprocessing=Preprocessing((0.5,) * 3, (1.0,) * 3))
+    with pytest.raises(ValueError, match=r"synthetic: expected images \[1, 16, 16\] as in custom, got \[3, 16, 16\]"):
+        evaluate(colour, pair)
+    broken = good.images.clone()
+    broken[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="synthetic: its images hold values that are not finite"):
+        evaluate(replace(good, images=broken), data)
+    for chosen in ((), "convnet"):
+        with pytest.raises(ValueError, match=r"networks: expected a tuple of names out of convnet, resnet18, .* got"):
+            evaluate(good, data, networks=chosen)
+    for change, sentence in (
+        ({"networks": ("convnet", "vgg")}, "network: expected one of convnet"),
+        ({"epochs": 0}, "epochs: expected a whole number of at least 1"),
+        ({"lr": -1.0}, "lr: expected a positive number, got -1.0"),
+        ({"protocol": "dc"}, "protocol: expected one of ddfast, mtt"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            evaluate(good, data, **change)
