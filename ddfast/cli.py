@@ -19,7 +19,8 @@ def main() -> None:
     # PyTorch then asks for large pages: on a CPU half of the time of large tensors is page faults otherwise.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # A run that is told to end saves what it has, as on Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.default_int_handler)
     try:
         cli(prog_name="ddfast")
     except Exception as error:
@@ -169,22 +170,24 @@ def distill(**options) -> None:
 def _progress(distillation):
     """The records of a distillation, with a bar on a terminal, or a line now and then."""
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     first, last = distillation.iteration, distillation.iterations
     bar = tqdm(distillation, initial=first, total=last, unit="it", disable=None, file=sys.stderr, dynamic_ncols=True)
     began = said = time.monotonic()
-    for record in bar:
-        state = {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.4g}"}
-        state |= {"s/it": f"{record['seconds']:.2f}", "memory": f"{record['peak_bytes'] / 2**20:.0f}M"}
-        state |= {"skipped": record["skipped"]} if record["skipped"] else {}
-        bar.set_postfix(state)
-        now, done = time.monotonic(), record["iteration"]
-        if bar.disable and (now - said > SECONDS_BETWEEN_LINES or done in (first + 1, last)):
-            left = (now - began) / (done - first) * (last - done)
-            words = ", ".join(f"{name} {value}" for name, value in state.items())
-            click.echo(f"iteration {done} of {last}: {words}, {left:.0f} s left", err=True)
-            said = now
-        yield record
+    with logging_redirect_tqdm([logging.getLogger("ddfast")]):
+        for record in bar:
+            state = {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.4g}"}
+            state |= {"s/it": f"{record['seconds']:.2f}", "memory": f"{record['peak_bytes'] / 2**20:.0f}M"}
+            state |= {"skipped": record["skipped"]} if record["skipped"] else {}
+            bar.set_postfix(state)
+            now, done = time.monotonic(), record["iteration"]
+            if bar.disable and (now - said > SECONDS_BETWEEN_LINES or done in (first + 1, last)):
+                left = (now - began) / (done - first) * (last - done)
+                words = ", ".join(f"{name} {value}" for name, value in state.items())
+                click.echo(f"iteration {done} of {last}: {words}, {left:.0f} s left", err=True)
+                said = now
+            yield record
 
 
 def _print_table(result) -> None:
@@ -195,7 +198,7 @@ def _print_table(result) -> None:
         "distilled": f"distilled images, {ipc} per class",
         "full_data": f"full data, {full['epochs']} epochs ({full['source']})",
     }
-    several = len(accuracy["distilled"]["networks"]) > 1
+    several = len({network for row in accuracy.values() for network in row["networks"]}) > 1
     click.echo(f"\n{'test accuracy of a network trained on':<44}{'mean':>8}{'std':>7}{'n':>4}")
     for key, label in rows.items():
         for network, row in accuracy[key]["networks"].items():
@@ -227,10 +230,14 @@ def experts(dataset, ipc, preset, **options) -> None:
 @click.option("--lr", type=POSITIVE, help="Learning rate.  [default: the one in the set]")
 @click.option("--dsa-strategy", help="Transforms joined by underscores, or none.  [default: the set's]")
 @click.option("--seed", default=0, help="Same seed, same result.")
+@click.option("--random-real/--no-random-real", default=True, show_default=True, help="The baseline beside it.")
 @evaluation_options
-def evaluate(synthetic: Path, dataset, networks, data_root, num_eval, eval_epochs, protocol, **options) -> None:
+def evaluate(
+    synthetic: Path, dataset, networks, data_root, download, lr, random_real, num_eval, eval_epochs, protocol, **options
+) -> None:
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them."""
     import ddfast
+    from ddfast.evaluate import data_for, evaluate_random_real
     from ddfast.runs import RunFolder
 
     config = {}
@@ -242,12 +249,23 @@ def evaluate(synthetic: Path, dataset, networks, data_root, num_eval, eval_epoch
     if dataset is None or dataset == "custom":
         raise ValueError(f"--dataset: say what to test {synthetic} on")
     networks = networks or tuple(config.get("networks", ("convnet",)))
-    options |= {"num_eval": num_eval or 5, "epochs": eval_epochs, "protocol": protocol or "ddfast"}
-    options |= {"networks": networks, "root": data_root or config.get("data_root")}
-    result = ddfast.evaluate(loaded, dataset, **options)
-    for name in networks:
-        row = result.of(name)
-        click.echo(f"{name}: {row.mean:.1f}% ± {row.std:.1f} over {row.n}")
+    data = data_for(loaded, dataset, root=data_root or config.get("data_root"), download=download)
+    if options["dsa_strategy"] is None:
+        options["dsa_strategy"] = loaded.dsa_strategy
+    options |= {
+        "num_eval": num_eval or 5,
+        "epochs": eval_epochs,
+        "protocol": protocol or "ddfast",
+        "networks": networks,
+    }
+    results = {"": ddfast.evaluate(loaded, data, lr=lr, **options)}
+    ipc = len(loaded) // data.num_classes
+    if random_real and ipc:
+        results[f", {ipc} random real images per class"] = evaluate_random_real(data, ipc, **options)
+    for words, result in results.items():
+        for name in networks:
+            row = result.of(name)
+            click.echo(f"{name}{words}: {row.mean:.1f}% ± {row.std:.1f} over {row.n}")
 
 
 @cli.command()

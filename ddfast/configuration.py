@@ -13,7 +13,7 @@ from ddfast.arguments import expect_whole
 from ddfast.data import Dataset, Preprocessing, known_name, load_dataset
 from ddfast.devices import resolve_device
 from ddfast.evaluate import check_evaluation
-from ddfast.experts import TrajectoryStore
+from ddfast.experts import SGD, TrajectoryStore
 from ddfast.installation import build_info
 from ddfast.methods import METHODS
 from ddfast.presets import choose_preset
@@ -50,6 +50,8 @@ class Job:
     def train_epochs(self) -> int:
         """Epochs of each expert that is trained for this run."""
         asked, needed = self.config["train_epochs"], self.settings.epochs_needed
+        if asked != NEEDED and asked < needed:
+            log.info("train_epochs: %d instead of %d, for a run of these settings uses as many", needed, asked)
         return needed if asked == NEEDED else max(asked, needed)
 
     def check_experts(self, store: TrajectoryStore) -> None:
@@ -93,7 +95,7 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
 
     Errors: ValueError or TypeError for what cannot work, before anything is written.
     """
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _without_paths({name: value for name, value in given.items() if value is not None})
     method = given.get("method", RUN["method"])
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
@@ -131,10 +133,10 @@ def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, do
 
     Errors: ValueError naming the first setting that differs, or a data set that has changed.
     """
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _without_paths({name: value for name, value in given.items() if value is not None})
     dataset = given.pop("dataset", None)
-    if "experts" in given and isinstance(given["experts"], TrajectoryStore):
-        given["experts"] = str(given["experts"].path)
+    if isinstance(given.get("experts"), TrajectoryStore):
+        given["experts"] = str(given["experts"].path.resolve())
     if "device" in given:
         given["device"] = str(resolve_device(given["device"]))
     _check_names(given, METHODS[saved["method"]].Settings)
@@ -164,7 +166,14 @@ def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, do
     if threads != saved["threads"]:
         log.warning("the run began with %d threads, now there are %d: last bits may differ", saved["threads"], threads)
     store = None if config["experts"] is None else TrajectoryStore(config["experts"])
-    return _checked(config, data, METHODS[saved["method"]].Settings, store)
+    trained = saved.get("trained_experts")
+    if store is not None and trained is not None:
+        differing = [name for name, value in store.settings.items() if trained.get(name) != value]
+        if differing or trained["epochs"] != store.epochs:
+            raise ValueError(f"experts: the run in {path} had others than {store.path} ({', '.join(differing)})")
+    job = _checked(config, data, METHODS[saved["method"]].Settings, store)
+    job.config |= {name: saved[name] for name in ("threads", "versions")}  # those that it began with
+    return job
 
 
 def expert_options(dataset: Any, ipc: int | None, preset: str | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -183,6 +192,16 @@ def expert_options(dataset: Any, ipc: int | None, preset: str | None, options: d
     return {"dataset": data.whitened() if merged.pop("zca") else data, **merged}
 
 
+def _without_paths(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as JSON can hold them: folders absolute, for a run may be resumed from elsewhere."""
+    folders = {
+        name: str(Path(given[name]).resolve())
+        for name in ("data_root", "experts")
+        if isinstance(given.get(name), str | Path)
+    }
+    return given | folders
+
+
 def _check_names(given: dict[str, Any], settings_class: type) -> None:
     known = [field.name for field in fields(settings_class)] + list(FROM_PRESET)
     unknown = [name for name in given if name not in (*DATA, *RUN, *REPORT, *known)]
@@ -194,7 +213,12 @@ def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store:
     """The job of a config whose values all stand, once they are known to make sense."""
     names = [field.name for field in fields(settings_class)]
     settings = settings_class(**{name: config[name] for name in names if name in config})
+    if settings.lr_label:
+        raise ValueError("lr_label: labels start as classes here and are not learned; expected 0")
+    SGD(config["train_lr"], config["mom"], config["l2"], config["batch_train"], config["dsa_strategy"])
     device = resolve_device(config.get("device"))
+    if isinstance(config.get("networks"), str):
+        raise ValueError(f"networks: expected a tuple of names, got {config['networks']!r}")
     config["networks"] = list(config.get("networks") or [config["network"]])
     epochs = None if config["train_epochs"] == NEEDED else config["train_epochs"]
     wholes = {name: config[name] for name in ("iterations", "num_experts", "batch_train", "num_eval")}

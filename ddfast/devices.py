@@ -1,8 +1,11 @@
 """Where tensors live: the device that a user named, or the best there is, and how much was needed of it."""
 
 import resource
+from pathlib import Path
 
 import torch
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -28,8 +31,13 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be had now: of the GPU, or what Linux calls available."""
+    """Memory that can be had now: of the GPU, or what Linux calls available, or less where a container allows less."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with open("/proc/meminfo", encoding="ascii") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+        available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    try:
+        most, now = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no cgroup v2, or no limit: "max"
+        return available
+    return min(available, max(0, most - now))

@@ -101,7 +101,7 @@ class Distillation:
         return self._whole
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there, bit for bit on the same device with the same number of threads."""
+        """Go on from there: on a CPU bit for bit, with the same number of threads."""
         self.iteration, self._skips = state["iteration"], state["skips"]
         self.method.load_state_dict(state["method"])
         self._whole = self._state()
@@ -150,7 +150,7 @@ def distill(
             batch_train, mom, l2); of the evaluation (networks, num_eval, eval_epochs, protocol; full_epochs: train on
             full data anew, for so many epochs); eval_every and checkpoint_every, in iterations.
 
-    The same seed on the same kind of device with the same number of threads gives the same bits.
+    On a CPU the same seed with the same number of threads gives the same bits; on a GPU that is not promised yet.
 
     Errors: ValueError or TypeError for what cannot work, before anything is written or trained; FileExistsError for an
     output folder that holds a run; DistillationDivergedError, with the last good images saved.
@@ -159,50 +159,60 @@ def distill(
     given |= {"preset": preset, "network": network, "seed": seed, "device": device, **options}
     if resume and output is None:
         raise ValueError("resume: expected the output folder of the run to go on with, got none")
-    if resume and RunFolder(output).has_config:
+    goes_on = resume and RunFolder(output).has_config
+    if goes_on:
         run = RunFolder(output)
         job = resolve_resumed(run.read_config(), given, run.path, download)
-        run.write_config(job.config)
+        _check_iterations(run, job)
     else:
         job = resolve(given, download)
-        if resume:
-            (Path(output) / "config.json").unlink(missing_ok=True)  # of a run killed while it was written: empty
-        run = RunFolder.create(output, job.config)
-    log.info("settings: %s", job.config["preset"])
-    finished = _finished(run, job) if resume else None
-    if finished is not None:
-        return finished
-    store = job.experts
-    if store is None:
+        run = RunFolder.create(output, job.config, resume=resume)
+    with run.locked():
+        run.write_config(job.config)
+        log.info("settings: %s", job.config["preset"])
+        finished = _finished(run, job) if goes_on else None
+        if finished is not None:
+            return finished
         try:
-            store = _train_experts(job)
+            store = _train_experts(job) if job.experts is None else job.experts
+            distillation = Distillation(job, store)
         except Exception:
-            if not resume:
+            if not goes_on:
                 run.discard()
             raise
         except KeyboardInterrupt:
             log.info("stopped while experts were trained; resume goes on from there: %s", run.path)
             raise
-    run.write_config(
-        job.config | {"trained_experts": {"path": str(store.path), "epochs": store.epochs, **store.settings}}
-    )
-    distillation = Distillation(job, store)
-    history = _run(run, job, distillation, progress)
-    log.info("evaluating")
-    accuracy = _accuracy(distillation.synthetic, job, store)
-    summary = {
+        trained = {"path": str(store.path.resolve()), "epochs": store.epochs, **store.settings}
+        run.write_config(job.config | {"trained_experts": trained})
+        history = _run(run, job, distillation, progress)
+        log.info("evaluating")
+        accuracy = _accuracy(distillation.synthetic, job, store)
+        run.write_summary(_summary(run, job, accuracy, history))
+        return DistillResult(distillation.synthetic, history, run.path, accuracy)
+
+
+def _check_iterations(run: RunFolder, job: Job) -> None:
+    """Refuse to make a run shorter than it is."""
+    done, wanted = (run.read_state() or {"iteration": 0})["iteration"], job.config["iterations"]
+    if done > wanted:
+        raise ValueError(f"iterations: the run in {run.path} has done {done} already, got {wanted}")
+
+
+def _summary(run: RunFolder, job: Job, accuracy: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
+    iterations = job.config["iterations"]
+    distilled = {name: accuracy["distilled"][name] for name in ("mean", "std")}
+    on_the_way = run.keep_until("evaluations", iterations)
+    evaluations = [*on_the_way, {"iteration": iterations, **distilled}]
+    best = max(evaluations, key=lambda record: record["mean"])
+    return {
         "accuracy": accuracy,
         "seconds": sum(record["seconds"] for record in history),
-        "iterations": distillation.iteration,
+        "iterations": iterations,
         "peak_bytes": max((record["peak_bytes"] for record in history), default=0),
-        "evaluation": _evaluation_options(job),
+        "evaluation": _evaluation_settings(job),
+        **({"best_on_test": {key: best[key] for key in ("iteration", "mean", "std")}} if on_the_way else {}),
     }
-    evaluations = run.keep_until("evaluations", distillation.iteration)
-    if evaluations:
-        best = max(evaluations, key=lambda record: record["mean"])
-        summary["best_on_test"] = {"iteration": best["iteration"], "mean": best["mean"], "std": best["std"]}
-    run.write_summary(summary)
-    return DistillResult(distillation.synthetic, history, run.path, accuracy)
 
 
 def _train_experts(job: Job) -> TrajectoryStore:
@@ -240,6 +250,7 @@ def _run(
     def save() -> None:
         run.write_state(distillation.state_dict())
         run.write_synthetic(distillation.synthetic)
+        save_images(distillation.synthetic, run.path / "images.png")
 
     def evaluate_now() -> None:
         result = evaluate(distillation.synthetic, job.data, **_evaluation_options(job)).summary()
@@ -270,7 +281,6 @@ def _run(
     finally:
         distillation.rollback()
         save()
-        save_images(distillation.synthetic, run.path / "images.png")
         save_curves(history, run.path / "curves.png")
     return history
 
@@ -287,13 +297,16 @@ def _evaluation_options(job: Job) -> dict[str, Any]:
     }
 
 
+def _evaluation_settings(job: Job) -> dict[str, Any]:
+    return {name: job.config.get(name) for name in ("networks", "num_eval", "eval_epochs", "protocol", "full_epochs")}
+
+
 def _finished(run: RunFolder, job: Job) -> DistillResult | None:
     """The result of a run that had ended, with these iterations and evaluated like this; None for others."""
     summary = run.read_summary()
     if summary is None or summary.get("iterations") != job.config["iterations"]:
         return None
-    options = {**_evaluation_options(job), "networks": job.config["networks"]}
-    if {**summary.get("evaluation", {}), "networks": list(summary["evaluation"]["networks"])} != options:
+    if summary.get("evaluation") != _evaluation_settings(job):
         return None
     history = run.keep_until("metrics", job.config["iterations"])
     return DistillResult(SyntheticSet.load(run.path / "synthetic"), history, run.path, summary["accuracy"])

@@ -1,6 +1,7 @@
 """Files that are either whole or not there: written under a temporary name, flushed, then renamed."""
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -28,6 +29,22 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locking(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a folder against other processes that lock it; not waiting, BlockingIOError where one does.
+
+    The lock goes with the process, however it ends.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    except BlockingIOError:
+        raise BlockingIOError(f"{folder}: another process is at work here") from None
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,13 +4,14 @@ import contextlib
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddfast.data import SyntheticSet
-from ddfast.files import read_json, replacing, write_json
+from ddfast.files import locking, read_json, replacing, write_json
 
 
 class RunFolder:
@@ -26,9 +27,10 @@ class RunFolder:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: str | Path | None, config: dict[str, Any]) -> "RunFolder":
+    def create(cls, path: str | Path | None, config: dict[str, Any], *, resume: bool = False) -> "RunFolder":
         """A new folder, claimed by its config.json; None for the next free number under runs/.
 
+        To resume, a claim that is empty, of a run that was killed while it made it, is taken over.
         Errors: FileExistsError for a folder that holds a run, which is never written to.
         """
         path = cls._next_number(Path("runs")) if path is None else Path(path)
@@ -36,9 +38,16 @@ class RunFolder:
             raise FileExistsError(f"{path}: is a file; choose another output folder")
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
+        if resume and not run.has_config:
+            with run.locked():
+                (path / "config.json").unlink(missing_ok=True)
         with contextlib.suppress(FileExistsError):
             open(path / "config.json", "x").close()  # of two runs at once, one is first
-            run.write_config(config)
+            try:
+                run.write_config(config)
+            except BaseException:
+                run.discard()
+                raise
             return run
         raise FileExistsError(f"{path}: holds a run already; choose another output folder, or resume it")
 
@@ -51,6 +60,12 @@ class RunFolder:
                 path = runs / f"{number:04d}"
                 path.mkdir()
                 return path
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; BlockingIOError where another one does."""
+        with locking(self.path, wait=False):
+            yield
 
     def discard(self) -> None:
         """Undo `create`, for a run that ended before it had anything to keep."""

@@ -93,7 +93,7 @@ def test_a_folder_of_photographs_of_odd_sizes_from_the_command_line(tmp_path):
     options = (
         "--dataset photos --image-size 16 --zca --ipc 2 --iterations 4 --num-experts 2 --train-epochs needed "
         "--batch-train 5 --syn-steps 3 --expert-epochs 1 --max-start-epoch 2 --lr-img 1 --num-eval 1 --eval-epochs 20 "
-        "--networks convnet,mlp --eval-every 2 --full-epochs 2 --output run"
+        "--networks convnet,mlp --eval-every 2 --full-epochs 2 --data-root . --output run"
     ).split()
     done = ddfast("distill", *options, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -102,8 +102,10 @@ def test_a_folder_of_photographs_of_odd_sizes_from_the_command_line(tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["dataset"] == str(tmp_path / "photos") and config["zca"] and config["image_size"] == [16, 16]
     assert ddfast("distill", "--resume", "--output", "run", cwd=tmp_path).stdout == done.stdout
+    assert ddfast("distill", *options, "--resume", cwd=tmp_path).stdout == done.stdout
     evaluated = ddfast("evaluate", "run", "--num-eval", "1", "--eval-epochs", "2", cwd=tmp_path)
-    assert evaluated.returncode == 0 and evaluated.stdout.count("%") == 2, evaluated.stderr
+    assert evaluated.returncode == 0 and evaluated.stdout.count("%") == 4, evaluated.stderr
+    assert "mlp, 2 random real images per class: " in evaluated.stdout
     differing = ddfast("distill", "--resume", "--output", "run", "--no-zca", cwd=tmp_path)
     assert differing.returncode == 1 and "zca: the run in run has True, got False" in differing.stderr
 

@@ -112,6 +112,12 @@ def test_random_real_images_are_of_every_class_and_drawn_from_the_generator():
             "training images as tensors .* of one size",
         ),
         (([("picture", 0)], []), ValueError, "training images as tensors"),
+        (([{"image": 0}], []), ValueError, r"expected pairs \(image, label\) in the training set, got dict"),
+        (
+            ((torch.zeros(4, 8, 9, 3), torch.zeros(4)), ()),
+            ValueError,
+            r"training images \[N, C, H, W\], got \[4, 8, 9, 3\]: permute them",
+        ),
         (([(torch.zeros(8, 8), 0)], []), ValueError, "training images as tensors"),
         (
             ([(torch.full((1, 8, 8), 255.0), 0)], [(torch.zeros(1, 8, 8), 0)]),
@@ -150,7 +156,7 @@ def test_nan_label_range_and_constant_images_are_refused(pair):
     for size in (0, "8x8", (8, 8, 8)):
         with pytest.raises(ValueError, match="image_size: expected"):
             load_dataset(pair, image_size=size)
-    with pytest.raises(ValueError, match="resize: expected stretch or crop, got 'fit'"):
+    with pytest.raises(ValueError, match="resize: expected one of stretch, crop, got 'fit'"):
         load_dataset(pair, resize="fit")
     with pytest.raises(ValueError, match="no training images of class 1"):
         load_dataset((TensorDataset(images, torch.arange(12) % 2 * 2), test))

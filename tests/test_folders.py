@@ -155,7 +155,7 @@ def test_subsets_come_from_their_own_folder_or_from_all_of_imagenet_in_the_same_
     assert whole.class_names[0] == "Australian terrier" and whole.class_names[-1] == "Old English sheepdog"
     by_label = whole.train_images[whole.train_labels.argsort()]
     assert by_label[:, 0, 8, 8].tolist() == pytest.approx([20 * k for k in range(10)], abs=2)
-    with pytest.raises(ValueError, match="expected the 10 classes of imagenette or 1000, found 3"):
+    with pytest.raises(ValueError, match=r"expected the 10 classes of imagenette or .* found 3, such as a"):
         (tmp_path / "imagenette" / "val").mkdir(parents=True)
         for k in "abc":
             picture(tmp_path / "imagenette" / "train" / k / "1.png")

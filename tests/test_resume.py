@@ -1,5 +1,6 @@
 """A run that is stopped, by whatever means and at whatever moment, goes on as if it had not been."""
 
+import importlib
 import json
 import os
 import random
@@ -12,9 +13,11 @@ import pytest
 import torch
 
 import ddfast
-from ddfast import distill as distill_module
+from ddfast.files import locking
 from ddfast.methods import MTT
 from tests.conftest import SMALL
+
+distill_module = importlib.import_module("ddfast.distill")  # the function has its name
 
 JOB = SMALL | {"iterations": 9, "checkpoint_every": 2, "batch_syn": 2, "dsa_strategy": "flip_scale_color_cutout"}
 
@@ -138,6 +141,12 @@ def test_experts_whose_training_was_interrupted_are_trained_on(pair, whole, tmp_
     assert_the_same_run(ddfast.distill(pair, output=tmp_path / "run", resume=True), whole)
 
 
+def test_a_folder_that_another_process_works_on_is_refused(pair, tmp_path):
+    ddfast.distill(pair, output=tmp_path / "run", **SMALL)
+    with locking(tmp_path / "run", wait=False), pytest.raises(BlockingIOError, match="run: another process is at work"):
+        ddfast.distill(pair, output=tmp_path / "run", resume=True, iterations=5)
+
+
 def test_a_run_is_resumed_with_its_own_settings_and_data(pair, tmp_path):
     ddfast.distill(pair, output=tmp_path / "run", **SMALL)
 
@@ -147,6 +156,12 @@ def test_a_run_is_resumed_with_its_own_settings_and_data(pair, tmp_path):
     assert resume(**SMALL).path == tmp_path / "run"  # saying the same again is no difference
     with pytest.raises(ValueError, match=r"syn_steps: the run in .* has 3, got 4; a run is resumed with its own"):
         resume(syn_steps=4)
+    with pytest.raises(ValueError, match=r"iterations: the run in .* has done 3 already, got 2"):
+        resume(iterations=2)
+    other = ddfast.train_experts(pair, num_experts=2, epochs=2, batch_train=6, dsa_strategy="none", seed=9)
+    with pytest.raises(ValueError, match=r"experts: the run in .* had others than .* \(.*seed"):
+        resume(experts=other, iterations=4)
+    assert len(resume(num_eval=1).accuracy["distilled"]["networks"]["convnet"]["accuracies"]) == 1  # evaluated anew
     with pytest.raises(ValueError, match="dataset: the training images of the run in"):
         resume("digits")
     with pytest.raises(ValueError, match=r"dataset: the run in .* had one that was given from Python; give it again"):

@@ -73,7 +73,7 @@ class DSA:
         image_size: tuple[int, int],  # (H, W)
         generator: torch.Generator,
     ) -> Draw:
-        """A transform for a minibatch of `count` images, its magnitudes drawn on the generator's device."""
+        """A transform for a minibatch of `count` images, drawn on the CPU."""
         if self.kinds == [NO_STRATEGY]:
             return Draw(NO_STRATEGY)
         kind = self.kinds[int(torch.randint(len(self.kinds), (), generator=generator))]

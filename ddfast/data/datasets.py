@@ -14,7 +14,7 @@ from ddfast.data.batches import Batches
 from ddfast.data.folders import folder_files
 from ddfast.data.images import from_picture, resized
 from ddfast.data.named import DATASETS, RawData, read_classes, read_named
-from ddfast.data.preprocessing import Preprocessing
+from ddfast.data.preprocessing import RESIZES, Preprocessing
 from ddfast.data.zca import ZCA
 
 MOST_HASHED = 2**30  # bytes of images that a fingerprint reads; of more, evenly spaced ones
@@ -109,7 +109,7 @@ class Dataset:
             raise ValueError(
                 f"preprocessing: expected {self.channels} channels as in {self.name}, got {len(preprocessing.mean)}"
             )
-        if preprocessing.zca is None:
+        if preprocessing.zca is None or preprocessing == self.preprocessing:
             return replace(self, preprocessing=preprocessing)
         if preprocessing.zca.data != self.fingerprint:
             raise ValueError(
@@ -167,8 +167,8 @@ def load_dataset(
     Named sets are normalised with the field's statistics, others with those of their training images.
     Errors: ValueError, TypeError or FileNotFoundError saying what was expected and what came.
     """
-    if resize not in ("stretch", "crop"):
-        raise ValueError(f"resize: expected stretch or crop, got {resize!r}")
+    if resize not in RESIZES:
+        raise ValueError(f"resize: expected one of {', '.join(RESIZES)}, got {resize!r}")
     size = _image_size(image_size)
     if isinstance(dataset, Dataset):
         if size is not None and size != dataset.image_size:
@@ -244,6 +244,8 @@ def _stack(part, what: str, size: tuple[int, int] | None, resize: str) -> tuple[
         images, labels = torch.as_tensor(part[0]), torch.as_tensor(part[1]).flatten().double()
         if images.dim() == 3:
             images = images.unsqueeze(1)
+        if images.dim() == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+            raise ValueError(f"dataset: expected {what} images [N, C, H, W], got {list(images.shape)}: permute them")
         if images.dim() != 4 or len(images) != len(labels):
             raise ValueError(
                 f"dataset: expected {what} images [N, C, H, W] and as many labels, got {list(images.shape)} and "
@@ -251,18 +253,25 @@ def _stack(part, what: str, size: tuple[int, int] | None, resize: str) -> tuple[
             )
         images = resized(_checked_type(images, what), size, resize)
     else:
-        pairs = [part[i] for i in range(len(part))]
-        if not pairs:
+        tensors, values = [], []
+        for n in range(len(part)):
+            item = part[n]
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise ValueError(f"dataset: expected pairs (image, label) in the {what} set, got {type(item).__name__}")
+            tensors.append(_as_tensor(item[0], what, size, resize))
+            values.append(float(item[1]))
+        if not tensors:
             raise ValueError(f"dataset: the {what} set is empty")
-        grey = all(getattr(image, "mode", "") in ("1", "L", "LA") for image, _ in pairs)
-        tensors = [_as_tensor(image, what, size, resize, 1 if grey else 3) for image, _ in pairs]
+        channels = max(len(image) for image in tensors)
+        if hasattr(part[0][0], "convert"):  # pictures, some of them grey
+            tensors = [image.expand(channels, -1, -1) for image in tensors]
         shapes = {tuple(image.shape) for image in tensors}
         if len(shapes) > 1:
             raise ValueError(
                 f"dataset: expected {what} images as tensors [C, H, W] of one size, "
                 f"got {sorted(map(str, shapes))[:3]}; image_size resizes them"
             )
-        images, labels = torch.stack(tensors), torch.tensor([float(label) for _, label in pairs])
+        images, labels = torch.stack(tensors), torch.tensor(values)
     if not labels.equal(labels.round()):
         raise ValueError(
             f"dataset: expected whole numbers as {what} labels, got {labels[labels != labels.round()][0]:g}"
@@ -270,9 +279,9 @@ def _stack(part, what: str, size: tuple[int, int] | None, resize: str) -> tuple[
     return images, labels.long()
 
 
-def _as_tensor(image, what: str, size, resize: str, channels: int) -> Tensor:  # [C, H, W]
+def _as_tensor(image, what: str, size: tuple[int, int] | None, resize: str) -> Tensor:  # [C, H, W]
     if hasattr(image, "convert"):  # a PIL image
-        image = from_picture(image, channels)
+        image = from_picture(image, 1 if image.mode[0] in "1LI" else 3)
     if not isinstance(image, Tensor) or image.dim() != 3:
         got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(f"dataset: expected {what} images as tensors [C, H, W], or as PIL images, got {got}")
@@ -280,6 +289,7 @@ def _as_tensor(image, what: str, size, resize: str, channels: int) -> Tensor:  #
 
 
 def _checked_type(images: Tensor, what: str) -> Tensor:
+    images = images.detach().cpu()
     if images.is_floating_point():
         return images.float()
     if images.dtype != torch.uint8:

@@ -1,5 +1,6 @@
 """Data sets that are folders of image files: train/<class>/… and val/ or test/, and the layouts of known archives."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,16 +59,16 @@ def imagenet_subset_files(name: str, root: Path, download: bool) -> tuple[Files,
     folder = _imagenet_folder(name, root)
     if folder is None:
         raise FileNotFoundError(f"{name}: not found; {_expected(name, root)}")
-    train, test, names = folder_files(folder)
-    indices = IMAGENET_SUBSETS[name]
-    if len(names) == 1000:
-        chosen = list(indices)
-    elif len(names) == len(indices):
-        ascending = sorted(indices)  # as the folders' names are: the class indices of ImageNet follow its wnids
-        chosen = [ascending.index(index) for index in indices]
-    else:
-        raise ValueError(f"{folder}: expected the {len(indices)} classes of {name} or 1000, found {len(names)}")
-    return _only(train, chosen), _only(test, chosen), _imagenet_names(indices)
+    wnids, indices = _class_folders(folder / "train"), IMAGENET_SUBSETS[name]
+    if len(wnids) not in (len(indices), 1000) or not all(re.fullmatch(r"n\d{8}", wnid) for wnid in wnids):
+        raise ValueError(
+            f"{folder}: expected the {len(indices)} classes of {name} or the 1000 of ImageNet, called n01440764 and so "
+            f"on; found {len(wnids)}, such as {wnids[0] if wnids else 'none'}"
+        )
+    # The class indices of ImageNet follow its wnids.
+    order = indices if len(wnids) == 1000 else [sorted(indices).index(index) for index in indices]
+    chosen = [wnids[k] for k in order]
+    return _by_class(folder / "train", chosen), _by_class(folder / "val", chosen), _imagenet_names(indices)
 
 
 def tiny_imagenet_files(root: Path, download: bool) -> tuple[Files, Files, tuple[str, ...]]:
@@ -76,7 +77,12 @@ def tiny_imagenet_files(root: Path, download: bool) -> tuple[Files, Files, tuple
     if download and not folder.is_dir():
         from torchvision.datasets.utils import download_and_extract_archive
 
-        download_and_extract_archive(TINY_IMAGENET_URL, str(root), md5=TINY_IMAGENET_MD5)
+        part = root / f"{TINY_IMAGENET}.part"
+        try:
+            download_and_extract_archive(TINY_IMAGENET_URL, str(root), str(part), md5=TINY_IMAGENET_MD5)
+        except RuntimeError as error:
+            raise OSError(f"tiny-imagenet: cannot be downloaded to {root} ({error})") from None
+        (part / TINY_IMAGENET).rename(folder)
     if not (folder / "train").is_dir():
         raise FileNotFoundError(
             f"tiny-imagenet: not found; expected {folder}/train/<wnid>/images/*.JPEG and {folder}/val/, or --download"
@@ -121,16 +127,10 @@ def _by_class(folder: Path, names: Sequence[str], may_lack: bool = False) -> Fil
     return Files(paths, labels)
 
 
-def _only(files: Files, classes: Sequence[int]) -> Files:
-    number = {k: new for new, k in enumerate(classes)}
-    kept = [(path, number[k]) for path, k in zip(files.paths, files.labels, strict=True) if k in number]
-    return Files([path for path, _ in kept], [k for _, k in kept])
-
-
 def _imagenet_folder(name: str, root: Path) -> Path | None:
     """The folder of the subset (imagenette, imagenette2, imagenette2-160, …), or of all of ImageNet."""
     candidates = [*sorted(root.glob(f"{name}*")), root / "imagenet"]
-    return next((path for path in candidates if (path / "train").is_dir()), None)
+    return next((path for path in candidates if (path / "train").is_dir() and (path / "val").is_dir()), None)
 
 
 def _expected(name: str, root: Path) -> str:

@@ -34,7 +34,7 @@ def read_files(
     def read(n: int) -> str | None:
         try:
             images[n] = _decode(files[n], image_size, channels, resize)
-        except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for a damaged file
+        except Exception as error:  # a damaged file raises many kinds; each is named
             return f"{files[n]} ({error})"
         return None
 
@@ -58,7 +58,7 @@ def inspect_files(files: Sequence[Path]) -> tuple[tuple[int, int], int]:
         try:
             with Image.open(file) as image:
                 return image.size, image.mode
-        except (OSError, ValueError, SyntaxError):
+        except Exception:
             return None  # read_files says so
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -131,6 +131,8 @@ def _allocate(shape: tuple[int, ...]) -> Tensor:  # uint8, of this shape
         "%.1f GB of images: more than fits in memory, streamed from a temporary file in %s", size / 1e9, path.parent
     )
     try:
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a crash later
         return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8).view(shape)
     finally:
         path.unlink(missing_ok=True)  # the mapping keeps it until the process ends

@@ -1,7 +1,7 @@
 """What is done to images before a network sees them, recorded with every synthetic set."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -57,7 +57,7 @@ class Preprocessing:
         return {
             "mean": list(self.mean),
             "std": list(self.std),
-            "zca": None if self.zca is None else asdict(self.zca) | {"probe": list(self.zca.probe)},
+            "zca": None if self.zca is None else self.zca.describe(),
             "resize": self.resize,
         }
 

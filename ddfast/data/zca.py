@@ -1,10 +1,10 @@
 """ZCA whitening: fitted by kornia, its matrices kept once in the user's cache and referred to by checksum."""
 
-import functools
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class ZCA:
     eps: float
     checksum: str  # of the file's tensors
     probe: tuple[float, ...]  # the first entries of W's diagonal
+    _kept: dict = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def fitted(
@@ -60,8 +61,14 @@ class ZCA:
 
     def matches(self, other: "ZCA") -> bool:
         """Whether both whiten alike: fitted on the same data, be it on machines that round differently."""
+        if self == other:
+            return True
         close = torch.allclose(torch.tensor(self.probe), torch.tensor(other.probe), rtol=1e-2)
         return (self.data, self.eps) == (other.data, other.eps) and close
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"data": self.data, "eps": self.eps, "checksum": self.checksum, "probe": list(self.probe)}
 
     @property
     def file(self) -> Path:
@@ -70,28 +77,29 @@ class ZCA:
 
     def whiten(self, images: Tensor) -> Tensor:  # [N, C, H, W] in [0, 1] -> whitened
         """Whiten."""
-        mean, matrix, _ = _matrices(self, images.device)
+        mean, matrix = self._tensors(images.device, "mean", "matrix")
         return ((images.flatten(1) - mean) @ matrix).view_as(images)
 
     def unwhiten(self, images: Tensor) -> Tensor:  # [N, C, H, W] whitened -> in [0, 1], for viewing
         """Undo `whiten`."""
-        mean, _, inverse = _matrices(self, images.device)
+        mean, inverse = self._tensors(images.device, "mean", "inverse")
         return (images.flatten(1) @ inverse + mean).view_as(images)
+
+    def _tensors(self, device: torch.device, *names: str) -> list[Tensor]:
+        """Of mean [1, D], matrix [D, D] and inverse [D, D] these, read when first needed and then kept."""
+        if any((name, device) not in self._kept for name in names):
+            tensors = _read(self.file)
+            if tensors is None:
+                raise FileNotFoundError(
+                    f"{self.file}: the whitening matrices are not there, or damaged; load their data set with zca "
+                    f"once, which fits them anew"
+                )
+            self._kept.update({(name, device): tensors[name].to(device) for name in names})
+        return [self._kept[name, device] for name in names]
 
 
 def _file(data: str, eps: float) -> Path:
     return cache_folder() / "zca" / f"{data}-eps{eps:g}.safetensors"
-
-
-@functools.lru_cache(maxsize=2)
-def _matrices(zca: ZCA, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:  # [1, D], [D, D], [D, D]
-    tensors = _read(zca.file)
-    if tensors is None:
-        raise FileNotFoundError(
-            f"{zca.file}: the whitening matrices are not there, or damaged; load their data set with zca once, "
-            f"which fits them anew"
-        )
-    return tuple(tensors[name].to(device) for name in ("mean", "matrix", "inverse"))
 
 
 def _fit(images: Tensor, eps: float) -> dict[str, Tensor]:  # [N, C, H, W], uint8 or in [0, 1]

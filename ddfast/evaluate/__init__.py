@@ -3,6 +3,7 @@
 from ddfast.evaluate.protocol import (
     Evaluation,
     check_evaluation,
+    data_for,
     evaluate,
     evaluate_full_data,
     evaluate_random_real,
@@ -12,6 +13,7 @@ from ddfast.evaluate.protocol import (
 __all__ = [
     "Evaluation",
     "check_evaluation",
+    "data_for",
     "evaluate",
     "evaluate_full_data",
     "evaluate_random_real",

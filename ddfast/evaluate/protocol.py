@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, stdev
 
 import torch
@@ -13,6 +14,7 @@ from ddfast import networks as all_networks
 from ddfast import seeds
 from ddfast.arguments import expect_whole
 from ddfast.data import DSA, Batches, Dataset, SyntheticSet, load_dataset
+from ddfast.data.augment import NO_STRATEGY
 from ddfast.devices import resolve_device
 
 BASELINE_LR = 0.01  # for sets that bring no learning rate of their own
@@ -90,7 +92,7 @@ def evaluate(
     Errors: ValueError for unknown networks, classes or channels that differ, a whitening fitted on other data, or
     images that are not finite.
     """
-    epochs = (EPOCHS + (protocol == "mtt")) if epochs is None else epochs
+    epochs = _epochs(epochs, protocol)
     expect_whole(num_eval=num_eval, epochs=epochs, batch=batch)
     device = resolve_device(device)
     lr = float(synthetic.lr) if lr is None else lr
@@ -98,25 +100,48 @@ def evaluate(
         raise ValueError(f"lr: expected a positive number, got {lr}")
     if not synthetic.images.isfinite().all():
         raise ValueError("synthetic: its images hold values that are not finite")
-    data = _data_for(synthetic, dataset, data_options)
+    data = data_for(synthetic, dataset, **data_options)
     check_evaluation(networks, protocol, data)
-    augment = DSA(synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy)
-    images, targets = synthetic.images.to(device), synthetic.targets.to(device)
+    plan = _Plan(synthetic, epochs, lr, batch, dsa_strategy, protocol, device)
     test = data.test_batches(device)
-
-    def epoch_of(generator: torch.Generator) -> Iterable[tuple[Tensor, Tensor]]:
-        for chosen in torch.randperm(len(images), generator=generator).to(device).split(batch):
-            yield images[chosen], targets[chosen]
-
-    accuracies: dict[str, list[float]] = {}
-    for name in networks:
-        accuracies[name] = []
-        for repeat in range(num_eval):
-            generator = seeds.generator(seed, "evaluate", name, repeat)
-            net = all_networks.create(name, generator=generator, **data.network_arguments).to(device)
-            train_network(net, epoch_of, augment, lr, epochs, generator, lose_momentum=protocol == "mtt")
-            accuracies[name].append(accuracy(net, test))
+    accuracies = {
+        name: [
+            plan.accuracy(name, data, test, seeds.generator(seed, "evaluate", name, repeat))
+            for repeat in range(num_eval)
+        ]
+        for name in networks
+    }
     return Evaluation(accuracies)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One training on a synthetic set."""
+
+    synthetic: SyntheticSet
+    epochs: int
+    lr: float
+    batch: int
+    dsa_strategy: str | None
+    protocol: str
+    device: torch.device
+
+    def accuracy(self, name: str, data: Dataset, test: Batches, generator: torch.Generator) -> float:
+        """Test accuracy of a network after it."""
+        net = all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
+        images, targets = self.synthetic.images.to(self.device), self.synthetic.targets.to(self.device)
+        augment = DSA(self.synthetic.dsa_strategy if self.dsa_strategy is None else self.dsa_strategy)
+
+        def epoch_of(generator: torch.Generator) -> Iterable[tuple[Tensor, Tensor]]:
+            for chosen in torch.randperm(len(images), generator=generator).to(self.device).split(self.batch):
+                yield images[chosen], targets[chosen]
+
+        train_network(net, epoch_of, augment, self.lr, self.epochs, generator, as_mtt=self.protocol == "mtt")
+        return accuracy(net, test)
+
+
+def _epochs(epochs: int | None, protocol: str) -> int:
+    return EPOCHS + (protocol == "mtt") if epochs is None else epochs
 
 
 def check_evaluation(networks: Sequence[str], protocol: str, data: Dataset) -> None:
@@ -130,14 +155,14 @@ def check_evaluation(networks: Sequence[str], protocol: str, data: Dataset) -> N
         all_networks.create(name, generator=seeds.generator(0), **data.network_arguments)
 
 
-def _data_for(synthetic: SyntheticSet, dataset, data_options: dict) -> Dataset:
-    """The data set at the synthetic set's size and with its preprocessing."""
+def data_for(synthetic: SyntheticSet, dataset, **data_options) -> Dataset:
+    """The data set at the synthetic set's size and with its preprocessing; ValueError where they do not fit."""
     if not isinstance(dataset, Dataset):
         size = tuple(synthetic.images.shape[2:])
         options = {"image_size": size, "resize": synthetic.preprocessing.resize} | data_options
         dataset = load_dataset(dataset, **options)
     if synthetic.class_names != dataset.class_names:
-        expected, got = ", ".join(dataset.class_names), ", ".join(synthetic.class_names)
+        expected, got = (", ".join(names[:5]) for names in (dataset.class_names, synthetic.class_names))
         raise ValueError(f"synthetic: expected the classes of {dataset.name}, {expected}; got {got}")
     if synthetic.images.shape[1:] != dataset.train_images.shape[1:]:
         expected, got = list(dataset.train_images.shape[1:]), list(synthetic.images.shape[1:])
@@ -145,17 +170,37 @@ def _data_for(synthetic: SyntheticSet, dataset, data_options: dict) -> Dataset:
     return dataset.preprocessed_like(synthetic.preprocessing)
 
 
-def evaluate_random_real(dataset: Dataset, ipc: int, *, num_eval: int = 5, seed: int = 0, **options) -> Evaluation:
-    """The baseline: as `evaluate`, on `ipc` random real images per class, other ones for each of the networks."""
-    expect_whole(num_eval=num_eval)
-    evaluations = []
+def evaluate_random_real(
+    dataset: Dataset,
+    ipc: int,
+    *,
+    networks: tuple[str, ...] = ("convnet",),
+    num_eval: int = 5,
+    epochs: int | None = None,
+    batch: int = BATCH,
+    dsa_strategy: str = NO_STRATEGY,
+    protocol: str = "ddfast",
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Evaluation:
+    """The baseline: as `evaluate`, on `ipc` random real images per class, other ones for each of the trainings.
+
+    Learning rate 0.01; the preprocessing is that of the Dataset.
+    """
+    check_evaluation(networks, protocol, dataset)
+    epochs = _epochs(epochs, protocol)
+    expect_whole(num_eval=num_eval, epochs=epochs, batch=batch)
+    device = resolve_device(device)
+    test = dataset.test_batches(device)
+    accuracies: dict[str, list[float]] = {name: [] for name in networks}
     for repeat in range(num_eval):
-        images, labels = dataset.random_real(ipc, seeds.generator(seed, "random_real", repeat))
-        lr = torch.tensor(BASELINE_LR)
-        synthetic = SyntheticSet(images, labels, lr, dataset.class_names, dataset.preprocessing)
-        evaluations.append(evaluate(synthetic, dataset, num_eval=1, seed=seed + repeat, **options))
-    names = evaluations[0].accuracies
-    return Evaluation({name: [a for e in evaluations for a in e.accuracies[name]] for name in names})
+        drawn = dataset.random_real(ipc, seeds.generator(seed, "random_real", repeat))
+        synthetic = SyntheticSet(*drawn, torch.tensor(BASELINE_LR), dataset.class_names, dataset.preprocessing)
+        plan = _Plan(synthetic, epochs, BASELINE_LR, batch, dsa_strategy, protocol, device)
+        for name in networks:
+            generator = seeds.generator(seed, "evaluate random_real", name, repeat)
+            accuracies[name].append(plan.accuracy(name, dataset, test, generator))
+    return Evaluation(accuracies)
 
 
 def evaluate_full_data(
@@ -164,7 +209,7 @@ def evaluate_full_data(
     networks: tuple[str, ...] = ("convnet",),
     num_eval: int = 1,
     epochs: int,
-    dsa_strategy: str = "none",
+    dsa_strategy: str = NO_STRATEGY,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Evaluation:
@@ -177,8 +222,7 @@ def evaluate_full_data(
         for repeat in range(num_eval):
             generator = seeds.generator(seed, "full data", name, repeat)
             net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(device)
-            epoch_of = lambda g: train.shuffled(BATCH, g)  # noqa: E731
-            train_network(net, epoch_of, DSA(dsa_strategy), BASELINE_LR, epochs, generator)
+            train_network(net, partial(train.shuffled, BATCH), DSA(dsa_strategy), BASELINE_LR, epochs, generator)
             accuracies[name].append(accuracy(net, test))
     return Evaluation(accuracies)
 
@@ -189,15 +233,30 @@ def evaluate_snapshots(
     snapshots: list[Tensor],  # [P] each
     device: str | torch.device | None = None,
 ) -> Evaluation:
-    """Test accuracy of networks with these parameters, as they are."""
+    """Test accuracy of networks with these parameters, as they are; statistics of batch norm are taken anew."""
     device = resolve_device(device)
     net = all_networks.create(network, generator=seeds.generator(0), **dataset.network_arguments).to(device)
     test = dataset.test_batches(device)
     accuracies = []
     for parameters in snapshots:
         vector_to_parameters(parameters.to(device), net.parameters())
+        _take_statistics(net, dataset, device)
         accuracies.append(accuracy(net, test))
     return Evaluation({network: accuracies})
+
+
+@torch.no_grad()
+def _take_statistics(net: nn.Module, dataset: Dataset, device: torch.device) -> None:
+    """The running statistics of batch norm, which snapshots do not hold: their mean over all training images."""
+    layers = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        return
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the minibatches
+    net.train()
+    for images, _ in dataset.train_batches(device).in_order(BATCH):
+        net(images)
 
 
 def train_network(
@@ -208,16 +267,20 @@ def train_network(
     epochs: int,
     generator: torch.Generator,
     *,
-    lose_momentum: bool = False,
+    as_mtt: bool = False,
 ) -> None:
-    """Train a network in place on the minibatches (images [B, C, H, W], targets) of every epoch."""
+    """Train a network in place on the minibatches (images [B, C, H, W], targets) of every epoch.
+
+    The rate drops after half of the epochs; as_mtt: two epochs later (1001 epochs: 502 at the full rate, as MTT's code
+    does after its epoch of index 501), and the momentum is lost there.
+    """
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     net.train()
     for epoch in range(epochs):
-        if epoch == (epochs + 1) // 2:
+        if epoch == ((epochs - 1) // 2 + 2 if as_mtt else (epochs + 1) // 2):
             for group in optimizer.param_groups:
                 group["lr"] = lr / 10
-            if lose_momentum:
+            if as_mtt:
                 optimizer.state.clear()
         for images, targets in epoch_of(generator):
             draw = augment.draw(len(images), tuple(images.shape[2:]), generator).to(images.device)

@@ -18,7 +18,7 @@ from ddfast.data import DSA, Batches, Dataset, load_dataset
 from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.experts.trajectories import TrajectoryStore
-from ddfast.files import cache_folder
+from ddfast.files import cache_folder, locking
 
 log = logging.getLogger("ddfast")
 
@@ -96,22 +96,29 @@ def train_experts(
     }
     path = Path(output) if output is not None else cache_folder() / "experts" / folder_name(settings, epochs)
     store = TrajectoryStore.create(path, settings, epochs)
-    missing = range(store.num_experts, num_experts)
-    if not missing:
-        return store
-    P = sum(p.numel() for p in net.parameters())
-    size = len(missing) * (epochs + 1) * P * 4 / 1e6
-    log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), epochs, size, path)
+    if store.num_experts < num_experts:
+        with locking(path, wait=True):  # another run may be training the same
+            P = sum(p.numel() for p in net.parameters())
+            _train_missing(store, data, range(store.num_experts, num_experts), P, sgd, device)
+    return store
+
+
+def _train_missing(
+    store: TrajectoryStore, data: Dataset, missing: range, P: int, sgd: SGD, device: torch.device
+) -> None:
+    """Train the experts that a store lacks."""
+    network, seed = store.settings["network"], store.settings["seed"]
+    size = len(missing) * (store.epochs + 1) * P * 4 / 1e6
+    log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), store.epochs, size, store.path)
     batches = data.train_batches(device)
     for expert in missing:
         began = time.perf_counter()
         generator = seeds.generator(seed, "expert", expert)
         net = networks.create(network, generator=generator, **data.network_arguments).to(device)
         training = _Training(net, batches, data, sgd, store, expert, seed)
-        training.run(f"expert {expert + 1} of {num_experts}")
+        training.run(f"expert {expert + 1} of {missing.stop}")
         store.add(expert, training.snapshots)
-        log.info("expert %d of %d trained in %.1f s", expert + 1, num_experts, time.perf_counter() - began)
-    return store
+        log.info("expert %d of %d trained in %.1f s", expert + 1, missing.stop, time.perf_counter() - began)
 
 
 def folder_name(settings: dict, epochs: int) -> str:
@@ -135,17 +142,29 @@ class _Training:
         # [E + 1, P], a copy each: a view of the live weights would move with them
         self.snapshots = torch.empty(store.epochs + 1, len(start))
         self.snapshots[0] = start
-        self.epoch = 0
+        self.epoch = self.kept_epoch = 0
+        self.velocity = torch.empty(0)  # [P] after the last whole epoch, with momentum
         self._go_on(store.unfinished(expert))
 
     def run(self, name: str) -> None:
-        """Train to the last epoch; ValueError where the loss is not finite."""
+        """Train to the last epoch; ValueError where the loss is not finite. Interrupted, it keeps the whole epochs."""
+        try:
+            self._run(name)
+        except KeyboardInterrupt:
+            if self.epoch > self.kept_epoch:
+                self.store.keep_unfinished(self.expert, self._state())
+            raise
+
+    def _run(self, name: str) -> None:
         kept = time.perf_counter()
         while self.epoch < self.store.epochs:
             began = time.perf_counter()
             loss = self._train_epoch()
             self.epoch += 1
             self.snapshots[self.epoch] = parameters_to_vector(self.net.parameters()).detach()
+            if self.sgd.mom:
+                buffers = [self.optimizer.state[p]["momentum_buffer"] for p in self.net.parameters()]
+                self.velocity = parameters_to_vector(buffers)
             if not (loss.isfinite() and self.snapshots[self.epoch].isfinite().all()):
                 raise ValueError(
                     f"expert {self.expert} diverged: loss or parameters are not finite after epoch {self.epoch}; "
@@ -158,7 +177,7 @@ class _Training:
                 )
             if now - kept > KEEP_SECONDS and self.epoch < self.store.epochs:
                 self.store.keep_unfinished(self.expert, self._state())
-                kept = now
+                kept, self.kept_epoch = now, self.epoch
 
     def _train_epoch(self) -> Tensor:  # [], the mean loss
         generator = seeds.generator(self.seed, "expert", self.expert, "epoch", self.epoch)
@@ -174,24 +193,21 @@ class _Training:
         return torch.stack(losses).mean()
 
     def _state(self) -> dict[str, Tensor]:
-        state = {"snapshots": self.snapshots[: self.epoch + 1]}
-        if self.sgd.mom:
-            buffers = [self.optimizer.state[p]["momentum_buffer"] for p in self.net.parameters()]
-            state["velocity"] = parameters_to_vector(buffers)
-        return state
+        return {"snapshots": self.snapshots[: self.epoch + 1], "velocity": self.velocity}
 
     def _go_on(self, state: dict[str, Tensor] | None) -> None:
         P = self.snapshots.shape[1]
         if state is None or state.get("snapshots", torch.empty(0)).shape[1:] != (P,):
             return
-        self.epoch = len(state["snapshots"]) - 1
+        self.epoch = self.kept_epoch = len(state["snapshots"]) - 1
         self.snapshots[: self.epoch + 1] = state["snapshots"]
         parameters = list(self.net.parameters())
         vector_to_parameters(
             self.snapshots[self.epoch].clone().to(parameters[0].device), parameters
         )  # not the snapshot
         if self.sgd.mom:
-            velocity = state["velocity"].to(parameters[0].device)
+            self.velocity = state["velocity"]
+            velocity = self.velocity.to(parameters[0].device)
             for p, piece in zip(parameters, velocity.split([p.numel() for p in parameters]), strict=True):
                 self.optimizer.state[p]["momentum_buffer"] = piece.view_as(p).clone()
         log.info("expert %d goes on after epoch %d", self.expert, self.epoch)

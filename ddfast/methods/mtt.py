@@ -1,6 +1,5 @@
 """MTT: match a segment of an expert's trajectory (Cazenavette et al. 2022, Algorithm 1)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from ddfast.matching import match_trajectory
 from ddfast.students import ModuleStudent
 
 LARGEST_LR = 1e30  # float32 has to hold it, and its products with gradients
+MOMENTUM = 0.5  # of images and α
 LR_FLOOR = 1e-6  # the learned learning rate is projected to at least this
 INITS = ("real", "noise")
 
@@ -97,8 +97,8 @@ class MTT:
         if synthetic.is_soft and settings.lr_label:
             rates.append((self.labels.requires_grad_(), settings.lr_label))
         self.learned = [tensor for tensor, _ in rates]
-        self.optimizers = [torch.optim.SGD([tensor], lr=rate, momentum=0.5) for tensor, rate in rates]
-        self._keep()
+        self.optimizers = [torch.optim.SGD([tensor], lr=rate, momentum=MOMENTUM) for tensor, rate in rates]
+        self.good = self._copies()
         self.skipped = 0  # updates left out because loss, gradient or result was not finite
         self.floored = 0  # projections of the learning rate
 
@@ -110,22 +110,34 @@ class MTT:
         )
         return now.detached()
 
-    def _keep(self) -> None:
-        """Remember this state, whose loss and gradient were finite, where it is: no copy from device to host."""
-        self.good = [tensor.detach().clone() for tensor in self.learned]
+    def _copies(self) -> list[list[Tensor]]:
+        """Of every learned tensor and its velocity, where they are: no copy from device to host."""
+        velocities = [
+            optimizer.state[tensor].get("momentum_buffer") if optimizer.state[tensor] else None
+            for tensor, optimizer in zip(self.learned, self.optimizers, strict=True)
+        ]
+        return [
+            [tensor.detach().clone()] + ([] if velocity is None else [velocity.clone()])
+            for tensor, velocity in zip(self.learned, velocities, strict=True)
+        ]
+
+    def _set(self, copies: list[list[Tensor]]) -> None:
+        """Go back to what `_copies` copied."""
+        with torch.no_grad():
+            for tensor, optimizer, (value, *velocity) in zip(self.learned, self.optimizers, copies, strict=True):
+                tensor.copy_(value)
+                buffers = {"momentum_buffer": velocity[0].to(tensor.device, copy=True)} if velocity else {}
+                optimizer.state[tensor] = buffers
 
     def restore(self) -> None:
         """Go back to the last state whose loss and gradient were finite."""
-        with torch.no_grad():
-            for tensor, good in zip(self.learned, self.good, strict=True):
-                tensor.copy_(good)
+        self._set(self.good)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, or counts from: what a checkpoint has to hold."""
         return {
-            "learned": [tensor.detach() for tensor in self.learned],
+            "learned": self._copies(),
             "good": self.good,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generator": self.generator.get_state(),
             "skipped": self.skipped,
             "floored": self.floored,
@@ -133,12 +145,8 @@ class MTT:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`, on this device."""
-        with torch.no_grad():
-            for tensor, value in zip(self.learned, state["learned"], strict=True):
-                tensor.copy_(value)
-        self.good = [value.to(self.images.device) for value in state["good"]]
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self._set(state["learned"])
+        self.good = [[value.to(self.images.device) for value in row] for row in state["good"]]
         self.generator.set_state(state["generator"])
         self.skipped, self.floored = state["skipped"], state["floored"]
 
@@ -158,11 +166,12 @@ class MTT:
         gradients = torch.autograd.grad(loss, self.learned)
         updated = all(bool(value.isfinite().all()) for value in (loss, *gradients))
         if updated:
-            self._keep()
+            self.good, floored = self._copies(), self.floored
             self._descend(gradients)
             updated = all(bool(tensor.isfinite().all()) for tensor in self.learned)
             if not updated:
                 self.restore()
+                self.floored = floored
         if not updated:
             self.skipped += 1
         return {
@@ -194,14 +203,14 @@ class MTT:
         return [self.augment.draw(count, size, self.generator).to(device) for _ in range(self.settings.syn_steps)]
 
     def _batches(self) -> Tensor | None:  # int64 [T, B]
-        """Random permutations of the set cut into minibatches, one after another; None for all images every step."""
+        """Random permutations of the set, one after another, cut into minibatches; None for all images every step.
+
+        Where batch_syn does not divide the set, a minibatch takes the rest of a permutation and the first of the next
+        (the published code makes it a shorter one).
+        """
         size, count = self.settings.batch_syn, len(self.images)
         if size is None or size >= count:
             return None
-        chunks = self._chunks(size, count)
-        return torch.stack([next(chunks) for _ in range(self.settings.syn_steps)]).to(self.images.device)
-
-    def _chunks(self, size: int, count: int) -> Iterator[Tensor]:
-        while True:
-            order = torch.randperm(count, generator=self.generator)
-            yield from order[: count // size * size].split(size)  # a shorter last chunk would not stack
+        needed = self.settings.syn_steps * size
+        orders = [torch.randperm(count, generator=self.generator) for _ in range(-(-needed // count))]
+        return torch.cat(orders)[:needed].view(-1, size).to(self.images.device)
