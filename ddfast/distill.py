@@ -67,6 +67,7 @@ class Distillation:
             device=job.device,
         )
         self._whole = self._state()
+        self.on_record: Callable[[dict[str, Any]], None] = lambda record: None  # called before a record is yielded
 
     @property
     def synthetic(self) -> SyntheticSet:
@@ -86,7 +87,9 @@ class Distillation:
                 self.method.restore()
             self._whole = self._state()
             cost = {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes(self.device)}
-            yield {"iteration": self.iteration, **record, **cost}
+            record = {"iteration": self.iteration, **record, **cost}
+            self.on_record(record)
+            yield record
             if diverged:
                 raise DistillationDivergedError(
                     f"distillation: {self._skips} updates in a row had no finite gradient; "
@@ -265,12 +268,15 @@ def _run(
             and (distillation.iteration % eval_every == 0)
         )
 
+    def keep(record: dict[str, Any]) -> None:
+        history.append(record)
+        run.append("metrics", record)
+
+    distillation.on_record = keep
     try:
         if is_due() and not any(e["iteration"] == distillation.iteration for e in evaluations):
             evaluate_now()  # the run was killed before it did
         for record in progress(distillation):
-            history.append(record)
-            run.append("metrics", record)
             if record["iteration"] % every == 0 or is_due():
                 save()
             if is_due():
