@@ -152,7 +152,7 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         ("distill --dataset mnist --data-root /nowhere", 1, "ddfast: mnist: not found or damaged; expected /nowhere/"),
         ("distill --resume", 1, "ddfast: resume: expected the output folder"),
         ("distill --image-size 3x3x3", 2, "Error: Invalid value for '--image-size'"),
-        ("distill --image-size 4", 1, "ddfast: image_size: expected at least"),
+        ("distill --image-size 3", 1, "ddfast: image_size: expected at least 4 pixels"),
         ("distill --train-epochs some", 2, "Error: Invalid value for '--train-epochs'"),
         ("distill --init zeros", 2, "Error: Invalid value for '--init'"),
         ("distill --zca yes", 2, "Error: Got unexpected extra argument"),
