@@ -63,9 +63,8 @@ def test_resnet18_keeps_the_resolution_of_small_images(norm):
 
 def test_networks_are_drawn_from_the_generator_and_leave_the_global_state_alone():
     def draw(seed):
-        network = create(
-            "convnet", channels=1, num_classes=3, image_size=(8, 8), generator=seeds.generator(seed), width=4
-        )
+        generator = seeds.generator(seed)
+        network = create("convnet:width=4", channels=1, num_classes=3, image_size=(8, 8), generator=generator)
         return torch.nn.utils.parameters_to_vector(network.parameters())
 
     before = torch.get_rng_state()
