@@ -12,7 +12,12 @@ from pathlib import Path
 
 from setuptools import setup
 
-CPU_SOURCES = ["csrc/module.cpp", "csrc/ops/param_distance.cpp", "csrc/ops/norm_relu_pool.cpp"]
+CPU_SOURCES = [
+    "csrc/module.cpp",
+    "csrc/ops/param_distance.cpp",
+    "csrc/ops/norm_relu_pool.cpp",
+    "csrc/ops/convnet.cpp",
+]
 CUDA_SOURCES = ["csrc/ops/param_distance_cuda.cu", "csrc/ops/norm_relu_pool_cuda.cu"]
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 # psabi: vectors cross inlined calls only; maybe-uninitialized: false alarms on them; g0: a file 10 MB smaller.

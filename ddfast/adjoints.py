@@ -1,13 +1,14 @@
 """How the meta-gradient of an unroll is formed: plainly, exactly in constant memory, or approximately."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ddfast.students.base import Step, Student, Wanted
+from ddfast.planner import Plan, UnrollSize, make_plan, parse_budget
+from ddfast.students import MicroBatches, Step, Student, Wanted
 
 Augment = Callable[[Tensor, int], Tensor]
 
@@ -71,6 +72,38 @@ class Unroll:
             gradient = gradient + self.momentum * velocity
         return theta - lr * gradient, gradient
 
+    def step(
+        self,
+        theta: Tensor,  # θ_n [S, P]
+        velocity: Tensor | None,  # v_n [S, P], None for the first step
+        images: Tensor,  # [I, C, H, W]
+        labels: Tensor,  # int64 [I] or target weights [I, K]
+        lr: Tensor,  # []
+        n: int,
+        step: Step,
+    ) -> tuple[Tensor, Tensor | None]:  # θ_{n+1}, v_{n+1} [S, P], None without momentum
+        """Step n, without a graph."""
+        _, gradient = self.student.grad(theta, self.images(images, n), self.take(labels, n), step=step)
+        theta, velocity = self.update(theta, velocity, gradient, lr)
+        return theta, velocity if self.momentum else None
+
+    def size(
+        self,
+        start: Tensor,  # [S, P]
+        images: Tensor,  # [I, C, H, W]
+    ) -> UnrollSize:
+        """What the planner needs to know."""
+        B = len(images) if self.batches is None else self.batches.shape[1]
+        return UnrollSize(
+            self.syn_steps,
+            torch.Size((B, *images.shape[1:])),
+            len(images),
+            len(start),
+            start.dtype,
+            self.return_states,
+            self.momentum > 0,
+        )
+
 
 class FullUnroll:
     """Plain autograd through all steps: the oracle that the other adjoints are tested against.
@@ -98,9 +131,18 @@ class FullUnroll:
 
 
 class _Recomputing:
-    """What keeps θ_0 … θ_T, and no activations."""
+    """What keeps parameters, and activations as far as a plan says."""
 
     second_order: bool
+
+    def __init__(self, memory_budget: int | float | str | None = None, *, plan: Plan | None = None):
+        """Recompute everything (no arguments), make a plan for a budget at every call, or follow one that was made.
+
+        memory_budget: bytes, a size like "4GiB", or a fraction of what the device has free.
+        """
+        if memory_budget is not None and plan is not None:
+            raise ValueError("memory_budget, plan: expected at most one of them")
+        self.memory_budget, self.plan = memory_budget, plan
 
     def __call__(
         self,
@@ -110,17 +152,25 @@ class _Recomputing:
         labels: Tensor,  # int64 [I] or target weights [I, K]
         lr: Tensor,  # [] or [T]
     ) -> Tensor:  # θ_T [S, P], or all states [T + 1, S, P]
-        """Run the unroll."""
+        """Run the unroll. ValueError where nothing fits the budget, with the smallest that does."""
         if lr.dim() == 1 and unroll.momentum:
             raise ValueError("lr: one learning rate per step, [T], cannot be combined with momentum; expected []")
-        return _Checkpointed.apply(unroll, self.second_order, start, images, labels, lr)
+        plan = self.plan or Plan()
+        if self.memory_budget is not None:
+            plan = make_plan(
+                unroll.student, unroll.size(start, images), parse_budget(self.memory_budget, images.device)
+            )
+        if plan.micro_batch is not None:
+            unroll = replace(unroll, student=MicroBatches(unroll.student, plan.micro_batch))
+        return _Checkpointed.apply(unroll, plan, self.second_order, start, images, labels, lr)
 
 
 class CheckpointedUnroll(_Recomputing):
     """The exact meta-gradient in memory that does not grow with the steps: the default.
 
-    Keeps the parameters of every step (4 P bytes each in float32) and no activations; the backward walks back over the
-    steps and needs, of each, only the directional derivative of its gradient. With σ_n = λ_{n+1} + μ σ_{n+1}:
+    Keeps the parameters of every step (4 P bytes each in float32) and, without a budget, no activations; the backward
+    walks back over the steps and needs, of each, only the directional derivative of its gradient. A memory_budget buys
+    speed: as many steps as it allows keep what the backward would compute again. With σ_n = λ_{n+1} + μ σ_{n+1}:
 
         λ_n = λ_{n+1} − α (H_n + w) σ_n + ∂L/∂θ_n,   dα −= ⟨g_n + w θ_n, σ_n⟩,   dX[b_n] −= α A_nᵀ ∂_x⟨g_n, σ_n⟩
 
@@ -151,42 +201,61 @@ class _Checkpointed(torch.autograd.Function):
     """The forward sweep of an unroll and its adjoint, both without a graph that outlives a step."""
 
     @staticmethod
-    def forward(ctx, unroll: Unroll, second_order: bool, start, images, labels, lr):  # as in _Recomputing
+    def forward(ctx, unroll: Unroll, plan: Plan, second_order: bool, start, images, labels, lr):  # as in _Recomputing
         start, images, labels = start.detach(), images.detach(), labels.detach()
         differentiable = any(ctx.needs_input_grad)
         T = unroll.syn_steps
         keep = differentiable or unroll.return_states
+        every = 1 if unroll.return_states else plan.state_every
+        steps = [Step(keep=differentiable and n >= T - plan.stored_steps) for n in range(T)]
         # One buffer: states [T + 1, S, P] are what is returned, or what the backward needs, or both.
-        states = start.new_empty((T + 1 if unroll.return_states else T, *start.shape)) if keep else None
-        steps = [Step() for _ in range(T)]
+        count = T + 1 if unroll.return_states else -(-T // every)
+        states = start.new_empty((count, *start.shape)) if keep else None
+        velocities = start.new_empty((count, *start.shape)) if keep and every > 1 and unroll.momentum else None
         theta, velocity = start, None
         for n, rate in enumerate(lr.expand(T)):
-            if keep:
-                states[n] = theta
+            if keep and n % every == 0:
+                states[n // every] = theta
+                if velocities is not None and n:
+                    velocities[n // every] = velocity
             step = steps[n] if differentiable else Step()
-            _, gradient = unroll.student.grad(theta, unroll.images(images, n), unroll.take(labels, n), step=step)
-            theta, velocity = unroll.update(theta, velocity if unroll.momentum else None, gradient, rate)
+            theta, velocity = unroll.step(theta, velocity, images, labels, rate, n, step)
         if unroll.return_states:
             states[T] = theta
-        result = states if unroll.return_states else theta
         if differentiable:
-            ctx.unroll, ctx.second_order, ctx.steps = unroll, second_order, steps
-            ctx.save_for_backward(states, images, labels, lr)
-        return result
+            ctx.unroll, ctx.second_order, ctx.steps, ctx.every = unroll, second_order, steps, every
+            ctx.save_for_backward(states, velocities, images, labels, lr)
+        return states if unroll.return_states else theta
+
+    @staticmethod
+    def _states(ctx, images: Tensor, labels: Tensor, lr: Tensor) -> Iterator[tuple[int, Tensor]]:  # n, θ_n [S, P]
+        """The states from the last step back to the first; between kept ones they are computed again."""
+        states, velocities, *_ = ctx.saved_tensors
+        unroll, every = ctx.unroll, ctx.every
+        for kept in reversed(range(-(-unroll.syn_steps // every))):
+            first = kept * every
+            segment, velocity = [states[kept]], velocities[kept] if velocities is not None and kept else None
+            for n in range(first, min(first + every, unroll.syn_steps) - 1):
+                theta, velocity = unroll.step(
+                    segment[-1], velocity, images, labels, lr.expand(unroll.syn_steps)[n], n, ctx.steps[n]
+                )
+                segment.append(theta)
+            while segment:
+                yield first + len(segment) - 1, segment.pop()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # [S, P], or [T + 1, S, P] for all states
-        states, images, labels, lr = ctx.saved_tensors
+        _, _, images, labels, lr = ctx.saved_tensors
         unroll: Unroll = ctx.unroll
-        _, _, need_start, need_images, need_labels, need_lr = ctx.needs_input_grad
+        *_, need_start, need_images, need_labels, need_lr = ctx.needs_input_grad
         grad_images = torch.zeros_like(images) if need_images else None
         grad_labels = torch.zeros_like(labels) if need_labels else None
         grad_lr = torch.zeros_like(lr) if need_lr else None
         lam = grad[-1] if unroll.return_states else grad
         sigma = torch.zeros_like(lam)
-        for n in reversed(range(unroll.syn_steps)):
-            theta, rate = states[n], lr if lr.dim() == 0 else lr[n]
+        for n, theta in _Checkpointed._states(ctx, images, labels, lr):
+            rate = lr if lr.dim() == 0 else lr[n]
             sigma = lam + unroll.momentum * sigma if unroll.momentum else lam
             earlier = n > 0 or need_start
             with torch.set_grad_enabled(need_images):
@@ -222,7 +291,7 @@ class _Checkpointed(torch.autograd.Function):
                     lam = lam - rate * curvature
                 if unroll.return_states:
                     lam = lam + grad[n]
-        return None, None, lam if need_start else None, grad_images, grad_labels, grad_lr
+        return None, None, None, lam if need_start else None, grad_images, grad_labels, grad_lr
 
 
 def _scatter(

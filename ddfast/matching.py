@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from ddfast.adjoints import Adjoint, Augment, CheckpointedUnroll, Unroll
+from ddfast.adjoints import Adjoint, Augment, CheckpointedUnroll, FullUnroll, Unroll
 from ddfast.ops import param_distance
 from ddfast.ops._checks import expect_shape, expect_tensors
-from ddfast.students import ModuleStudent, Student
+from ddfast.students import ModuleStudent, Student, student_of
 
 
 def unroll(
@@ -32,7 +32,8 @@ def unroll(
 
     Args:
         student: an nn.Module, used in the train or eval mode that it is in, or a Student. Its flat parameters are those
-            of `module.parameters()`, in that order (torch.nn.utils.parameters_to_vector).
+            of `module.parameters()`, in that order (torch.nn.utils.parameters_to_vector). The usual ConvNet runs on the
+            fused ops, save under autocast and FullUnroll; any other module by autograd.
         start: θ_0; with [S, P], S students are trained side by side on the same images.
         images: the synthetic set, I images.
         labels: classes, or target weights per class; softmax of label logits is the caller's.
@@ -46,14 +47,15 @@ def unroll(
 
     Errors: ValueError or TypeError naming the argument, what was expected and what came.
     """
-    if isinstance(student, nn.Module):
-        student = ModuleStudent(student)
-    elif not isinstance(student, Student):
-        raise TypeError(f"student: expected an nn.Module or a Student, got {type(student).__name__}")
     adjoint = CheckpointedUnroll() if adjoint is None else adjoint
     if not isinstance(adjoint, Adjoint):
         raise TypeError(f"adjoint: expected an instance of a class of ddfast.adjoints, got {adjoint!r}")
     expect_tensors(start=start)
+    if isinstance(student, nn.Module):
+        plainly = isinstance(adjoint, FullUnroll) or torch.is_autocast_enabled(start.device.type)
+        student = ModuleStudent(student) if plainly else student_of(student)
+    elif not isinstance(student, Student):
+        raise TypeError(f"student: expected an nn.Module or a Student, got {type(student).__name__}")
     lr = torch.as_tensor(lr, dtype=start.dtype, device=start.device) if isinstance(lr, int | float) else lr
     _check_tensors(student, start, images, labels, lr)
     syn_steps = _check_steps(batches, syn_steps, images, lr)

@@ -11,6 +11,7 @@ from torch.nn.utils import parameters_to_vector
 
 from ddfast.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
 from ddfast.matching import match_trajectory, unroll
+from ddfast.planner import Plan
 from tests.conftest import normal, relative_error, uniform
 from tests.networks_for_tests import NETWORKS, SIDE, K, make
 
@@ -93,6 +94,84 @@ def test_a_loss_of_a_state_in_the_middle():
 @pytest.mark.parametrize("states", [False, True])
 def test_one_step(states):
     assert_equal("convnet", syn_steps=1, return_states=states)
+
+
+PLANS = {
+    "stored": Plan(stored_steps=4),
+    "some stored": Plan(stored_steps=2),
+    "micro-batches": Plan(micro_batch=2),
+    "stored micro-batches of unequal size": Plan(micro_batch=4, stored_steps=3),
+    "every second state": Plan(state_every=2),
+    "every third state, some stored, in micro-batches": Plan(micro_batch=1, stored_steps=2, state_every=3),
+    "the first state only": Plan(state_every=9),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("name", ["convnet", "convnet-sigmoid-groupnorm-maxpooling"])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "weight_decay": 0.1}], ids=["plain", "momentum"])
+def test_no_plan_changes_the_gradient(name, plan, options):
+    options = {"syn_steps": 4, "soft": True, "students": 2, **options}
+    got = gradients(name, CheckpointedUnroll(plan=plan), **options)
+    for g, e in zip(got, gradients(name, FullUnroll(), **options), strict=True):
+        assert relative_error(g, e) < EXACT
+
+
+@pytest.mark.parametrize("name", ["dropout", "convnet-batchnorm"])
+@pytest.mark.parametrize("every", [2, 3])
+def test_states_computed_again_see_what_the_forward_sweep_saw(name, every):
+    got = gradients(name, CheckpointedUnroll(plan=Plan(state_every=every)), syn_steps=5, momentum=0.5)
+    for g, e in zip(got, gradients(name, FullUnroll(), syn_steps=5, momentum=0.5), strict=True):
+        assert relative_error(g, e) < EXACT
+
+
+def test_stored_steps_do_not_change_a_bit_and_survive_a_second_backward():
+    network = make("convnet")
+    start, images, labels, lr = setting(network)
+    results = []
+    for plan in (Plan(), Plan(stored_steps=3)):
+        loss = unroll(network, start, images, labels, lr, syn_steps=3, adjoint=CheckpointedUnroll(plan=plan)).sum()
+        results += [torch.autograd.grad(loss, images, retain_graph=True)[0] for _ in range(2)]
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_the_detached_form_takes_plans_too():
+    plain = gradients("convnet", DetachedUnroll(), syn_steps=3, soft=True)
+    planned = gradients("convnet", DetachedUnroll(plan=Plan(micro_batch=2, stored_steps=2)), syn_steps=3, soft=True)
+    assert all(relative_error(a, b) < EXACT for a, b in zip(planned, plain, strict=True))
+
+
+def test_a_network_that_mixes_images_is_not_cut_into_micro_batches():
+    message = r"micro_batch: a minibatch cannot be cut into chunks: features\.1 \(BatchNorm2d\) mixes the images"
+    with pytest.raises(ValueError, match=message):
+        gradients("convnet-batchnorm", CheckpointedUnroll(plan=Plan(micro_batch=2)), syn_steps=2)
+
+
+def test_batch_norm_in_eval_mode_is_cut_into_micro_batches():
+    network = make("convnet-batchnorm").eval()
+    start, images, labels, lr = setting(network)
+    got, expected = (
+        torch.autograd.grad(
+            unroll(network, start, images, labels, lr, syn_steps=2, adjoint=CheckpointedUnroll(plan=plan)).sum(), images
+        )[0]
+        for plan in (Plan(micro_batch=4), Plan())
+    )
+    assert relative_error(got, expected) < EXACT
+
+
+def test_a_memory_budget_is_planned_for_and_too_small_a_one_names_the_smallest():
+    network = make("convnet")
+    arguments = setting(network)
+    plain = unroll(network, *arguments, syn_steps=4)
+    for budget in ("1GiB", 0.5, 400_000):
+        result = unroll(network, *arguments, syn_steps=4, adjoint=CheckpointedUnroll(memory_budget=budget))
+        assert relative_error(result.detach(), plain.detach()) < EXACT
+    with pytest.raises(
+        ValueError, match=r"memory_budget: 0\.0 MiB is too little for this unroll; the smallest that does"
+    ):
+        unroll(network, *arguments, syn_steps=4, adjoint=CheckpointedUnroll(memory_budget=1000))
+    with pytest.raises(ValueError, match="at most one of them"):
+        CheckpointedUnroll(1000, plan=Plan())
 
 
 @pytest.mark.parametrize("students", [1, 3])

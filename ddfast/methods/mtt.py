@@ -11,7 +11,7 @@ from ddfast.data import DSA, SyntheticSet
 from ddfast.data.augment import FULL_STRATEGY, Draw
 from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.matching import match_trajectory
-from ddfast.students import ModuleStudent
+from ddfast.students import student_of
 
 LARGEST_LR = 1e30  # float32 has to hold it, and its products with gradients
 MOMENTUM = 0.5  # of images and α
@@ -87,7 +87,7 @@ class MTT:
                 f"num_experts: expected 1 to the {experts.num_experts} in {experts.path}, got {self.num_experts}"
             )
         self.settings, self.experts, self.generator = settings, experts, generator
-        self.student = ModuleStudent(network.to(device))
+        self.student = student_of(network.to(device))
         self.augment = DSA(settings.dsa_strategy)
         self.synthetic = synthetic
         self.images = synthetic.images.detach().clone().to(device).requires_grad_()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ddfast.arguments import expect_whole
-from ddfast.ops import norm_relu_pool
+from ddfast.ops import channels_last, norm_relu_pool
 
 ACTIVATIONS = {"relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.01), "sigmoid": nn.Sigmoid}
 POOLINGS = {"avgpooling": lambda: nn.AvgPool2d(2), "maxpooling": lambda: nn.MaxPool2d(2), "none": nn.Identity}
@@ -99,11 +99,9 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits: [B, C, H, W] -> [B, K]."""
-        if (
-            self.border
-        ):  # apart from the convolution, which is slow on a CPU where its padding reaches its kernel's size
+        if self.border:  # apart from the convolution, which is slow on a CPU where padding reaches the kernel's size
             images = pad(images, 4 * [self.border])
-        return self.classifier(self.features(images.contiguous(memory_format=torch.channels_last)).flatten(1))
+        return self.classifier(self.features(channels_last(images)).flatten(1))
 
 
 def _norm(name: str, width: int, size: tuple[int, int]) -> nn.Module:

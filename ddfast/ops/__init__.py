@@ -1,8 +1,22 @@
 """The ops: each a plain-PyTorch reference, the specification, with compiled kernels behind the same name."""
 
 from ddfast.ops._extension import EXTENSION
+from ddfast.ops._layout import channels_last
 from ddfast.ops._library import has_kernel, op_names, reference_mode
+from ddfast.ops.convnet import ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp
 from ddfast.ops.norm_relu_pool import norm_relu_pool
 from ddfast.ops.param_distance import param_distance
 
-__all__ = ["EXTENSION", "has_kernel", "norm_relu_pool", "op_names", "param_distance", "reference_mode"]
+__all__ = [
+    "EXTENSION",
+    "ConvNetLayout",
+    "channels_last",
+    "convnet_forward",
+    "convnet_grad",
+    "convnet_grad_jvp",
+    "has_kernel",
+    "norm_relu_pool",
+    "op_names",
+    "param_distance",
+    "reference_mode",
+]

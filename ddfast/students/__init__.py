@@ -1,6 +1,26 @@
 """What is unrolled: networks with flat parameters, behind the two functions that an adjoint needs."""
 
-from ddfast.students.base import GradientJvp, Step, Student, Wanted
+from torch import nn
+
+from ddfast.students.base import GradientJvp, Step, StepBytes, Student, Wanted
+from ddfast.students.convnet import ConvNetStudent, why_not_fused
+from ddfast.students.micro_batches import MicroBatches
 from ddfast.students.module import ModuleStudent
 
-__all__ = ["GradientJvp", "ModuleStudent", "Step", "Student", "Wanted"]
+__all__ = [
+    "ConvNetStudent",
+    "GradientJvp",
+    "MicroBatches",
+    "ModuleStudent",
+    "Step",
+    "StepBytes",
+    "Student",
+    "Wanted",
+    "student_of",
+    "why_not_fused",
+]
+
+
+def student_of(network: nn.Module) -> Student:
+    """The fastest student of a network: ConvNetStudent where the fused ops can run it, else ModuleStudent."""
+    return ModuleStudent(network) if why_not_fused(network) else ConvNetStudent(network)

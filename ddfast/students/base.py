@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -12,10 +13,11 @@ class Step:
     """One inner step of one unroll, by identity: its replay must see what its first run saw.
 
     `memory` is the student's own: what the first call of `grad` leaves there (random states, buffers, modes), later
-    calls for the same step start from.
+    calls for the same step start from. With `keep` a student may leave there what saves its replay work.
     """
 
     memory: Any = None
+    keep: bool = False
 
 
 class Wanted(NamedTuple):
@@ -33,6 +35,16 @@ class GradientJvp(NamedTuple):
     parameters: Tensor | None  # [S, P], ∂⟨g, σ⟩/∂θ = H σ
     images: Tensor | None  # [B, C, H, W], ∂⟨g, σ⟩/∂x, summed over students
     labels: Tensor | None  # [B, K], ∂⟨g, σ⟩/∂y for soft labels, summed over students
+
+
+class StepBytes(NamedTuple):
+    """Memory of one inner step above its arguments, in bytes: of its three calls at their peak, results included, and
+    of what a kept step leaves."""
+
+    grad: int
+    grad_jvp: int
+    grad_jvp_of_kept: int
+    kept: int  # 0: the student keeps nothing
 
 
 class Student(ABC):
@@ -67,3 +79,30 @@ class Student(ABC):
         wanted: Wanted,
     ) -> GradientJvp:
         """Directional derivatives along σ of the gradient that `grad` gave for the same step."""
+
+    def step_bytes(
+        self,
+        images: torch.Size,  # [B, C, H, W]
+        students: int,  # S
+        dtype: torch.dtype,
+    ) -> StepBytes | None:
+        """What a step needs, for the planner; None where the student cannot say."""
+        return None
+
+    def why_no_micro_batches(self) -> str | None:
+        """Why a minibatch cannot be cut into chunks; None where its images do not see each other."""
+        return f"{type(self).__name__} does not say that the images of a minibatch are independent"
+
+
+def check_labels(
+    labels: Tensor,  # int64 [B], or target weights [B, K]
+    K: int,
+) -> None:
+    """ValueError for labels that are not of K classes."""
+    if labels.is_floating_point():
+        if labels.shape[1] != K:
+            raise ValueError(
+                f"labels: expected target weights [I, {K}] for a network of {K} classes, got {labels.shape[1]}"
+            )
+    elif labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < K:  # elsewhere: a wait
+        raise ValueError(f"labels: expected classes 0 to {K - 1}, got {int(labels.min())} to {int(labels.max())}")

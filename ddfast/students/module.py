@@ -1,6 +1,7 @@
 """Any nn.Module as a student: gradients by autograd, directional derivatives by one double backward of one step."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ddfast.students.base import GradientJvp, Step, Student
+from ddfast.students.base import GradientJvp, Step, StepBytes, Student, Wanted, check_labels
+from ddfast.students.live import LiveBytes
 
 
 @dataclass
@@ -44,6 +48,7 @@ class ModuleStudent(Student):
         self._sizes = [parameter.numel() for parameter in parameters]
         self.num_parameters = sum(self._sizes)
         self._kept: dict[str | torch.device, Tensor] = {}
+        self._step_bytes: dict[tuple[torch.Size, torch.dtype], StepBytes | None] = {}
 
     def grad(self, parameters, images, labels, *, step, create_graph=False):
         losses, gradients = [], []
@@ -99,6 +104,40 @@ class ModuleStudent(Student):
         h_sigma = torch.cat([h.reshape(-1) for h in results]) if wanted.parameters else None
         return slope, h_sigma, by_images, by_labels
 
+    def step_bytes(self, images, students, dtype):
+        """Found by running a step on the meta device, which computes nothing; None for a network that cannot."""
+        key = (images, dtype)
+        if key not in self._step_bytes:
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    grad, grad_jvp = self._step_bytes_on_meta(images, dtype)
+                self._step_bytes[key] = StepBytes(grad, grad_jvp, grad_jvp, 0)
+            except Exception:  # whatever a network of someone else's raises there
+                self._step_bytes[key] = None
+        return self._step_bytes[key]
+
+    def _step_bytes_on_meta(self, size: torch.Size, dtype: torch.dtype) -> tuple[int, int]:  # of grad and grad_jvp
+        module = copy.deepcopy(self.module).to("meta", dtype)
+        theta = torch.empty(1, self.num_parameters, dtype=dtype, device="meta")  # students run one by one
+        images = torch.empty(size, dtype=dtype, device="meta")
+        arguments = theta, images, torch.empty(len(images), dtype=torch.int64, device="meta")
+        with LiveBytes() as grad:
+            ModuleStudent(module).grad(*arguments, step=Step())
+        with LiveBytes() as grad_jvp:
+            ModuleStudent(module).grad_jvp(*arguments, theta, step=Step(), wanted=Wanted(labels=False))
+        return grad.peak, grad_jvp.peak
+
+    def why_no_micro_batches(self):
+        """Batch norm in training mode; a layer of another's making that mixes images is not found."""
+        for name, layer in self.module.named_modules():
+            if (
+                isinstance(layer, _NormBase)
+                and layer.training
+                and (layer.track_running_stats or not isinstance(layer, _InstanceNorm))
+            ):
+                return f"{name} ({type(layer).__name__}) mixes the images of a minibatch"
+        return None
+
     def _loss(
         self,
         pieces: Sequence[Tensor],  # θ of student s, flat, by parameter
@@ -113,7 +152,7 @@ class ModuleStudent(Student):
         with self._replayable(step, s, images.device) as buffers:
             given = images.clone()  # a layer may work in place
             logits = functional_call(self.module, {**parameters, **buffers}, (given,))  # [B, K]
-            _check_labels(labels, logits)
+            _check_logits(logits, labels)
             return cross_entropy(logits, labels)
 
     @contextlib.contextmanager
@@ -147,7 +186,7 @@ class ModuleStudent(Student):
                 _set_modes(modules, modes)
 
     def _remember(self, device: torch.device) -> _Memory:
-        autocast = torch.is_autocast_enabled(device.type)
+        autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
         return _Memory(
             self._kept_copy("random state", torch.get_rng_state()),
             self._kept_copy(device, torch.cuda.get_rng_state(device)) if device.type == "cuda" else None,
@@ -170,18 +209,11 @@ def _set_modes(modules: list[nn.Module], modes: list[bool]) -> None:
         module.training = mode
 
 
-def _check_labels(
-    labels: Tensor,  # int64 [B], or target weights [B, K]
+def _check_logits(
     logits: Tensor,  # [B, K]
+    labels: Tensor,  # int64 [B], or target weights [B, K]
 ) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(labels):
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"student: expected logits [B, K] with B = {len(labels)} from the network, got {got}")
-    K = logits.shape[1]
-    if labels.is_floating_point():
-        if labels.shape[1] != K:
-            raise ValueError(
-                f"labels: expected target weights [I, {K}] for a network of {K} classes, got {labels.shape[1]}"
-            )
-    elif labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < K:  # elsewhere: a wait
-        raise ValueError(f"labels: expected classes 0 to {K - 1}, got {int(labels.min())} to {int(labels.max())}")
+    check_labels(labels, logits.shape[1])

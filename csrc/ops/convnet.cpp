@@ -1,0 +1,315 @@
+// The ConvNet on flat parameters: logits, gradient, and the gradient's jvp by forward over reverse, without an autograd
+// graph. Composed of at::convolution and norm_relu_pool; one source for both devices.
+//
+// S students are folded into channels: maps are [B, S·C, H, W], channels-last, and convolutions have S groups. Images
+// that all students see keep their C channels, and the first convolution one group. The formulas, and their names, are
+// those of the reference in ddfast/ops/convnet.py.
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <array>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+
+namespace ddfast {
+namespace {
+
+using at::Tensor;
+using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
+constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
+
+template <typename T>
+using Passed = std::conditional_t<std::is_arithmetic_v<T>, T, const T&>;
+
+// A face of norm_relu_pool, on whichever device, or its reference where there is no kernel.
+template <typename... Arguments>
+Tensors3 call(const char* name, const Arguments&... arguments) {
+  using Signature = Tensors3(Passed<Arguments>...);
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>().call(arguments...);
+}
+
+struct Layout {
+  int64_t width, depth, num_classes, border;
+  double eps;
+};
+
+struct BlockWeights {
+  Tensor w, gamma, beta;  // [S·width, I, 3, 3], [S·width], [S·width]
+};
+
+// A row of flat parameters by layer. With one student the pieces are views, so that a gradient can be written to them.
+struct Weights {
+  std::vector<BlockWeights> blocks;
+  std::vector<Tensor> biases;  // [S, width]: of the convolutions, without effect before an instance norm
+  Tensor weight, bias;         // [S, K, F], [S, K]
+
+  Weights(const Tensor& flat, const Tensor& images, const Layout& layout) {  // flat [S, P]
+    const int64_t S = flat.size(0), P = flat.size(1), width = layout.width, K = layout.num_classes;
+    int64_t offset = 0;
+    const auto next = [&](int64_t count) {
+      TORCH_CHECK(offset + count <= P, "parameters: expected more than ", P, " for this ConvNet");
+      offset += count;
+      return flat.narrow(1, offset - count, count);
+    };
+    for (int64_t block = 0; block < layout.depth; ++block) {
+      const int64_t inputs = block == 0 ? images.size(-3) : width;
+      const Tensor w = next(width * inputs * 9).reshape({S * width, inputs, 3, 3});
+      biases.push_back(next(width));
+      const Tensor gamma = next(width).reshape({S * width});
+      blocks.push_back({w, gamma, next(width).reshape({S * width})});
+    }
+    const int64_t H = (images.size(-2) + 2 * layout.border) >> layout.depth;
+    const int64_t W = (images.size(-1) + 2 * layout.border) >> layout.depth;
+    weight = next(K * width * H * W).reshape({S, K, width * H * W});
+    bias = next(K);
+    TORCH_CHECK(offset == P, "parameters: expected [S, ", offset, "] for this ConvNet, got ", flat.sizes());
+  }
+};
+
+// A gradient in the flat layout, filled layer by layer.
+class Gradient {
+ public:
+  explicit Gradient(const Tensor& like) : flat(at::empty(like.sizes(), like.options())), end_(like.size(1)) {}
+
+  // Layers come from the last one backwards.
+  void linear(const Tensor& weight, const Tensor& bias) {
+    put(bias);
+    put(weight);
+  }
+  void block(const Tensor& w, const Tensor& gamma, const Tensor& beta) {
+    put(beta);
+    put(gamma);
+    const int64_t width = gamma.numel() / flat.size(0);
+    end_ -= width;
+    flat.narrow(1, end_, width).zero_();
+    put(w);
+  }
+
+  Tensor flat;  // [S, P]
+
+ private:
+  void put(const Tensor& piece) {
+    const int64_t S = flat.size(0), count = piece.numel() / S;
+    end_ -= count;
+    flat.narrow(1, end_, count).copy_(piece.reshape({S, count}));
+  }
+  int64_t end_;
+};
+
+// By its strides, also those of a single channel, at::convolution chooses a layout; the other is several times slower.
+Tensor channels_last(const Tensor& maps) {
+  if (maps.size(1) != 1) return maps.contiguous(kChannelsLast);
+  return maps.squeeze(1).contiguous().unsqueeze(3).permute({0, 3, 1, 2});
+}
+
+// [B, C, H, W] or [S, B, C, H, W] -> [B, (S·)C, H + 2·border, W + 2·border]
+Tensor fold(const Tensor& images, int64_t border) {
+  const Tensor folded = images.dim() == 5 ? images.transpose(0, 1).flatten(1, 2) : images;
+  if (border == 0) return channels_last(folded);
+  return channels_last(at::constant_pad_nd(folded, {border, border, border, border}));
+}
+
+Tensor unfold(const Tensor& grad, const Tensor& images, int64_t border) {
+  const Tensor inner = grad.narrow(2, border, images.size(-2)).narrow(3, border, images.size(-1));
+  if (images.dim() == 4) return inner.contiguous();
+  return inner.unflatten(1, {images.size(0), images.size(2)}).transpose(0, 1).contiguous();
+}
+
+// [B, S·C, H, W] -> [S, B, C·H·W]
+Tensor features_of(const Tensor& y, int64_t S) {
+  return y.reshape({y.size(0), S, y.size(1) / S, y.size(2), y.size(3)}).transpose(0, 1).flatten(2);
+}
+
+// [S, B, C·H·W] -> like y
+Tensor unfeatures(const Tensor& features, const Tensor& y) {
+  const int64_t S = features.size(0);
+  const Tensor maps = features.reshape({S, y.size(0), y.size(1) / S, y.size(2), y.size(3)}).transpose(0, 1);
+  return channels_last(maps.flatten(1, 2));
+}
+
+int64_t groups(const Tensor& x, const Tensor& w) { return x.size(1) / w.size(1); }
+
+Tensor conv(const Tensor& x, const Tensor& w) {
+  return channels_last(at::convolution(x, w, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, groups(x, w)));
+}
+
+Tensors3 conv_backward(const Tensor& g, const Tensor& x, const Tensor& w, std::array<bool, 3> mask) {
+  return at::convolution_backward(g, x, w, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, groups(x, w), mask);
+}
+
+Tensor conv_input(const Tensor& g, const Tensor& x, const Tensor& w) {
+  return std::get<0>(conv_backward(g, x, w, {true, false, false}));
+}
+
+Tensor conv_weight(const Tensor& g, const Tensor& x, const Tensor& w) {
+  return std::get<1>(conv_backward(g, x, w, {false, true, false}));
+}
+
+struct Block {
+  Tensor x, z, mean, rstd;     // the block's input and its convolution's result
+  Tensor dx, dz, dmean, dcov;  // their tangents
+};
+
+struct Forward {
+  std::vector<Block> blocks;
+  Tensor y, features, logits;  // the last map [B, S·width, H, W]; [S, B, F]; [S, B, K]
+};
+
+Forward forward(const Weights& weights, const Tensor& images, const Layout& layout, at::TensorList kept,
+                bool for_backward) {
+  Forward out;
+  Tensor x = fold(images, layout.border);
+  for (int64_t i = 0; i < layout.depth; ++i) {
+    const auto& [w, gamma, beta] = weights.blocks[i];
+    const Tensor z = kept.empty() ? conv(x, w) : kept[2 * i];
+    auto [y, mean, rstd] = call("ddfast::norm_relu_pool", z, gamma, beta, layout.eps);
+    if (for_backward) out.blocks.push_back({x, z, mean, rstd, {}, {}, {}, {}});
+    x = y;
+  }
+  out.y = x;
+  out.features = features_of(x, weights.weight.size(0));
+  out.logits = at::baddbmm(weights.bias.unsqueeze(1), out.features, weights.weight.mT());
+  return out;
+}
+
+Tensor targets_of(const Tensor& labels, const Tensor& logits) {  // int64 [B] or [B, K] -> [B, K]
+  if (labels.is_floating_point()) return labels;
+  return at::zeros({logits.size(1), logits.size(2)}, logits.options()).scatter_(1, labels.unsqueeze(1), 1);
+}
+
+void check(const Tensor& parameters, const Tensor& images, const Tensor& labels, const Layout& layout) {
+  TORCH_CHECK(parameters.dim() == 2 && (images.dim() == 4 || images.dim() == 5),
+              "parameters, images: expected [S, P] and [B, C, H, W] or [S, B, C, H, W], got ", parameters.sizes(),
+              " and ", images.sizes());
+  TORCH_CHECK(images.dim() == 4 || images.size(0) == parameters.size(0), "images: expected ", parameters.size(0),
+              " students, got ", images.sizes());
+  TORCH_CHECK_TYPE(images.scalar_type() == parameters.scalar_type(), "images: expected ", parameters.scalar_type(),
+                   ", got ", images.scalar_type());
+  if (!labels.defined()) return;
+  const int64_t B = images.size(-4);
+  const bool soft = labels.is_floating_point();
+  TORCH_CHECK(soft ? labels.dim() == 2 && labels.size(1) == layout.num_classes : labels.dim() == 1,
+              "labels: expected [B] or [B, K], got ", labels.sizes());
+  TORCH_CHECK(labels.size(0) == B, "labels: expected ", B, " of them, got ", labels.sizes());
+}
+
+Tensor convnet_forward(const Tensor& parameters, const Tensor& images, int64_t width, int64_t depth,
+                       int64_t num_classes, int64_t border, double eps) {
+  const Layout layout{width, depth, num_classes, border, eps};
+  check(parameters, images, {}, layout);
+  return forward(Weights(parameters, images, layout), images, layout, {}, false).logits;
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> convnet_grad(const Tensor& parameters, const Tensor& images,
+                                                             const Tensor& labels, bool keep, int64_t width,
+                                                             int64_t depth, int64_t num_classes, int64_t border,
+                                                             double eps) {
+  const Layout layout{width, depth, num_classes, border, eps};
+  check(parameters, images, labels, layout);
+  const Weights weights(parameters, images, layout);
+  auto [blocks, y, features, logits] = forward(weights, images, layout, {}, true);
+  const Tensor targets = targets_of(labels, logits), log_p = logits.log_softmax(2);
+  const double B = static_cast<double>(targets.size(0));
+  const Tensor delta = (targets.sum(1, true) * logits.softmax(2) - targets) / B;  // [S, B, K]
+  const Tensor losses = (targets * log_p).sum({1, 2}) / -B;
+
+  Gradient gradient(parameters);
+  gradient.linear(at::bmm(delta.mT(), features), delta.sum(1));
+  Tensor g_y = unfeatures(at::bmm(delta, weights.weight), y);
+  y.reset(), features.reset();
+  std::vector<Tensor> kept(keep ? 2 * depth : 0);
+  for (int64_t i = depth - 1; i >= 0; --i) {
+    const auto& [w, gamma, beta] = weights.blocks[i];
+    Block block = std::move(blocks[i]);
+    auto [g_z, g_gamma, g_beta] =
+        call("ddfast::norm_relu_pool_backward", g_y, block.z, block.mean, block.rstd, gamma, beta);
+    if (keep) kept[2 * i] = block.z, kept[2 * i + 1] = g_y;
+    block.z.reset();
+    gradient.block(conv_weight(g_z, block.x, w), g_gamma, g_beta);
+    if (i > 0) g_y = conv_input(g_z, block.x, w);
+  }
+  return {losses, gradient.flat, kept};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parameters, const Tensor& images,
+                                                            const Tensor& labels, const Tensor& direction,
+                                                            at::TensorList kept, std::array<bool, 3> wanted,
+                                                            int64_t width, int64_t depth, int64_t num_classes,
+                                                            int64_t border, double eps) {
+  const Layout layout{width, depth, num_classes, border, eps};
+  const auto [want_parameters, want_images, want_labels] = wanted;
+  check(parameters, images, labels, layout);
+  const Tensor sigma = checked("direction", direction, parameters, parameters.sizes());
+  TORCH_CHECK(kept.empty() || static_cast<int64_t>(kept.size()) == 2 * depth, "kept: expected ", 2 * depth,
+              " tensors, got ", kept.size());
+  const int64_t S = parameters.size(0);
+  const Weights weights(parameters, images, layout), dots(sigma, images, layout);
+  auto [blocks, y, f, logits] = forward(weights, images, layout, kept, true);
+  Tensor dy;  // undefined: the images' own tangent is 0
+  for (int64_t i = 0; i < depth; ++i) {
+    const auto& [w, gamma, beta] = weights.blocks[i];
+    const auto& [dw, dgamma, dbeta] = dots.blocks[i];
+    Block& block = blocks[i];
+    block.dx = dy;
+    block.dz = conv(block.x, dw);
+    if (dy.defined()) block.dz.add_(conv(dy, w));
+    std::tie(dy, block.dmean, block.dcov) =
+        call("ddfast::norm_relu_pool_jvp", block.dz, dgamma, dbeta, block.z, block.mean, block.rstd, gamma, beta);
+  }
+
+  const Tensor df = features_of(dy, S), targets = targets_of(labels, logits);
+  Tensor dlogits = at::baddbmm(dots.bias.unsqueeze(1), df, weights.weight.mT());  // [S, B, K]
+  dlogits.baddbmm_(f, dots.weight.mT());
+  const double B = static_cast<double>(targets.size(0));
+  const Tensor row_sums = targets.sum(1, true), p = logits.softmax(2);
+  const Tensor p_dot = (p * dlogits).sum(2, true);
+  const Tensor delta = (row_sums * p - targets) / B, ddelta = row_sums * p * (dlogits - p_dot) / B;
+
+  const Tensor empty = at::empty({0}, parameters.options());
+  Tensor by_parameters = empty, by_images = empty;
+  Gradient second(want_parameters ? parameters : parameters.narrow(0, 0, 0));
+  if (want_parameters) {
+    second.linear(at::bmm(ddelta.mT(), f).baddbmm_(delta.mT(), df), ddelta.sum(1));
+  }
+  Tensor g_y = unfeatures(at::bmm(delta, weights.weight), y);
+  Tensor dg_y = unfeatures(at::bmm(ddelta, weights.weight).baddbmm_(delta, dots.weight), y);
+  y.reset(), dy.reset(), f.reset();
+  for (int64_t i = depth - 1; i >= 0; --i) {
+    const auto& [w, gamma, beta] = weights.blocks[i];
+    const auto& [dw, dgamma, dbeta] = dots.blocks[i];
+    Block block = std::move(blocks[i]);
+    const Tensor g_z =
+        std::get<0>(call("ddfast::norm_relu_pool_backward", g_y, block.z, block.mean, block.rstd, gamma, beta));
+    auto [dg_z, h_gamma, h_beta] =
+        call("ddfast::norm_relu_pool_backward_jvp", g_y, std::optional<Tensor>(dg_y), block.z, block.dz, block.mean,
+             block.rstd, block.dmean, block.dcov, gamma, dgamma, beta);
+    block.z.reset(), block.dz.reset();
+    if (want_parameters) {
+      Tensor h_w = conv_weight(dg_z, block.x, w);
+      if (block.dx.defined()) h_w.add_(conv_weight(g_z, block.dx, w));
+      second.block(h_w, h_gamma, h_beta);
+    }
+    if (i > 0 || want_images) dg_y = conv_input(dg_z, block.x, w).add_(conv_input(g_z, block.x, dw));
+    if (i > 0) g_y = kept.empty() ? conv_input(g_z, block.x, w) : kept[2 * i - 1];
+  }
+  if (want_images) by_images = unfold(dg_y, images, border);
+  if (want_parameters) by_parameters = second.flat;
+  return {(delta * dlogits).sum({1, 2}), by_parameters, by_images,
+          want_labels ? ((p_dot - dlogits) / B).sum(0) : empty};
+}
+
+void register_convnet(torch::Library& m) {
+  m.impl("convnet_forward", &convnet_forward);
+  m.impl("convnet_grad", &convnet_grad);
+  m.impl("convnet_grad_jvp", &convnet_grad_jvp);
+}
+
+TORCH_LIBRARY_IMPL(ddfast, CPU, m) { register_convnet(m); }
+TORCH_LIBRARY_IMPL(ddfast, CUDA, m) { register_convnet(m); }
+
+}  // namespace
+}  // namespace ddfast

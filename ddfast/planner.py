@@ -1,0 +1,145 @@
+"""From a memory budget to a plan of an unroll: chunks of a minibatch, stored steps, kept states."""
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+
+from ddfast.devices import free_bytes
+from ddfast.students.base import StepBytes, Student
+
+SMALLEST_CHUNK = 32  # images: below, a chunk is used only where nothing else fits; devices want larger ones
+UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a CheckpointedUnroll uses memory. Every plan gives the same gradient, but for the last bits.
+
+    micro_batch: images computed at a time, None for the whole minibatch; stored_steps: the last so many inner steps
+    keep what their backward would else compute again; state_every: every so many steps θ_n is kept, those between
+    are computed again; predicted_bytes: the peak that the planner expects above what was there, None where it does not
+    know.
+    """
+
+    micro_batch: int | None = None
+    stored_steps: int = 0
+    state_every: int = 1
+    predicted_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class UnrollSize:
+    """What the memory of an unroll depends on, besides the student."""
+
+    syn_steps: int  # T
+    batch: torch.Size  # [B, C, H, W], a minibatch
+    num_images: int  # I
+    students: int = 1  # S
+    dtype: torch.dtype = torch.float32
+    return_states: bool = False
+    momentum: bool = False
+
+
+def parse_budget(budget: int | float | str, device: torch.device) -> int:
+    """Bytes of a budget: bytes, a size ("4GiB", "500MB"), or a fraction of what the device has free (0.5, "50%").
+
+    ValueError for anything else.
+    """
+    problem = ValueError(f"memory_budget: expected bytes, a size like 4GiB, or a fraction of 1, got {budget!r}")
+    if isinstance(budget, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?i?B?|%)\s*", budget)
+        try:
+            number = float(match.group(1))
+            if match.group(2) == "%":
+                budget = number / 100
+            else:
+                budget = number if not match.group(2) and number <= 1 else int(number * UNITS[match.group(2)])
+        except (AttributeError, KeyError, ValueError):
+            raise problem from None
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+        raise problem
+    if isinstance(budget, float) and budget <= 1:
+        return int(budget * free_bytes(device))
+    return int(budget)
+
+
+def predict(student: Student, size: UnrollSize, plan: Plan) -> int | None:
+    """The peak of the unroll and its backward under a plan, in bytes above what was there; None if the student does not
+    say what a step needs."""
+    chunk = plan.micro_batch or size.batch[0]
+    step = student.step_bytes(torch.Size((min(chunk, size.batch[0]), *size.batch[1:])), size.students, size.dtype)
+    if step is None:
+        return None
+    kept = step.kept * size.batch[0] / chunk  # of a whole minibatch
+    states, vector, fixed = _state_bytes(student, size, plan)
+    T, stored = size.syn_steps, min(plan.stored_steps, size.syn_steps)
+    at_the_turn = stored * kept + (step.grad_jvp_of_kept if stored else step.grad_jvp)
+    later = step.grad_jvp if stored < T else 0
+    working = max(at_the_turn, later, stored * kept + step.grad)
+    # λ, and σ where it is another, beside a step's own tensors; λ's update after it needs four in all
+    return int(states + fixed + max(working + (2 if size.momentum else 1) * vector, 4 * vector))
+
+
+def _state_bytes(student: Student, size: UnrollSize, plan: Plan) -> tuple[int, int, int]:
+    """Of all kept states, of one parameter vector, and of what every plan needs."""
+    element = torch.empty((), dtype=size.dtype).element_size()
+    vector = size.students * student.num_parameters * element
+    T, k = size.syn_steps, plan.state_every
+    count = T + 1 if size.return_states else T if k == 1 else math.ceil(T / k) * (2 if size.momentum else 1) + k
+    image = math.prod(size.batch[1:]) * element
+    # dX and its step's part; x_n and A_n's graph; θ_T, λ at the start
+    return count * vector, vector, 2 * size.num_images * image + 2 * size.batch[0] * image + 2 * vector
+
+
+def make_plan(student: Student, size: UnrollSize, budget: int) -> Plan:
+    """The plan of least work that is predicted to fit: as many stored steps as possible, in chunks as large as that
+    allows; kept states are thinned out only where nothing else fits.
+
+    Errors: ValueError where nothing fits, with the smallest budget that does; where the student cannot say what it
+    needs.
+    """
+    B, T = size.batch[0], size.syn_steps
+    if student.step_bytes(size.batch, size.students, size.dtype) is None:
+        raise ValueError(
+            f"memory_budget: {type(student).__name__} cannot say how much memory a step of this network needs"
+        )
+    chunks = [B] if student.why_no_micro_batches() else sorted({-(-B // n) for n in range(1, B + 1)}, reverse=True)
+    best = None
+    for chunk in chunks:
+        if best is not None and (best.stored_steps == T or chunk < SMALLEST_CHUNK):
+            break
+        plan = _with_most_stored(student, size, None if chunk == B else chunk, budget)
+        if plan is not None and (best is None or plan.stored_steps > best.stored_steps):
+            best = plan
+    if best is not None:
+        return best
+    chunk = None if chunks[-1] == B else chunks[-1]
+    every = [1] if size.return_states else range(1, T + 1)
+    thinned = [_predicted(student, size, Plan(chunk, 0, k)) for k in every]
+    fitting = [plan for plan in thinned if plan.predicted_bytes <= budget]
+    if fitting:
+        return min(fitting, key=lambda plan: plan.state_every)
+    smallest = min(plan.predicted_bytes for plan in thinned)
+    raise ValueError(
+        f"memory_budget: {budget / 2**20:.1f} MiB is too little for this unroll; the smallest that does is "
+        f"{math.ceil(smallest / 2**20)} MiB"
+    )
+
+
+def _predicted(student: Student, size: UnrollSize, plan: Plan) -> Plan:
+    return Plan(plan.micro_batch, plan.stored_steps, plan.state_every, predict(student, size, plan))
+
+
+def _with_most_stored(student: Student, size: UnrollSize, chunk: int | None, budget: int) -> Plan | None:
+    """The plan with the most stored steps in chunks of this size; None where not even none fit."""
+    step: StepBytes = student.step_bytes(
+        torch.Size((chunk or size.batch[0], *size.batch[1:])), size.students, size.dtype
+    )
+    for stored in range(size.syn_steps if step.kept else 0, -1, -1):
+        plan = _predicted(student, size, Plan(chunk, stored))
+        if plan.predicted_bytes <= budget:
+            return plan
+    return None

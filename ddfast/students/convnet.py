@@ -1,0 +1,80 @@
+"""The field's ConvNet as a student: the fused ops, without an autograd graph."""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from ddfast.networks import ConvNet, NormReLUPool
+from ddfast.ops import ConvNetLayout, convnet_grad, convnet_grad_jvp
+from ddfast.students.base import GradientJvp, StepBytes, Student, check_labels
+
+
+class ConvNetStudent(Student):
+    """A ConvNet of instance norm, ReLU and average pooling, whose flat parameters are those of `ConvNet.parameters()`.
+
+    The module's own parameters are never read. ValueError for a network that the fused ops cannot run.
+    """
+
+    def __init__(self, network: nn.Module):
+        reason = why_not_fused(network)
+        if reason is not None:
+            raise ValueError(f"student: {reason}; use ModuleStudent")
+        self.num_parameters = sum(p.numel() for p in network.parameters())
+        blocks, K = len(network.features) // 2, network.classifier.out_features
+        norm = network.features[1]
+        self.layout = ConvNetLayout(len(norm.weight), blocks, K, network.border, norm.eps)
+
+    def grad(self, parameters, images, labels, *, step, create_graph=False):
+        check_labels(labels, self.layout.num_classes)
+        losses, gradient, kept = convnet_grad(parameters, images, labels, self.layout, keep=step.keep)
+        step.memory = kept or None
+        return losses, gradient
+
+    def grad_jvp(self, parameters, images, labels, direction, *, step, wanted):
+        kept, step.memory = step.memory, None  # taken once; a second backward computes it again
+        slope, h_sigma, by_images, by_labels = convnet_grad_jvp(
+            parameters, images, labels, direction, self.layout, kept=kept, wanted=wanted
+        )
+        return GradientJvp(
+            slope,
+            h_sigma if wanted.parameters else None,
+            by_images if wanted.images else None,
+            by_labels if wanted.labels else None,
+        )
+
+    def step_bytes(self, images, students, dtype):
+        """Of block i, A is the size of the convolution's result and Y of the pooled map: what csrc/ops/convnet.cpp has
+        alive at once, of x, z, g_z, g_y and their tangents, is most at one of the blocks of the backward pass."""
+        B, C, H, W = images
+        layout, b = self.layout, self.layout.border
+        maps = [students * layout.width * h * w for h, w in layout.maps((H, W))]
+        grad = grad_jvp = of_kept = 0
+        for i, (A, Y) in enumerate(pairwise(maps)):
+            before, earlier = sum(maps[: i + 1]), sum(maps[1 : i + 1])
+            grad = max(grad, before + earlier + Y + A)
+            grad_jvp = max(grad_jvp, 2 * before + 2 * earlier + 2 * Y + 2 * A)
+            of_kept = max(of_kept, before + 2 * earlier + Y + 2 * A)
+        element = torch.empty((), dtype=dtype).element_size()
+        result = students * self.num_parameters + B * C * (H + 2 * b) * (W + 2 * b)  # g or Hσ; the padded images
+        at_the_peak = (element * (B * maps_alive + result) for maps_alive in (grad, grad_jvp, of_kept))
+        return StepBytes(*at_the_peak, element * B * (sum(maps[:-1]) + sum(maps[1:])))
+
+    def why_no_micro_batches(self):
+        return None
+
+
+def why_not_fused(network: nn.Module) -> str | None:
+    """Why the fused ops cannot stand in for a network; None where they can."""
+    if type(network) is not ConvNet:
+        return f"{type(network).__name__} is not a networks.ConvNet"
+    convolutions, norms = network.features[::2], network.features[1::2]
+    if not all(type(layer) is NormReLUPool for layer in norms):
+        return "its blocks are not instance norm, ReLU and average pooling"
+    if not all(type(layer) is nn.Conv2d for layer in convolutions) or type(network.classifier) is not nn.Linear:
+        return "its layers were replaced"
+    if len({(len(layer.weight), layer.eps) for layer in norms}) > 1:
+        return "its norms differ"
+    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in network.modules()):
+        return "it has hooks"
+    return None
