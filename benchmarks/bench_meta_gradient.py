@@ -11,20 +11,47 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
 import ddfast
-from benchmarks.measure import DEVICE, relative_error
+from benchmarks.measure import DEVICE, flops_per_second, relative_error
+from ddfast.adjoints import CheckpointedUnroll
 from ddfast.networks import ConvNet
+from ddfast.planner import Plan
+from ddfast.students import ModuleStudent
 
 DRAWS = 5
 ROWS = {
     "eager": "eager full unroll",
     "eager, channels-last": "eager full unroll, channels-last",
-    "ddfast": "ddfast, module student, recomputing all",
+    "module": "ddfast, any module, recomputing all",
+    "recompute": "ddfast, ConvNet, recomputing all",
+    "store": "ddfast, ConvNet, all steps stored",
 }
-SETTINGS = {  # images × steps, side, depth; the error is measured with error_steps where float64 would take minutes
+# Convolutions of an inner step, in units of a forward pass: the floor of a row's time (eager keeps what it needs).
+FORWARDS = {"eager": 9, "eager, channels-last": 9, "module": 12, "recompute": 11, "store": 9}
+SETTINGS = {  # images × steps, side; the error is measured with error_steps where float64 would take minutes
     "10 images × 20 steps, 32 px, depth 3": {"images": 10, "steps": 20, "side": 32, "error_steps": 5},
-    "100 images × 5 steps, 32 px, depth 3": {"images": 100, "steps": 5, "side": 32, "error_steps": 1},
-    "10 images × 5 steps, 128 px, depth 5": {"images": 10, "steps": 5, "side": 128, "error_steps": 1},
+    "100 images × 10 steps, 32 px, depth 3": {"images": 100, "steps": 10, "side": 32, "error_steps": 1},
+    "10 images × 10 steps, 128 px, depth 5": {"images": 10, "steps": 10, "side": 128, "error_steps": 1},
 }
+CUDA_SETTINGS = {
+    "CIFAR-10 ipc 1: 10 images × 50 steps, 32 px": {"images": 10, "steps": 50, "side": 32, "error_steps": 5},
+    "CIFAR-10 ipc 10: 100 images × 30 steps, 32 px": {"images": 100, "steps": 30, "side": 32, "error_steps": 5},
+    "CIFAR-100 ipc 10: 1000 images × 20 steps, 32 px": {"images": 1000, "steps": 20, "side": 32, "error_steps": 5},
+    "DATM CIFAR-100 ipc 50: 1000 images × 80 steps, 32 px": {
+        "images": 1000,
+        "steps": 80,
+        "side": 32,
+        "error_steps": 5,
+        "without": ("eager", "eager, channels-last"),  # 223 GiB
+    },
+    "ImageNet subset ipc 10: 20 images × 20 steps, 128 px": {
+        "images": 20,
+        "steps": 20,
+        "side": 128,
+        "error_steps": 2,
+    },
+}
+if DEVICE == "cuda":
+    SETTINGS |= CUDA_SETTINGS
 
 
 def plain_convnet(side: int) -> nn.Module:
@@ -54,7 +81,8 @@ def make(variant, images, steps, side, small=False, dtype="float32", seed=0):
     """A call that computes the loss's gradients in images and learning rate."""
     dtype, steps = getattr(torch, dtype), 1 if small else steps
     torch.manual_seed(seed)
-    network = ConvNet(3, 10, image_size=(side, side)) if variant == "ddfast" else plain_convnet(side)
+    eager = variant.startswith("eager")
+    network = plain_convnet(side) if eager else ConvNet(3, 10, image_size=(side, side))
     start = 0.03 * torch.randn(sum(p.numel() for p in network.parameters()), dtype=torch.float64)
     start += parameters_to_vector(plain_convnet(side).parameters()).detach()
     target = start + 0.003 * torch.randn(len(start), dtype=torch.float64)
@@ -67,10 +95,12 @@ def make(variant, images, steps, side, small=False, dtype="float32", seed=0):
 
     def compute():
         leaves = [pixels.requires_grad_(), lr.requires_grad_()]
-        if variant == "ddfast":
-            loss = ddfast.match_trajectory(network, start, target, pixels, labels, lr, syn_steps=steps)
-        else:
+        if eager:
             loss = eager_loss(network, start, target, pixels, labels, lr, steps)
+        else:
+            student = ModuleStudent(network) if variant == "module" else network
+            adjoint = CheckpointedUnroll(plan=Plan(stored_steps=steps if variant == "store" else 0))
+            loss = ddfast.match_trajectory(student, start, target, pixels, labels, lr, syn_steps=steps, adjoint=adjoint)
         return torch.autograd.grad(loss, leaves)
 
     return compute
@@ -81,11 +111,20 @@ def make(variant, images, steps, side, small=False, dtype="float32", seed=0):
 def test_meta_gradient(measured, setting, variant):
     case = dict(SETTINGS[setting])
     error_steps = case.pop("error_steps")
+    if variant in case.pop("without", ()):
+        pytest.skip("does not fit")
     group = f"meta-gradient, {setting}"
     info = measured(sys.modules[__name__], group, ROWS[variant], rounds=3, variant=variant, **case)
+    info["floor"] = FORWARDS[variant] * case["steps"] * forward_flops(case["images"], case["side"]) / flops_per_second()
     few = {**case, "images": min(case["images"], 10), "steps": error_steps}
     # Of the image gradient, the median over draws: one ReLU that switches between the precisions makes it 1e-3.
     info["error"] = statistics.median(_error(variant, **few, seed=seed) for seed in range(DRAWS))
+
+
+def forward_flops(images: int, side: int) -> float:
+    """Floating-point operations of the convolutions of a forward pass."""
+    depth = side.bit_length() - 3
+    return sum(2 * 9 * (3 if i == 0 else 128) * 128 * (side >> i) ** 2 for i in range(depth)) * images
 
 
 def _error(variant, **case) -> float:

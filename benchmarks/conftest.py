@@ -50,12 +50,14 @@ def pytest_terminal_summary(terminalreporter, config):
     for group in dict.fromkeys(row.group for row in rows):
         members = [row for row in rows if row.group == group]
         base = members[0]
-        write(f"\n**{group}**\n\n| | ms (median) | speed-up | peak MiB | of baseline | error against float64 |")
-        write("|---|---|---|---|---|---|")
+        write(f"\n**{group}**\n")
+        write("| | ms (median) | speed-up | peak MiB | of baseline | error against float64 | floor |")
+        write("|---|---|---|---|---|---|---|")
         for row in members:
-            info, error = row.extra_info, row.extra_info.get("error")
+            info, error, floor = row.extra_info, row.extra_info.get("error"), row.extra_info.get("floor")
             write(
                 f"| {info['row']} | {row.stats.median * 1e3:.4g} | {base.stats.median / row.stats.median:.2f}× | "
                 f"{info['peak_mib']:.4g} | {info['peak_mib'] / max(base.extra_info['peak_mib'], 1e-9):.2f} | "
-                f"{'' if error is None else f'{error:.1e}'} |"
+                f"{'' if error is None else f'{error:.1e}'} | "
+                f"{'' if floor is None else f'{floor / row.stats.median:.0%}'} |"
             )

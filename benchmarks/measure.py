@@ -1,10 +1,12 @@
 """Peak memory and errors, measured the same way for every benchmark."""
 
+import functools
 import importlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -48,6 +50,21 @@ def _measure(call) -> int:
     idle = _status("VmRSS")
     call()
     return _status("VmHWM") - idle
+
+
+@functools.cache
+def flops_per_second() -> float:
+    """What a large float32 matrix product reaches here, at its best of several: the floor of a time."""
+    side = 4096 if DEVICE == "cuda" else 1536
+    a = torch.randn(side, side, device=DEVICE)
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        a @ a
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * side**3 / min(times)
 
 
 def relative_error(got: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

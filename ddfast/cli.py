@@ -104,6 +104,9 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
 PATH = click.Path(path_type=Path)
 
+memory_option = click.option(
+    "--memory-budget", help="What an outer step may use: bytes, 4GiB, 0.5 or 50% of what is free.  [default: 50%]"
+)
 where_options = _options(
     click.option("--data-root", type=PATH, help="Where named data sets are.  [default: DDFAST_DATA, or the cache]"),
     click.option("--download", is_flag=True, help="Fetch a named data set that is not there."),
@@ -139,6 +142,7 @@ evaluation_options = _options(
 @click.option("--method", help="How to distil.  [default: mtt]")
 @click.option("--output", type=PATH, help="Run folder.  [default: runs/<next number>]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --output, or begin it.")
+@memory_option
 @click.option("--experts", type=PATH, help="Folder of trained experts.  [default: trained, cached]")
 @training_options
 @click.option("--train-epochs", type=_TrainEpochs(), help="Epochs of each expert; needed: no more than a run can use.")
@@ -149,6 +153,7 @@ evaluation_options = _options(
 @click.option("--expert-epochs", type=AT_LEAST_1, help="Epochs between start and target.")
 @click.option("--max-start-epoch", type=AT_LEAST_1, help="Starts are drawn from below this epoch.")
 @click.option("--batch-syn", type=AT_LEAST_1, help="Synthetic images per inner step.")
+@click.option("--segments", type=AT_LEAST_1, help="Experts' segments per outer step.  [default: 1]")
 @click.option("--lr-img", type=NOT_NEGATIVE, help="Learning rate of the images.")
 @click.option("--lr-lr", type=NOT_NEGATIVE, help="Learning rate of the student's learning rate.")
 @click.option("--lr-teacher", type=POSITIVE, help="The student's first learning rate.")
@@ -270,10 +275,23 @@ def evaluate(
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def info(as_json: bool) -> None:
-    """Versions, which kernels are built for which devices, and how to get what is missing."""
+@click.option("--plan", "preset", metavar="PRESET", help="Instead: how an outer step of a preset would use memory.")
+@memory_option
+@click.option("--network", help="For --plan: another network than the preset's.")
+@click.option("--syn-steps", type=AT_LEAST_1, help="For --plan: inner steps.")
+@click.option("--batch-syn", type=AT_LEAST_1, help="For --plan: synthetic images per inner step.")
+@click.option("--segments", type=AT_LEAST_1, help="For --plan: experts' segments per outer step.")
+@click.option("--device", help="For --plan: cpu, cuda, …  [default: a GPU if there is one]")
+def info(as_json: bool, preset, memory_budget, network, device, **settings) -> None:
+    """Versions, which kernels are built for which devices, and how to get what is missing; or a memory plan."""
     import ddfast
 
+    if preset is not None:
+        from ddfast.configuration import plan_of_preset
+
+        about = plan_of_preset(preset, memory_budget, network, device, settings)
+        click.echo(json.dumps(about, indent=2) if as_json else "\n".join(f"{k}: {v}" for k, v in about.items()))
+        return
     about = ddfast.build_info()
     if as_json:
         click.echo(json.dumps(about, indent=2))

@@ -16,12 +16,15 @@ from ddfast.evaluate import check_evaluation
 from ddfast.experts import SGD, TrajectoryStore
 from ddfast.installation import build_info
 from ddfast.methods import METHODS
+from ddfast.planner import Plan, make_plan, parse_budget, predict
 from ddfast.presets import choose_preset
+from ddfast.students import student_of, why_not_fused
 
 log = logging.getLogger("ddfast")
 
 DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": "stretch", "zca": None}
 RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
+RUN |= {"memory_budget": "50%"}  # of what is free
 FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "batch_train", "mom", "l2")
 REPORT = {
     "networks": None,
@@ -45,6 +48,11 @@ class Job:
     settings: Any  # of the method
     experts: TrajectoryStore | None  # given ones
     device: torch.device
+
+    @property
+    def plan(self) -> Plan:
+        """How an outer step uses memory."""
+        return Plan(**self.config["memory_plan"])
 
     @property
     def train_epochs(self) -> int:
@@ -119,7 +127,23 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
     if config["zca"] and data.preprocessing.zca is None:
         data = data.whitened()
     config["zca"] = data.preprocessing.zca is not None
-    return _checked(config, data, METHODS[method].Settings, store)
+    job = _checked(config, data, METHODS[method].Settings, store)
+    job.config["memory_plan"] = asdict(_plan(job, asked="memory_budget" in given))
+    return job
+
+
+def _plan(job: Job, *, asked: bool) -> Plan:
+    """The plan of an outer step, for the budget; ValueError where nothing fits, or none can be made that was asked
+    for."""
+    images = torch.Size((job.config["ipc"] * job.data.num_classes, *job.data.train_images.shape[1:]))
+    student, size = student_of(job.network("plan")), job.settings.unroll_size(images)
+    budget = parse_budget(job.config["memory_budget"], job.device)
+    if not asked and predict(student, size, Plan()) is None:
+        log.info("memory: not planned, this network cannot say what a step of it needs")
+        return Plan()
+    plan = make_plan(student, size, budget)
+    log.info("memory: %s", plan.words(size))
+    return plan
 
 
 def _without_none(config: dict[str, Any]) -> dict[str, Any]:
@@ -172,8 +196,51 @@ def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, do
         if differing or trained["epochs"] != store.epochs:
             raise ValueError(f"experts: the run in {path} had others than {store.path} ({', '.join(differing)})")
     job = _checked(config, data, METHODS[saved["method"]].Settings, store)
-    job.config |= {name: saved[name] for name in ("threads", "versions")}  # those that it began with
+    # those that it began with
+    job.config |= {name: saved[name] for name in ("threads", "versions")}
+    job.config["memory_plan"] = saved.get("memory_plan", asdict(Plan()))
     return job
+
+
+def plan_of_preset(
+    name: str,
+    memory_budget: int | float | str | None = None,
+    network: str | None = None,
+    device: str | torch.device | None = None,
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """How an outer step of a preset would use memory, without its data and without running it, for people and JSON.
+
+    settings: some of syn_steps, batch_syn and segments, to replace the preset's. Errors: ValueError for an unknown
+    preset or network, or where nothing fits, with the smallest budget that does.
+    """
+    method, device = name.split("/")[0], resolve_device(device)
+    if method not in METHODS:
+        raise ValueError(f"preset: expected <method>/<dataset>/ipc<n> with one of {', '.join(METHODS)}, got {name!r}")
+    preset = choose_preset(method, "", 1, name)
+    given = {key: value for key, value in (settings or {}).items() if value is not None}
+    names = {field.name for field in fields(METHODS[method].Settings)}
+    row = METHODS[method].Settings(**{k: v for k, v in (preset.settings | given).items() if k in names})
+    side, shape = preset.side, (preset.channels, preset.side, preset.side)
+    chosen = network or preset.settings["network"]
+    module = networks.create(
+        chosen,
+        channels=preset.channels,
+        num_classes=preset.classes,
+        image_size=(side, side),
+        generator=seeds.generator(0),
+    )
+    student, size = student_of(module), row.unroll_size(torch.Size((preset.classes * preset.ipc, *shape)))
+    budget = parse_budget(RUN["memory_budget"] if memory_budget is None else memory_budget, device)
+    plan, reason = make_plan(student, size, budget), why_not_fused(module)
+    return {
+        "setting": f"{preset.name}, {size.words()}",
+        "network": f"{chosen}, {student.num_parameters} parameters, {f'by autograd: {reason}' if reason else 'fused'}",
+        "budget": f"{budget / 2**20:.0f} MiB",
+        "plan": plan.words(size),
+        "recomputing all": Plan(predicted_bytes=predict(student, size, Plan())).words(size),
+        **{key: value for key, value in asdict(plan).items() if value is not None},
+    }
 
 
 def expert_options(dataset: Any, ipc: int | None, preset: str | None, options: dict[str, Any]) -> dict[str, Any]:

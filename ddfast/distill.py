@@ -65,6 +65,7 @@ class Distillation:
             seeds.generator(config["seed"], "distill"),
             num_experts=config["num_experts"],
             device=job.device,
+            plan=job.plan,
         )
         self._whole = self._state()
         self.on_record: Callable[[dict[str, Any]], None] = lambda record: None  # called before a record is yielded
@@ -123,6 +124,7 @@ def distill(
     iterations: int | None = None,
     output: str | Path | None = None,
     preset: str | None = None,
+    memory_budget: int | float | str | None = None,
     network: str | None = None,
     seed: int | None = None,
     device: str | torch.device | None = None,
@@ -141,6 +143,8 @@ def distill(
         iterations: outer steps; None for the preset's.
         output: the run folder; None for the next free number under runs/. A folder that holds a run is an error.
         preset: the name of the settings to start from; None for that of (method, dataset, ipc) or the nearest.
+        memory_budget: what an outer step may use, in bytes, as a size ("4GiB") or a fraction of what is free; None for
+            half of that. More memory is less work; the plan is made once per run, and recorded.
         network: a name as ddfast.networks.create takes it, to distil with; None for the experts', or the preset's.
         seed: all random draws of the run come from it; None for 0.
         device: None for a GPU where there is one.
@@ -159,7 +163,14 @@ def distill(
     output folder that holds a run; DistillationDivergedError, with the last good images saved.
     """
     given = {"dataset": dataset, "method": method, "ipc": ipc, "experts": experts, "iterations": iterations}
-    given |= {"preset": preset, "network": network, "seed": seed, "device": device, **options}
+    given |= {
+        "memory_budget": memory_budget,
+        "preset": preset,
+        "network": network,
+        "seed": seed,
+        "device": device,
+        **options,
+    }
     if resume and output is None:
         raise ValueError("resume: expected the output folder of the run to go on with, got none")
     goes_on = resume and RunFolder(output).has_config

@@ -29,6 +29,14 @@ class Plan:
     state_every: int = 1
     predicted_bytes: int | None = None
 
+    def words(self, size: "UnrollSize") -> str:
+        """For people."""
+        chunks = f"{self.micro_batch or size.batch[0]} of {size.batch[0]} images at a time"
+        stored = f"{self.stored_steps} of {size.syn_steps} steps stored"
+        states = "" if self.state_every == 1 else f", every {self.state_every}th state kept"
+        peak = "" if self.predicted_bytes is None else f", at most {self.predicted_bytes / 2**20:.0f} MiB"
+        return f"{chunks}, {stored}{states}{peak}"
+
 
 @dataclass(frozen=True)
 class UnrollSize:
@@ -41,6 +49,12 @@ class UnrollSize:
     dtype: torch.dtype = torch.float32
     return_states: bool = False
     momentum: bool = False
+
+    def words(self) -> str:
+        """For people."""
+        B, *shape = self.batch
+        students = f", {self.students} students" if self.students > 1 else ""
+        return f"{B} images of {' × '.join(map(str, shape))} × {self.syn_steps} steps{students}"
 
 
 def parse_budget(budget: int | float | str, device: torch.device) -> int:

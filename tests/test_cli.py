@@ -135,6 +135,17 @@ def test_info_says_what_is_built_and_what_is_missing():
     assert "reference only" in without.stdout and "missing: compiled kernels" in without.stdout
 
 
+def test_info_shows_the_plan_of_a_preset_without_its_data():
+    done = ddfast("info", "--plan", "mtt/cifar100/ipc10", "--memory-budget", "4GiB")
+    assert done.returncode == 0, done.stderr
+    assert "mtt/cifar100/ipc10, 1000 images of 3 × 32 × 32 × 20 steps" in done.stdout
+    assert "convnet, 504420 parameters, fused" in done.stdout
+    about = json.loads(ddfast("info", "--json", "--plan", "mtt/cifar100/ipc10", "--memory-budget", "4GiB").stdout)
+    assert about["predicted_bytes"] <= 4 * 2**30 and about["stored_steps"] > 0
+    other = ddfast("info", "--plan", "mtt/cifar10/ipc1", "--network", "convnet:norm=batchnorm").stdout
+    assert "by autograd: its blocks are not instance norm, ReLU and average pooling" in other
+
+
 def test_presets_are_listed_and_shown():
     assert "mtt/digits/ipc1" in ddfast("presets").stdout.splitlines()
     assert "syn_steps = 20" in ddfast("presets", "mtt/digits/ipc1").stdout.splitlines()
@@ -170,6 +181,9 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         ("distill --experts /nowhere", 1, "ddfast: /nowhere: no trained experts here"),
         ("distill --output /proc/run", 1, "ddfast: "),
         ("evaluate /nowhere", 1, "ddfast: /nowhere.json: no such file"),
+        ("info --plan a/b/c", 1, "ddfast: preset: expected <method>/<dataset>/ipc<n>"),
+        ("info --plan mtt/cifar10/ipc1 --memory-budget 2MiB", 1, "ddfast: memory_budget: 2.0 MiB is too little"),
+        ("info --plan mtt/cifar10/ipc1 --memory-budget much", 1, "ddfast: memory_budget: expected bytes, a size like"),
         ("presets a/b/c", 1, "ddfast: preset: expected <method>/<dataset>/ipc<n>"),
         ("destill", 2, "Error: No such command 'destill'"),
         ("distill --sin-steps 3", 2, "Error: No such option"),

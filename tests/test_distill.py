@@ -15,7 +15,7 @@ from ddfast.data import load_dataset
 from ddfast.distill import MOST_SKIPS, Distillation, DistillationDivergedError
 from ddfast.methods import MTT, MTTSettings
 from ddfast.methods.mtt import LR_FLOOR
-from tests.conftest import SMALL
+from tests.conftest import SMALL, relative_error
 
 SETTINGS = MTTSettings(
     syn_steps=3, expert_epochs=1, max_start_epoch=2, lr_img=10.0, lr_lr=1e-3, lr_teacher=0.05, dsa_strategy="none"
@@ -106,6 +106,50 @@ def test_a_step_descends_with_momentum_on_the_loss_of_the_augmented_images(data,
         moved = getattr(states[2], name) - getattr(states[1], name)
         expected = -rate * (gradients[1][index] + 0.5 * gradients[0][index])
         torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-6)  # a difference of float32 numbers
+
+
+def test_several_segments_are_averaged(data, experts):
+    """The images' update of S segments is the mean of those that each alone would have made."""
+    method = mtt(data, experts, replace(SETTINGS, segments=3, lr_lr=0.0))
+    before = method.images.detach().clone()
+    record = method.step()
+    assert len(record["expert"]) == len(record["start_epoch"]) == 3
+    moved, losses = method.images.detach() - before, []
+    alone = []
+    for expert, epoch in zip(record["expert"], record["start_epoch"], strict=True):
+        one = mtt(data, experts, replace(SETTINGS, lr_lr=0.0))
+        draws = iter([expert, epoch])
+        one._draw = lambda count, draws=draws: next(draws)
+        losses.append(one.step()["loss"])
+        alone.append(one.images.detach() - before)
+    assert record["loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert relative_error(moved, sum(alone) / 3) < 1e-4  # float32
+
+
+def test_the_memory_plan_is_recorded_and_another_budget_gives_the_same_images(pair, tmp_path):
+    rich = ddfast.distill(pair, output=tmp_path / "rich", **SMALL)
+    needed = json.loads((rich.path / "config.json").read_text())["memory_plan"]["predicted_bytes"]
+    poor = ddfast.distill(pair, output=tmp_path / "poor", memory_budget=needed - 1, **SMALL)
+    plans = [json.loads((r.path / "config.json").read_text())["memory_plan"] for r in (rich, poor)]
+    assert plans[0]["stored_steps"] == SMALL["syn_steps"] and plans[0]["micro_batch"] is None
+    assert plans[1] != plans[0] and plans[1]["predicted_bytes"] < needed
+    assert relative_error(poor.synthetic.images, rich.synthetic.images) < 1e-4  # float32
+    again = ddfast.distill(pair, output=tmp_path / "rich", resume=True, **SMALL | {"iterations": 4})
+    assert json.loads((again.path / "config.json").read_text())["memory_plan"] == plans[0]
+    with pytest.raises(ValueError, match=r"memory_budget: the run in .* has '50%', got '1GiB'"):
+        ddfast.distill(pair, output=tmp_path / "rich", resume=True, memory_budget="1GiB", **SMALL)
+
+
+def test_a_budget_that_is_too_small_names_the_smallest_before_anything_is_written(pair, tmp_path):
+    with pytest.raises(ValueError, match=r"memory_budget: 0\.0 MiB is too little .* smallest that does is \d+ MiB"):
+        ddfast.distill(pair, output=tmp_path / "run", memory_budget="10kB", **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_is_not_the_fused_one_is_distilled_with_too(pair, tmp_path):
+    result = ddfast.distill(pair, output=tmp_path / "run", network="convnet:norm=batchnorm:width=8", **SMALL)
+    plan = json.loads((result.path / "config.json").read_text())["memory_plan"]
+    assert plan["stored_steps"] == 0 and plan["predicted_bytes"] > 0
 
 
 def test_soft_labels_are_learned_where_they_have_a_rate(data, experts):

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "launch.cuh"
+#include "block_sum.cuh"
 #include "param_distance_args.h"
 
 namespace ddfast {
@@ -15,24 +15,6 @@ constexpr int kDistanceThreads = 256;
 constexpr int64_t kDistanceChunkCuda = 16 * kDistanceThreads;  // elements of a block
 
 inline int64_t distance_chunks_cuda(int64_t P) { return (P + kDistanceChunkCuda - 1) / kDistanceChunkCuda; }
-
-// Sums two numbers over the block; thread 0 holds the result.
-__device__ inline void block_sum(double& a, double& b) {
-  double* shared = shared_memory<double>();  // [2, threads]
-  const unsigned threads = blockDim.x;
-  shared[threadIdx.x] = a;
-  shared[threads + threadIdx.x] = b;
-  __syncthreads();
-  for (unsigned half = threads / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) {
-      shared[threadIdx.x] += shared[threadIdx.x + half];
-      shared[threads + threadIdx.x] += shared[threads + threadIdx.x + half];
-    }
-    __syncthreads();
-  }
-  a = shared[0];
-  b = shared[threads];
-}
 
 template <typename T>
 __global__ void param_distance_kernel(ParamDistanceArgs<T> args, int64_t chunks) {

@@ -176,9 +176,11 @@ Forward forward(const Weights& weights, const Tensor& images, const Layout& layo
   return out;
 }
 
-Tensor targets_of(const Tensor& labels, const Tensor& logits) {  // int64 [B] or [B, K] -> [B, K]
+Tensor targets_of(const Tensor& labels, const Tensor& logits) {  // int64 [(S,) B] or [(S,) B, K] -> [(S,) B, K]
   if (labels.is_floating_point()) return labels;
-  return at::zeros({logits.size(1), logits.size(2)}, logits.options()).scatter_(1, labels.unsqueeze(1), 1);
+  std::vector<int64_t> sizes = labels.sizes().vec();
+  sizes.push_back(logits.size(2));
+  return at::zeros(sizes, logits.options()).scatter_(-1, labels.unsqueeze(-1), 1);
 }
 
 void check(const Tensor& parameters, const Tensor& images, const Tensor& labels, const Layout& layout) {
@@ -191,10 +193,10 @@ void check(const Tensor& parameters, const Tensor& images, const Tensor& labels,
                    ", got ", images.scalar_type());
   if (!labels.defined()) return;
   const int64_t B = images.size(-4);
-  const bool soft = labels.is_floating_point();
-  TORCH_CHECK(soft ? labels.dim() == 2 && labels.size(1) == layout.num_classes : labels.dim() == 1,
-              "labels: expected [B] or [B, K], got ", labels.sizes());
-  TORCH_CHECK(labels.size(0) == B, "labels: expected ", B, " of them, got ", labels.sizes());
+  std::vector<int64_t> sizes{B};
+  if (labels.is_floating_point()) sizes.push_back(layout.num_classes);
+  if (labels.dim() > static_cast<int64_t>(sizes.size())) sizes.insert(sizes.begin(), parameters.size(0));
+  TORCH_CHECK(labels.sizes() == at::IntArrayRef(sizes), "labels: expected ", sizes, ", got ", labels.sizes());
 }
 
 Tensor convnet_forward(const Tensor& parameters, const Tensor& images, int64_t width, int64_t depth,
@@ -213,8 +215,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> convnet_grad(const Tensor& param
   const Weights weights(parameters, images, layout);
   auto [blocks, y, features, logits] = forward(weights, images, layout, {}, true);
   const Tensor targets = targets_of(labels, logits), log_p = logits.log_softmax(2);
-  const double B = static_cast<double>(targets.size(0));
-  const Tensor delta = (targets.sum(1, true) * logits.softmax(2) - targets) / B;  // [S, B, K]
+  const double B = static_cast<double>(logits.size(1));
+  const Tensor delta = (targets.sum(-1, true) * logits.softmax(2) - targets) / B;  // [S, B, K]
   const Tensor losses = (targets * log_p).sum({1, 2}) / -B;
 
   Gradient gradient(parameters);
@@ -264,8 +266,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
   const Tensor df = features_of(dy, S), targets = targets_of(labels, logits);
   Tensor dlogits = at::baddbmm(dots.bias.unsqueeze(1), df, weights.weight.mT());  // [S, B, K]
   dlogits.baddbmm_(f, dots.weight.mT());
-  const double B = static_cast<double>(targets.size(0));
-  const Tensor row_sums = targets.sum(1, true), p = logits.softmax(2);
+  const double B = static_cast<double>(logits.size(1));
+  const Tensor row_sums = targets.sum(-1, true), p = logits.softmax(2);
   const Tensor p_dot = (p * dlogits).sum(2, true);
   const Tensor delta = (row_sums * p - targets) / B, ddelta = row_sums * p * (dlogits - p_dot) / B;
 
@@ -299,7 +301,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
   if (want_images) by_images = unfold(dg_y, images, border);
   if (want_parameters) by_parameters = second.flat;
   return {(delta * dlogits).sum({1, 2}), by_parameters, by_images,
-          want_labels ? ((p_dot - dlogits) / B).sum(0) : empty};
+          want_labels ? ((p_dot - dlogits) / B).sum_to_size(targets.sizes()) : empty};
 }
 
 void register_convnet(torch::Library& m) {

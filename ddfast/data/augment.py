@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+
+from ddfast.ops import dsa_augment
+from ddfast.ops.dsa_augment import IDENTITY
 
 FULL_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 NO_STRATEGY = "none"
@@ -26,18 +28,16 @@ class Draw:
     """One drawn transform: call it on images [B, C, H, W]; differentiable in them, and always the same."""
 
     kind: str  # a transform of TRANSFORMS, or none
-    values: dict[str, Tensor] = field(default_factory=dict)  # [B] each, or [1] for one magnitude for the batch
-    align_corners: bool = True
+    values: dict[str, Tensor]  # as they were drawn: [B] each, or [1] for one magnitude for the batch
+    rows: Tensor  # float64 [B, 16], what ddfast.ops.dsa_augment takes
 
     def __call__(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
         """Transform images."""
-        if self.kind == NO_STRATEGY:
-            return images
-        return TRANSFORMS[self.kind].apply(images, self.align_corners, **self.values)
+        return images if self.kind == NO_STRATEGY else dsa_augment(images, self.rows.to(images.dtype))
 
     def to(self, device: torch.device) -> "Draw":
         """The same on a device."""
-        return Draw(self.kind, {name: value.to(device) for name, value in self.values.items()}, self.align_corners)
+        return replace(self, rows=self.rows.to(device))
 
 
 class DSA:
@@ -75,18 +75,21 @@ class DSA:
     ) -> Draw:
         """A transform for a minibatch of `count` images, drawn on the CPU."""
         if self.kinds == [NO_STRATEGY]:
-            return Draw(NO_STRATEGY)
+            return Draw(NO_STRATEGY, {}, torch.empty(0))
         kind = self.kinds[int(torch.randint(len(self.kinds), (), generator=generator))]
-        values = TRANSFORMS[kind].draw(count if self.family == "mtt" else 1, image_size, generator)
-        return Draw(kind, values, align_corners=self.family == "mtt")
+        transform = TRANSFORMS[kind]
+        values = transform.draw(count if self.family == "mtt" else 1, image_size, generator)
+        parameters = transform.parameters(image_size, self.family == "mtt", **values)
+        columns = [parameters.get(name, torch.tensor(value)).double().expand(count) for name, value in IDENTITY.items()]
+        return Draw(kind, values, torch.stack(columns, 1))
 
 
 @dataclass(frozen=True)
 class Transform:
-    """How the magnitudes of a transform are drawn, and what they do."""
+    """How the magnitudes of a transform are drawn, and which parameters of dsa_augment they are: [B] or [1] each."""
 
     draw: Callable[[int, tuple[int, int], torch.Generator], dict[str, Tensor]]
-    apply: Callable[..., Tensor]
+    parameters: Callable[..., dict[str, Tensor]]
 
 
 def _uniform(count: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:  # [count]
@@ -97,20 +100,16 @@ def _whole(low: int, high: int, count: int, generator: torch.Generator) -> Tenso
     return torch.randint(low, high, (count,), generator=generator)
 
 
-def _column(values: Tensor) -> Tensor:  # [B] -> [B, 1, 1, 1]
-    return values.view(-1, 1, 1, 1)
-
-
 def _draw_color(count, image_size, generator):
     return {name: _uniform(count, generator) for name in ("brightness", "saturation", "contrast")}
 
 
-def _color(images, align_corners, brightness, saturation, contrast):
-    images = images + BRIGHTNESS * (_column(brightness) - 0.5)
-    mean = images.mean(1, keepdim=True)
-    images = (images - mean) * (SATURATION * _column(saturation)) + mean
-    mean = images.mean((1, 2, 3), keepdim=True)
-    return (images - mean) * (_column(contrast) + CONTRAST) + mean
+def _color(image_size, align_corners, brightness, saturation, contrast):
+    return {
+        "brightness": BRIGHTNESS * (brightness.double() - 0.5),
+        "saturation": SATURATION * saturation,
+        "contrast": contrast.double() + CONTRAST,
+    }
 
 
 def _draw_crop(count, image_size, generator):
@@ -118,19 +117,8 @@ def _draw_crop(count, image_size, generator):
     return {name: _whole(-m, m + 1, count, generator) for name, m in zip(("down", "right"), most, strict=True)}
 
 
-def _crop(images, align_corners, down, right):
-    return _shift(_shift(images, down, 2), right, 3)
-
-
-def _shift(images: Tensor, by: Tensor, dim: int) -> Tensor:
-    """images[…, i + by, …] along dim, zero outside. Two gathers: no index is written twice in the backward."""
-    side = images.shape[dim]
-    index = torch.arange(side, device=images.device) + by.view(-1, 1)  # [B, side]
-    inside = (index >= 0) & (index < side)
-    shape = [len(by), 1, 1, 1]
-    shape[dim] = side
-    index = index.clamp(0, side - 1).view(shape).expand_as(images)
-    return images.gather(dim, index) * inside.view(shape)
+def _crop(image_size, align_corners, down, right):
+    return {"down": down, "right": right}
 
 
 def _draw_cutout(count, image_size, generator):
@@ -141,53 +129,54 @@ def _draw_cutout(count, image_size, generator):
     }
 
 
-def _cutout(images, align_corners, row, column):
-    inside = _in_box(images, row, 2) & _in_box(images, column, 3)  # [B, 1, H, W]
-    return images.masked_fill(inside, 0)
-
-
-def _in_box(images: Tensor, middle: Tensor, dim: int) -> Tensor:
-    """Which rows or columns the box about `middle` covers, as far as it lies in the image."""
-    side = images.shape[dim]
-    box = int(side * CUTOUT + 0.5)
-    first = middle.view(-1, 1) - box // 2
-    pixel = torch.arange(side, device=images.device)
-    shape = [len(middle), 1, 1, 1]
-    shape[dim] = side
-    return ((pixel >= first) & (pixel < first + box)).view(shape)
+def _cutout(image_size, align_corners, row, column):
+    """The box about a pixel, as far as it lies in the image."""
+    height, width = (int(side * CUTOUT + 0.5) for side in image_size)
+    top, left = row - height // 2, column - width // 2
+    return {"top": top, "bottom": top + height, "left": left, "end": left + width}
 
 
 def _draw_flip(count, image_size, generator):
     return {"flipped": _uniform(count, generator) < FLIP}
 
 
-def _flip(images, align_corners, flipped):
-    return torch.where(_column(flipped), images.flip(3), images)
+def _flip(image_size, align_corners, flipped):
+    return {"flip": flipped}
 
 
 def _draw_scale(count, image_size, generator):
     return {name: _uniform(count, generator, 1 / SCALE, SCALE) for name in ("x", "y")}
 
 
-def _scale(images, align_corners, x, y):
+def _scale(image_size, align_corners, x, y):
     zero = torch.zeros_like(x)
-    return _affine(images, align_corners, [[x, zero, zero], [zero, y, zero]])
+    return _affine(image_size, align_corners, ((x, zero), (zero, y)))
 
 
 def _draw_rotate(count, image_size, generator):
     return {"angle": math.radians(ROTATION) * _uniform(count, generator, -1.0, 1.0)}
 
 
-def _rotate(images, align_corners, angle):
-    zero = torch.zeros_like(angle)
-    return _affine(images, align_corners, [[angle.cos(), -angle.sin(), zero], [angle.sin(), angle.cos(), zero]])
+def _rotate(image_size, align_corners, angle):
+    return _affine(image_size, align_corners, ((angle.cos(), -angle.sin()), (angle.sin(), angle.cos())))
 
 
-def _affine(images: Tensor, align_corners: bool, rows: list[list[Tensor]]) -> Tensor:  # rows of [B]
-    matrix = torch.stack([torch.stack(row, -1) for row in rows], -2).to(images.dtype)  # [B, 2, 3]
-    matrix = matrix.expand(len(images), 2, 3)
-    grid = affine_grid(matrix, list(images.shape), align_corners=align_corners)
-    return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=align_corners)
+def _affine(image_size: tuple[int, int], align_corners: bool, matrix) -> dict[str, Tensor]:
+    """A 2×2 matrix about the image's middle, in coordinates that go from −1 to 1 over each side as affine_grid has
+    them, in pixels."""
+    (xx, xy), (yx, yy) = ((value.double() for value in row) for row in matrix)
+    H, W = image_size
+    height, width = (H - 1, W - 1) if align_corners else (H, W)  # pixels for the way from −1 to 1
+    middle_x, middle_y = (W - 1) / 2, (H - 1) / 2
+    xy, yx = xy * width / height, yx * height / width
+    return {
+        "xx": xx,
+        "xy": xy,
+        "x0": middle_x - xx * middle_x - xy * middle_y,
+        "yx": yx,
+        "yy": yy,
+        "y0": middle_y - yx * middle_x - yy * middle_y,
+    }
 
 
 TRANSFORMS = {

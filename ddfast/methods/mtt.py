@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddfast.adjoints import CheckpointedUnroll
 from ddfast.arguments import expect_whole
 from ddfast.data import DSA, SyntheticSet
 from ddfast.data.augment import FULL_STRATEGY, Draw
 from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.matching import match_trajectory
+from ddfast.planner import Plan, UnrollSize
 from ddfast.students import student_of
 
 LARGEST_LR = 1e30  # float32 has to hold it, and its products with gradients
@@ -26,7 +28,8 @@ class MTTSettings:
     syn_steps: inner steps T; batch_syn: images per step (None: all); expert_epochs: epochs between start and target;
     max_start_epoch: starts are drawn from 0 … max_start_epoch − 1; lr_img, lr_lr and lr_label: SGD of the images, of
     the student's learning rate and of soft labels, all with momentum 0.5; lr_teacher: the student's first learning
-    rate; init: real (random training images) or noise; dsa_strategy: augmentation of the synthetic images.
+    rate; init: real (random training images) or noise; dsa_strategy: augmentation of the synthetic images; segments:
+    experts' segments per outer step, whose losses are averaged.
     """
 
     syn_steps: int
@@ -39,12 +42,14 @@ class MTTSettings:
     init: str = "real"
     dsa_strategy: str = FULL_STRATEGY
     lr_label: float = 0.0  # hard labels have none
+    segments: int = 1
 
     def __post_init__(self):
         expect_whole(
             syn_steps=self.syn_steps,
             expert_epochs=self.expert_epochs,
             max_start_epoch=self.max_start_epoch,
+            segments=self.segments,
             batch_syn=1 if self.batch_syn is None else self.batch_syn,
         )
         for name in ("lr_img", "lr_lr", "lr_label"):
@@ -60,6 +65,11 @@ class MTTSettings:
     def epochs_needed(self) -> int:
         """How many epochs of an expert a run can use."""
         return self.max_start_epoch - 1 + self.expert_epochs
+
+    def unroll_size(self, images: torch.Size) -> UnrollSize:  # [I, C, H, W]
+        """What the memory of an outer step depends on, besides the student."""
+        B = min(self.batch_syn or images[0], images[0])
+        return UnrollSize(self.syn_steps, torch.Size((B, *images[1:])), images[0], self.segments)
 
 
 class MTT:
@@ -80,6 +90,7 @@ class MTT:
         *,
         num_experts: int | None = None,
         device: str | torch.device | None = None,
+        plan: Plan | None = None,
     ):
         self.num_experts = experts.num_experts if num_experts is None else num_experts
         if not 1 <= self.num_experts <= experts.num_experts:
@@ -88,7 +99,7 @@ class MTT:
             )
         self.settings, self.experts, self.generator = settings, experts, generator
         self.student = student_of(network.to(device))
-        self.augment = DSA(settings.dsa_strategy)
+        self.augment, self.adjoint = DSA(settings.dsa_strategy), CheckpointedUnroll(plan=plan)
         self.synthetic = synthetic
         self.images = synthetic.images.detach().clone().to(device).requires_grad_()
         self.labels = synthetic.labels.detach().clone().to(device)
@@ -152,17 +163,27 @@ class MTT:
 
     def step(self) -> dict[str, Any]:
         """One outer iteration; what it did, for the metrics. What comes out not finite, changes nothing."""
-        expert = self._draw(self.num_experts)
-        start_epoch = self._draw(self.settings.max_start_epoch)
-        target_epoch = start_epoch + self.settings.expert_epochs
-        start, target = (p.to(self.images.device) for p in self.experts.segment(expert, start_epoch, target_epoch))
+        drawn = [
+            (self._draw(self.num_experts), self._draw(self.settings.max_start_epoch))
+            for _ in range(self.settings.segments)
+        ]
+        start, target = self._segments(drawn)
         batches = self._batches()
         steps = {"syn_steps": self.settings.syn_steps} if batches is None else {"batches": batches}
         draws = self._augmentations(len(self.images) if batches is None else batches.shape[1])
         targets = self.labels.softmax(1) if self.synthetic.is_soft else self.labels
-        loss = match_trajectory(
-            self.student, start, target, self.images, targets, self.lr, **steps, augment=lambda x, n: draws[n](x)
+        losses = match_trajectory(  # [S]
+            self.student,
+            start,
+            target,
+            self.images,
+            targets,
+            self.lr,
+            **steps,
+            augment=lambda x, n: draws[n](x),
+            adjoint=self.adjoint,
         )
+        loss = losses.mean()
         gradients = torch.autograd.grad(loss, self.learned)
         updated = all(bool(value.isfinite().all()) for value in (loss, *gradients))
         if updated:
@@ -177,12 +198,23 @@ class MTT:
         return {
             "loss": loss.item(),
             "lr": self.lr.item(),
-            "expert": expert,
-            "start_epoch": start_epoch,
+            **self._named(drawn),
             "skipped": self.skipped,
             "floored": self.floored,
             "updated": updated,
         }
+
+    def _segments(self, drawn: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:  # [S, P] each
+        """Start and target of every drawn (expert, start epoch)."""
+        segments = [self.experts.segment(e, epoch, epoch + self.settings.expert_epochs) for e, epoch in drawn]
+        start, target = (torch.stack(parts).to(self.images.device) for parts in zip(*segments, strict=True))
+        return start, target
+
+    @staticmethod
+    def _named(drawn: list[tuple[int, int]]) -> dict[str, Any]:
+        """As the metrics hold them: lists where there are several segments."""
+        columns = dict(zip(("expert", "start_epoch"), zip(*drawn, strict=True), strict=True))
+        return {name: list(values) if len(values) > 1 else values[0] for name, values in columns.items()}
 
     def _descend(self, gradients: tuple[Tensor, ...]) -> None:  # of `learned`, in its order
         for tensor, gradient in zip(self.learned, gradients, strict=True):

@@ -4,6 +4,7 @@ from ddfast.ops._extension import EXTENSION
 from ddfast.ops._layout import channels_last
 from ddfast.ops._library import has_kernel, op_names, reference_mode
 from ddfast.ops.convnet import ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp
+from ddfast.ops.dsa_augment import dsa_augment
 from ddfast.ops.norm_relu_pool import norm_relu_pool
 from ddfast.ops.param_distance import param_distance
 
@@ -14,6 +15,7 @@ __all__ = [
     "convnet_forward",
     "convnet_grad",
     "convnet_grad_jvp",
+    "dsa_augment",
     "has_kernel",
     "norm_relu_pool",
     "op_names",

@@ -56,7 +56,7 @@ def convnet_forward(
 def convnet_grad(
     parameters: Tensor,  # [S, P]
     images: Tensor,  # [B, C, H, W], seen by every student, or [S, B, C, H, W]
-    labels: Tensor,  # int64 [B], or target weights [B, K]
+    labels: Tensor,  # int64 [B], or target weights [B, K]; of each student its own: [S, B], [S, B, K]
     layout: ConvNetLayout,
     *,
     keep: bool = False,
@@ -77,13 +77,13 @@ def convnet_grad(
 def convnet_grad_jvp(
     parameters: Tensor,  # [S, P]
     images: Tensor,  # [B, C, H, W], seen by every student, or [S, B, C, H, W]
-    labels: Tensor,  # int64 [B], or target weights [B, K]
+    labels: Tensor,  # int64 [B], or target weights [B, K]; of each student its own: [S, B], [S, B, K]
     direction: Tensor,  # σ [S, P]
     layout: ConvNetLayout,
     *,
     kept: list[Tensor] | None = None,
     wanted: tuple[bool, bool, bool] = (True, True, True),
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # ⟨g, σ⟩ [S], Hσ [S, P], ∂⟨g, σ⟩/∂x like images, ∂⟨g, σ⟩/∂y [B, K]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # ⟨g, σ⟩ [S], Hσ [S, P], ∂⟨g,σ⟩/∂x like images, ∂⟨g,σ⟩/∂y [(S,) B, K]
     """Directional derivatives along σ of the gradient: one forward pass with tangents, one backward pass with theirs.
 
     Forward over reverse (Pearlmutter 1994) without an autograd graph: 8 convolutions of a forward pass's size where
@@ -124,7 +124,10 @@ def _check(layout: ConvNetLayout, parameters: Tensor, images: Tensor, labels: Te
     if labels is not None:
         if not soft and labels.dtype != torch.int64:
             raise TypeError(f"labels: expected int64 or target weights, got {labels.dtype}")
-        expect_shape("labels", labels, (B, layout.num_classes) if soft else (B,), "[B, K]" if soft else "[B]")
+        shape = (B, layout.num_classes) if soft else (B,)
+        own = labels.dim() > len(shape)
+        letters = f"[{'S, ' if own else ''}B{', K' if soft else ''}]"
+        expect_shape("labels", labels, (S, *shape) if own else shape, letters)
     refuse_transforms("convnet", parameters, images, *soft.values())
 
 
@@ -193,10 +196,10 @@ def _conv_weight(g: Tensor, x: Tensor, w: Tensor) -> Tensor:
     return conv2d_weight(x, w.shape, g, padding=1, groups=_groups(x, w))
 
 
-def _targets(labels: Tensor, logits: Tensor) -> Tensor:  # int64 [B] or [B, K] -> [B, K]
+def _targets(labels: Tensor, logits: Tensor) -> Tensor:  # int64 [(S,) B] or [(S,) B, K] -> [(S,) B, K]
     if labels.is_floating_point():
         return labels
-    return logits.new_zeros(logits.shape[1:]).scatter_(1, labels[:, None], 1)
+    return logits.new_zeros((*labels.shape, logits.shape[2])).scatter_(-1, labels[..., None], 1)
 
 
 def _forward(
@@ -223,16 +226,16 @@ def _forward_reference(parameters, images, *sizes):
 def _grad_reference(
     parameters: Tensor,  # [S, P]
     images: Tensor,  # [B, C, H, W] or [S, B, C, H, W]
-    labels: Tensor,  # int64 [B] or [B, K]
+    labels: Tensor,  # int64 [(S,) B] or [(S,) B, K]
     keep: bool,
     *sizes,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:  # losses [S], g [S, P], kept
     layout = ConvNetLayout(*sizes)
     weights = _Weights(parameters, images, layout)
     blocks, y, logits = _forward(weights, images, layout, [])
-    targets, log_p = _targets(labels, logits), logits.log_softmax(2)
-    delta = (targets.sum(1, keepdim=True) * logits.softmax(2) - targets) / len(targets)  # [S, B, K]
-    losses = -(targets * log_p).sum((1, 2)) / len(targets)
+    targets, B = _targets(labels, logits), logits.shape[1]
+    delta = (targets.sum(-1, keepdim=True) * logits.softmax(2) - targets) / B  # [S, B, K]
+    losses = -(targets * logits.log_softmax(2)).sum((1, 2)) / B
     g_weight, g_bias = delta.mT @ _features(y, len(parameters)), delta.sum(1)
     g_y, gradients, kept = _unfeatures(delta @ weights.weight, y), [], []
     for i in reversed(range(layout.depth)):
@@ -247,12 +250,12 @@ def _grad_reference(
 def _grad_jvp_reference(
     parameters: Tensor,  # [S, P]
     images: Tensor,  # [B, C, H, W] or [S, B, C, H, W]
-    labels: Tensor,  # int64 [B] or [B, K]
+    labels: Tensor,  # int64 [(S,) B] or [(S,) B, K]
     direction: Tensor,  # [S, P]
     kept: list[Tensor],
     wanted: list[bool],
     *sizes,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # ⟨g, σ⟩ [S], Hσ [S, P], ∂⟨g, σ⟩/∂x like images, ∂⟨g, σ⟩/∂y [B, K]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # ⟨g, σ⟩ [S], Hσ [S, P], ∂⟨g,σ⟩/∂x like images, ∂⟨g,σ⟩/∂y [(S,) B, K]
     layout, S = ConvNetLayout(*sizes), len(parameters)
     weights, dots = _Weights(parameters, images, layout), _Weights(direction, images, layout)
     blocks, y, logits = _forward(weights, images, layout, kept)
@@ -266,7 +269,7 @@ def _grad_jvp_reference(
 
     f, df, targets = _features(y, S), _features(dy, S), _targets(labels, logits)
     dlogits = df @ weights.weight.mT + f @ dots.weight.mT + dots.bias[:, None]  # [S, B, K]
-    B, row_sums, p = len(targets), targets.sum(1, keepdim=True), logits.softmax(2)
+    B, row_sums, p = logits.shape[1], targets.sum(-1, keepdim=True), logits.softmax(2)
     p_dot = (p * dlogits).sum(2, keepdim=True)
     delta, ddelta = (row_sums * p - targets) / B, row_sums * p * (dlogits - p_dot) / B
     slope = (delta * dlogits).sum((1, 2))
@@ -294,7 +297,7 @@ def _grad_jvp_reference(
         slope,
         _flat(second, h_weight, h_bias) if wanted[0] else empty,
         _unfold(dg_y, images, layout.border) if wanted[1] else empty,
-        ((p_dot - dlogits) / B).sum(0) if wanted[2] else empty,
+        ((p_dot - dlogits) / B).sum_to_size(targets.shape) if wanted[2] else empty,
     )
 
 
@@ -313,7 +316,9 @@ def _grad_jvp_fake(parameters, images, labels, direction, kept, wanted, width, d
         parameters.new_empty(len(parameters)),
         parameters.new_empty(parameters.shape) if wanted[0] else empty,
         images.new_empty(images.shape) if wanted[1] else empty,
-        parameters.new_empty((images.shape[-4], num_classes)) if wanted[2] else empty,
+        parameters.new_empty((*labels.shape[: labels.dim() - labels.is_floating_point()], num_classes))
+        if wanted[2]
+        else empty,
     )
 
 

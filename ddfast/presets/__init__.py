@@ -17,6 +17,7 @@ class Preset:
     ipc: int
     side: int  # pixels
     classes: int
+    channels: int
     settings: dict[str, Any]
 
 
@@ -39,7 +40,8 @@ def _rows(method: str, tables: dict[str, Any]) -> Iterator[Preset]:
                 if key.startswith("ipc"):
                     ipc = int(key.removeprefix("ipc"))
                     name = f"{method}/{dataset}/{key}"
-                    yield Preset(name, dataset, ipc, table["side"], table["classes"], defaults | row)
+                    channels = table.get("channels", 3)
+                    yield Preset(name, dataset, ipc, table["side"], table["classes"], channels, defaults | row)
 
 
 def choose_preset(

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 import ddfast
 from ddfast.ops import EXTENSION, has_kernel, norm_relu_pool, op_names, param_distance, reference_mode
 from tests.conftest import normal
+from tests.ops import test_dsa_augment as dsa
 from tests.ops.test_convnet import CASES, op_arguments
 from tests.ops.test_norm_relu_pool import FACES, face_arguments
 
@@ -24,6 +25,7 @@ OPS = {  # a call of each
     ),
     **{face: partial(getattr(torch.ops.ddfast, face), *face_arguments((1, 2, 4, 4))[face]) for face in FACES},
     **{name: partial(getattr(torch.ops.ddfast, name), *args) for name, args in op_arguments(CASES["grey"]).items()},
+    **{name: partial(getattr(torch.ops.ddfast, name), dsa.images(), dsa.rows()) for name in dsa.FACES},
 }
 needs_extension = pytest.mark.skipif(EXTENSION is None, reason="the extension is not loaded")
 

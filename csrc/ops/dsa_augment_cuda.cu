@@ -1,0 +1,24 @@
+// CUDA glue of dsa_augment.
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../kernels/dsa_augment.cuh"
+#include "dsa_augment.h"
+
+namespace ddfast {
+namespace {
+
+struct Cuda {
+  using Guard = c10::cuda::CUDAGuard;
+
+  template <typename Args>
+  static void run(const Args& args) {
+    C10_CUDA_CHECK(launch_dsa_augment(args, c10::cuda::getCurrentCUDAStream()));
+  }
+};
+
+TORCH_LIBRARY_IMPL(ddfast, CUDA, m) { register_dsa_augment<Cuda>(m); }
+
+}  // namespace
+}  // namespace ddfast
