@@ -118,8 +118,7 @@ def test_several_segments_are_averaged(data, experts):
     alone = []
     for expert, epoch in zip(record["expert"], record["start_epoch"], strict=True):
         one = mtt(data, experts, replace(SETTINGS, lr_lr=0.0))
-        draws = iter([expert, epoch])
-        one._draw = lambda count, draws=draws: next(draws)
+        one.segments._draw = lambda drawn=(expert, epoch): [drawn]
         losses.append(one.step()["loss"])
         alone.append(one.images.detach() - before)
     assert record["loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)

@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 
 from ddfast import TrajectoryStore, load_dataset, networks, seeds, train_experts
 from ddfast.data import DSA
-from ddfast.experts import train
+from ddfast.experts import SegmentReader, train
 from tests.conftest import uniform
 
 OPTIONS = {"num_experts": 2, "epochs": 3, "batch_train": 4, "dsa_strategy": "none"}
@@ -203,3 +203,32 @@ def test_impossible_settings_are_refused(pair, tmp_path, change):
     with pytest.raises(ValueError, match=r"network: expected one of convnet, resnet18, .*, got 'vgg'"):
         train_experts(pair, output=tmp_path, network="vgg", **OPTIONS)
     assert not list(tmp_path.iterdir())
+
+
+def test_segments_read_ahead_are_the_same_and_go_on_from_a_state(pair, tmp_path):
+    store = train_experts(pair, output=tmp_path, **OPTIONS)
+    options = {"num_experts": 2, "max_start_epoch": 3, "expert_epochs": 1, "segments": 2, "device": torch.device("cpu")}
+    plain, ahead = (SegmentReader(store, seeds.generator(1), ahead=ahead, **options) for ahead in (False, True))
+    states, read = [], []
+    for _ in range(6):
+        states.append(ahead.state())
+        read.append(ahead.next())
+        expected = plain.next()
+        assert read[-1][:2] == expected[:2]
+        assert torch.equal(read[-1].start, expected.start) and torch.equal(read[-1].target, expected.target)
+        for row, (expert, epoch) in enumerate(zip(*read[-1][:2], strict=True)):
+            assert torch.equal(read[-1].start[row], store.snapshot(expert, epoch))
+            assert torch.equal(read[-1].target[row], store.snapshot(expert, epoch + 1))
+    assert len({tuple(r.experts + r.start_epochs) for r in read}) > 1
+    ahead.load_state(states[2])
+    assert [ahead.next()[:2] for _ in range(4)] == [r[:2] for r in read[2:]]
+
+
+def test_a_damaged_file_is_named_when_its_segment_is_used(pair, tmp_path):
+    store = train_experts(pair, output=tmp_path, **OPTIONS | {"num_experts": 1, "epochs": 1})
+    file = store.path / "expert_0000.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + bytes(4))
+    options = {"num_experts": 1, "max_start_epoch": 1, "expert_epochs": 1, "segments": 1, "device": torch.device("cpu")}
+    reader = SegmentReader(TrajectoryStore(store.path), seeds.generator(1), ahead=True, **options)
+    with pytest.raises(ValueError, match="the snapshot of epoch 1 is damaged"):
+        reader.next()

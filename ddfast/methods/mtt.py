@@ -10,7 +10,7 @@ from ddfast.adjoints import CheckpointedUnroll
 from ddfast.arguments import expect_whole
 from ddfast.data import DSA, SyntheticSet
 from ddfast.data.augment import FULL_STRATEGY, Draw
-from ddfast.experts.trajectories import TrajectoryStore
+from ddfast.experts import SegmentReader, TrajectoryStore
 from ddfast.matching import match_trajectory
 from ddfast.planner import Plan, UnrollSize
 from ddfast.students import student_of
@@ -97,13 +97,22 @@ class MTT:
             raise ValueError(
                 f"num_experts: expected 1 to the {experts.num_experts} in {experts.path}, got {self.num_experts}"
             )
-        self.settings, self.experts, self.generator = settings, experts, generator
+        self.settings, self.generator = settings, generator
         self.student = student_of(network.to(device))
         self.augment, self.adjoint = DSA(settings.dsa_strategy), CheckpointedUnroll(plan=plan)
         self.synthetic = synthetic
         self.images = synthetic.images.detach().clone().to(device).requires_grad_()
         self.labels = synthetic.labels.detach().clone().to(device)
         self.lr = synthetic.lr.detach().clone().to(device).requires_grad_()
+        self.segments = SegmentReader(
+            experts,
+            generator,
+            num_experts=self.num_experts,
+            max_start_epoch=settings.max_start_epoch,
+            expert_epochs=settings.expert_epochs,
+            segments=settings.segments,
+            device=self.images.device,
+        )
         rates = [(self.images, settings.lr_img), (self.lr, settings.lr_lr)]
         if synthetic.is_soft and settings.lr_label:
             rates.append((self.labels.requires_grad_(), settings.lr_label))
@@ -150,6 +159,7 @@ class MTT:
             "learned": self._copies(),
             "good": self.good,
             "generator": self.generator.get_state(),
+            "segments": self.segments.state(),
             "skipped": self.skipped,
             "floored": self.floored,
         }
@@ -159,23 +169,20 @@ class MTT:
         self._set(state["learned"])
         self.good = [[value.to(self.images.device) for value in row] for row in state["good"]]
         self.generator.set_state(state["generator"])
+        self.segments.load_state(state["segments"])
         self.skipped, self.floored = state["skipped"], state["floored"]
 
     def step(self) -> dict[str, Any]:
         """One outer iteration; what it did, for the metrics. What comes out not finite, changes nothing."""
-        drawn = [
-            (self._draw(self.num_experts), self._draw(self.settings.max_start_epoch))
-            for _ in range(self.settings.segments)
-        ]
-        start, target = self._segments(drawn)
+        segments = self.segments.next()
         batches = self._batches()
         steps = {"syn_steps": self.settings.syn_steps} if batches is None else {"batches": batches}
         draws = self._augmentations(len(self.images) if batches is None else batches.shape[1])
         targets = self.labels.softmax(1) if self.synthetic.is_soft else self.labels
         losses = match_trajectory(  # [S]
             self.student,
-            start,
-            target,
+            segments.start,
+            segments.target,
             self.images,
             targets,
             self.lr,
@@ -198,23 +205,12 @@ class MTT:
         return {
             "loss": loss.item(),
             "lr": self.lr.item(),
-            **self._named(drawn),
+            "expert": segments.experts if len(segments.experts) > 1 else segments.experts[0],
+            "start_epoch": segments.start_epochs if len(segments.experts) > 1 else segments.start_epochs[0],
             "skipped": self.skipped,
             "floored": self.floored,
             "updated": updated,
         }
-
-    def _segments(self, drawn: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:  # [S, P] each
-        """Start and target of every drawn (expert, start epoch)."""
-        segments = [self.experts.segment(e, epoch, epoch + self.settings.expert_epochs) for e, epoch in drawn]
-        start, target = (torch.stack(parts).to(self.images.device) for parts in zip(*segments, strict=True))
-        return start, target
-
-    @staticmethod
-    def _named(drawn: list[tuple[int, int]]) -> dict[str, Any]:
-        """As the metrics hold them: lists where there are several segments."""
-        columns = dict(zip(("expert", "start_epoch"), zip(*drawn, strict=True), strict=True))
-        return {name: list(values) if len(values) > 1 else values[0] for name, values in columns.items()}
 
     def _descend(self, gradients: tuple[Tensor, ...]) -> None:  # of `learned`, in its order
         for tensor, gradient in zip(self.learned, gradients, strict=True):
@@ -225,9 +221,6 @@ class MTT:
             if self.lr < LR_FLOOR:
                 self.lr.fill_(LR_FLOOR)
                 self.floored += 1
-
-    def _draw(self, count: int) -> int:
-        return int(torch.randint(count, (), generator=self.generator))
 
     def _augmentations(self, count: int) -> list[Draw]:
         """One draw per inner step, made beforehand: the backward replays them."""

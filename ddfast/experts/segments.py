@@ -1,0 +1,91 @@
+"""Random segments of experts, read and copied to the device while the step before them runs."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddfast.experts.trajectories import TrajectoryStore
+
+
+class Segments(NamedTuple):
+    """S segments of trajectories, each from an expert's start epoch to expert_epochs later."""
+
+    experts: list[int]
+    start_epochs: list[int]
+    start: Tensor  # [S, P], on the device
+    target: Tensor  # [S, P]
+
+
+class SegmentReader:
+    """Draws and reads the segments of one outer step after another.
+
+    The draws have a generator of their own, seeded from the given one, so that the next ones can be read ahead.
+    `ahead`: None for reading ahead on a GPU only; on a CPU the second thread would take from the step what it saves.
+    """
+
+    def __init__(
+        self,
+        store: TrajectoryStore,
+        generator: torch.Generator,
+        *,
+        num_experts: int,
+        max_start_epoch: int,
+        expert_epochs: int,
+        segments: int,  # S
+        device: torch.device,
+        ahead: bool | None = None,
+    ):
+        self.store, self.device = store, device
+        self._limits, self._expert_epochs, self._count = (num_experts, max_start_epoch), expert_epochs, segments
+        self._generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        ahead = device.type == "cuda" if ahead is None else ahead
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ddfast segments") if ahead else None
+        self._stream = torch.cuda.Stream(device) if ahead and device.type == "cuda" else None
+        self._next: Future | None = None
+        self._state = self._generator.get_state()
+
+    def next(self) -> Segments:
+        """The next step's segments; ValueError for a damaged file, or a segment whose ends are equal."""
+        if self._thread is None:
+            segments = self._read(self._draw())
+        else:
+            segments = (self._next or self._read_ahead()).result()
+            self._next = self._read_ahead()
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self._stream)
+            for tensor in (segments.start, segments.target):
+                tensor.record_stream(current)
+        return segments
+
+    def state(self) -> Tensor:
+        """What `load_state` needs for the same `next` again."""
+        return self._state if self._next is not None else self._generator.get_state()
+
+    def load_state(self, state: Tensor) -> None:
+        """Go on from a `state`; what was read ahead is forgotten."""
+        self._next = None
+        self._generator.set_state(state)
+
+    def _draw(self) -> list[tuple[int, int]]:  # (expert, start epoch)
+        def draw(limit: int) -> int:
+            return int(torch.randint(limit, (), generator=self._generator))
+
+        return [(draw(self._limits[0]), draw(self._limits[1])) for _ in range(self._count)]
+
+    def _read_ahead(self) -> Future:
+        self._state = self._generator.get_state()
+        return self._thread.submit(self._read, self._draw())
+
+    def _read(self, drawn: list[tuple[int, int]]) -> Segments:
+        ends = [self.store.segment(expert, epoch, epoch + self._expert_epochs) for expert, epoch in drawn]
+        start, target = (torch.stack(rows) for rows in zip(*ends, strict=True))
+        if self._stream is not None:
+            with torch.cuda.stream(self._stream):
+                start, target = (t.pin_memory().to(self.device, non_blocking=True) for t in (start, target))
+        else:
+            start, target = start.to(self.device), target.to(self.device)
+        experts, epochs = (list(column) for column in zip(*drawn, strict=True))
+        return Segments(experts, epochs, start, target)
