@@ -17,6 +17,7 @@ CPU_SOURCES = [
     "csrc/ops/param_distance.cpp",
     "csrc/ops/norm_relu_pool.cpp",
     "csrc/ops/dsa_augment.cpp",
+    "csrc/ops/conv_weight.cpp",
     "csrc/ops/convnet.cpp",
 ]
 CUDA_SOURCES = [

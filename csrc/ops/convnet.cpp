@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "conv_weight.h"
 
 namespace ddfast {
 namespace {
@@ -137,16 +138,9 @@ Tensor conv(const Tensor& x, const Tensor& w) {
   return channels_last(at::convolution(x, w, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, groups(x, w)));
 }
 
-Tensors3 conv_backward(const Tensor& g, const Tensor& x, const Tensor& w, std::array<bool, 3> mask) {
-  return at::convolution_backward(g, x, w, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, groups(x, w), mask);
-}
-
 Tensor conv_input(const Tensor& g, const Tensor& x, const Tensor& w) {
-  return std::get<0>(conv_backward(g, x, w, {true, false, false}));
-}
-
-Tensor conv_weight(const Tensor& g, const Tensor& x, const Tensor& w) {
-  return std::get<1>(conv_backward(g, x, w, {false, true, false}));
+  return std::get<0>(at::convolution_backward(g, x, w, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0},
+                                              groups(x, w), {true, false, false}));
 }
 
 struct Block {
