@@ -217,6 +217,7 @@ def _print_table(result) -> None:
 @training_options
 @click.option("--epochs", type=AT_LEAST_1, help="Epochs of each; one snapshot after every one.")
 @click.option("--lr-teacher", type=POSITIVE, help="Learning rate.")
+@click.option("--at-once", type=AT_LEAST_1, help="Experts trained side by side.  [default: what fits a GPU; CPU: 1]")
 @click.option("--output", type=PATH, help="Folder.  [default: one in the user's cache]")
 def experts(dataset, ipc, preset, **options) -> None:
     """Train experts and keep a snapshot of their parameters after every epoch."""

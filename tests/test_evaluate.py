@@ -1,5 +1,6 @@
 """The evaluation protocol: what is trained, on what, and what is refused."""
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,8 @@ from ddfast import SyntheticSet, networks, seeds, train_experts
 from ddfast.data import Preprocessing, load_dataset
 from ddfast.evaluate import Evaluation, evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
 from tests.conftest import uniform
+
+protocol = importlib.import_module("ddfast.evaluate.protocol")
 
 
 @pytest.fixture
@@ -28,6 +31,27 @@ def test_evaluation_trains_from_scratch_and_tells_a_good_set_from_a_bad_one(data
     assert by_good.mean > 90 and by_bad.mean < 40
     assert by_good.n == 2 and len(by_good.accuracies["convnet"]) == 2
     assert evaluate(good, data, num_eval=2, epochs=60).accuracies == by_good.accuracies
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_networks_side_by_side_are_those_trained_one_by_one(data, good, monkeypatch, soft):
+    trained = []
+    original = protocol.train_networks
+
+    def remember(nets, *arguments, **options):
+        original(nets, *arguments, **options)
+        trained.append([torch.nn.utils.parameters_to_vector(net.parameters()).detach() for net in nets])
+
+    monkeypatch.setattr(protocol, "train_networks", remember)
+    if soft:
+        good = replace(good, labels=4 * torch.nn.functional.one_hot(good.labels).float())
+    options = {"num_eval": 3, "epochs": 8, "dsa_strategy": "flip_scale_color", "batch": 4}
+    for at_once in (1, 2):
+        evaluate(good, data, at_once=at_once, **options)
+    alone, together = trained[:3], trained[3:]
+    assert [len(nets) for nets in together] == [2, 1]
+    for (expected,), got in zip(alone, [net for nets in together for net in nets], strict=True):
+        assert torch.allclose(got, expected, atol=1e-5)
 
 
 def test_soft_labels_are_aimed_at(data, good):

@@ -52,6 +52,36 @@ def test_an_epoch_is_sgd_over_all_images_in_a_drawn_order(pair, tmp_path, strate
         assert torch.allclose(torch.nn.utils.parameters_to_vector(network.parameters()), got, atol=1e-6)
 
 
+def test_experts_side_by_side_are_those_trained_one_by_one(pair, tmp_path):
+    options = OPTIONS | {"num_experts": 3, "mom": 0.5, "l2": 0.01, "dsa_strategy": "flip_scale_color"}
+    alone = train_experts(pair, output=tmp_path / "alone", **options)
+    together = train_experts(pair, output=tmp_path / "together", at_once=2, **options)
+    for expert in range(3):
+        for epoch in range(4):
+            got, expected = together.snapshot(expert, epoch), alone.snapshot(expert, epoch)
+            assert torch.allclose(got, expected, atol=1e-5), (expert, epoch)
+
+
+def test_side_by_side_training_that_is_interrupted_goes_on(pair, tmp_path, monkeypatch):
+    options = OPTIONS | {"epochs": 4, "mom": 0.9}
+    whole = train_experts(pair, output=tmp_path / "whole", **options)
+    original = train._Training._train_epoch
+
+    def interrupted(self):
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(train._Training, "_train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_experts(pair, output=tmp_path / "killed", at_once=2, **options)
+    kept = {p.name for p in (tmp_path / "killed").glob("unfinished*")}
+    assert kept == {"unfinished_0000.safetensors", "unfinished_0001.safetensors"}
+    monkeypatch.setattr(train._Training, "_train_epoch", original)
+    store = train_experts(pair, output=tmp_path / "killed", at_once=2, **options)
+    assert all(torch.allclose(store.snapshot(e, 4), whole.snapshot(e, 4), atol=1e-5) for e in range(2))
+
+
 @pytest.mark.parametrize("mom", [0.0, 0.9])
 def test_an_interrupted_training_goes_on_bit_for_bit(pair, tmp_path, monkeypatch, mom):
     options = OPTIONS | {"num_experts": 1, "epochs": 4, "mom": mom, "dsa_strategy": "flip_scale"}
@@ -103,7 +133,7 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_state_alone(pai
 def test_experts_that_are_there_are_not_trained_again_and_more_can_be_added(pair, tmp_path, monkeypatch):
     trained = []
     original = train._Training.run
-    monkeypatch.setattr(train._Training, "run", lambda self, name: trained.append(self.expert) or original(self, name))
+    monkeypatch.setattr(train._Training, "run", lambda self, name: trained.extend(self.experts) or original(self, name))
     for count in (1, 1, 3):
         assert train_experts(pair, output=tmp_path, **(OPTIONS | {"num_experts": count})).num_experts == count
     assert trained == [0, 1, 2]

@@ -27,7 +27,7 @@ SCALE = 1.2
 class Draw:
     """One drawn transform: call it on images [B, C, H, W]; differentiable in them, and always the same."""
 
-    kind: str  # a transform of TRANSFORMS, or none
+    kind: str  # a transform of TRANSFORMS, several of them, or none
     values: dict[str, Tensor]  # as they were drawn: [B] each, or [1] for one magnitude for the batch
     rows: Tensor  # float64 [B, 16], what ddfast.ops.dsa_augment takes
 
@@ -38,6 +38,13 @@ class Draw:
     def to(self, device: torch.device) -> "Draw":
         """The same on a device."""
         return replace(self, rows=self.rows.to(device))
+
+
+def joined(draws: list[Draw]) -> Draw:
+    """The draws of several minibatches of one strategy as that of all their images, one after another."""
+    if len(draws) == 1 or draws[0].kind == NO_STRATEGY:
+        return draws[0]
+    return Draw("several", {}, torch.cat([draw.rows for draw in draws]))
 
 
 class DSA:

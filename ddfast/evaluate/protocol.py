@@ -7,15 +7,15 @@ from statistics import fmean, stdev
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import vector_to_parameters
 
 from ddfast import networks as all_networks
 from ddfast import seeds
 from ddfast.arguments import expect_whole
 from ddfast.data import DSA, Batches, Dataset, SyntheticSet, load_dataset
-from ddfast.data.augment import NO_STRATEGY
+from ddfast.data.augment import NO_STRATEGY, joined
 from ddfast.devices import resolve_device
+from ddfast.students import Training, side_by_side
 
 BASELINE_LR = 0.01  # for sets that bring no learning rate of their own
 BATCH = 256
@@ -73,6 +73,7 @@ def evaluate(
     protocol: str = "ddfast",
     seed: int = 0,
     device: str | torch.device | None = None,
+    at_once: int | None = None,
     **data_options,
 ) -> Evaluation:
     """Train `num_eval` networks of each name from scratch on the synthetic set, and test each after its last epoch.
@@ -87,13 +88,15 @@ def evaluate(
         lr: None for the set's own.
         dsa_strategy: None for the set's own.
         protocol: ddfast (momentum kept when the rate drops), or mtt (MTT's published code: lost there).
+        at_once: networks trained side by side; None for one on a CPU, on a GPU as many as fit. Others than the fused
+            ConvNet are trained one by one.
         data_options: root and download of load_dataset.
 
     Errors: ValueError for unknown networks, classes or channels that differ, a whitening fitted on other data, or
     images that are not finite.
     """
     epochs = _epochs(epochs, protocol)
-    expect_whole(num_eval=num_eval, epochs=epochs, batch=batch)
+    expect_whole(num_eval=num_eval, epochs=epochs, batch=batch, at_once=1 if at_once is None else at_once)
     device = resolve_device(device)
     lr = float(synthetic.lr) if lr is None else lr
     if not 0 < lr < float("inf"):
@@ -105,10 +108,9 @@ def evaluate(
     plan = _Plan(synthetic, epochs, lr, batch, dsa_strategy, protocol, device)
     test = data.test_batches(device)
     accuracies = {
-        name: [
-            plan.accuracy(name, data, test, seeds.generator(seed, "evaluate", name, repeat))
-            for repeat in range(num_eval)
-        ]
+        name: plan.accuracies(
+            name, data, test, [seeds.generator(seed, "evaluate", name, n) for n in range(num_eval)], at_once
+        )
         for name in networks
     }
     return Evaluation(accuracies)
@@ -126,9 +128,10 @@ class _Plan:
     protocol: str
     device: torch.device
 
-    def accuracy(self, name: str, data: Dataset, test: Batches, generator: torch.Generator) -> float:
-        """Test accuracy of a network after it."""
-        net = all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
+    def accuracies(
+        self, name: str, data: Dataset, test: Batches, generators: list[torch.Generator], at_once: int | None = None
+    ) -> list[float]:
+        """Test accuracies of networks after it, one per generator; so many are trained side by side."""
         images, targets = self.synthetic.images.to(self.device), self.synthetic.targets.to(self.device)
         augment = DSA(self.synthetic.dsa_strategy if self.dsa_strategy is None else self.dsa_strategy)
 
@@ -136,8 +139,20 @@ class _Plan:
             for chosen in torch.randperm(len(images), generator=generator).to(self.device).split(self.batch):
                 yield images[chosen], targets[chosen]
 
-        train_network(net, epoch_of, augment, self.lr, self.epochs, generator, as_mtt=self.protocol == "mtt")
-        return accuracy(net, test)
+        def create(generator: torch.Generator) -> nn.Module:
+            return all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
+
+        results = []
+        while generators:
+            first = create(generators[0])
+            size = torch.Size((min(self.batch, len(images)), *images.shape[1:]))
+            together = side_by_side(first, len(generators), size, self.device, at_once)
+            now, generators = generators[:together], generators[together:]
+            nets = [first, *map(create, now[1:])]
+            as_mtt = self.protocol == "mtt"
+            train_networks(nets, epoch_of, augment, self.lr, self.epochs, now, as_mtt=as_mtt)
+            results += [accuracy(net, test) for net in nets]
+        return results
 
 
 def _epochs(epochs: int | None, protocol: str) -> int:
@@ -199,7 +214,7 @@ def evaluate_random_real(
         plan = _Plan(synthetic, epochs, BASELINE_LR, batch, dsa_strategy, protocol, device)
         for name in networks:
             generator = seeds.generator(seed, "evaluate random_real", name, repeat)
-            accuracies[name].append(plan.accuracy(name, dataset, test, generator))
+            accuracies[name] += plan.accuracies(name, dataset, test, [generator])
     return Evaluation(accuracies)
 
 
@@ -222,7 +237,8 @@ def evaluate_full_data(
         for repeat in range(num_eval):
             generator = seeds.generator(seed, "full data", name, repeat)
             net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(device)
-            train_network(net, partial(train.shuffled, BATCH), DSA(dsa_strategy), BASELINE_LR, epochs, generator)
+            epoch_of, augment = partial(train.shuffled, BATCH), DSA(dsa_strategy)
+            train_networks([net], epoch_of, augment, BASELINE_LR, epochs, [generator])
             accuracies[name].append(accuracy(net, test))
     return Evaluation(accuracies)
 
@@ -259,34 +275,36 @@ def _take_statistics(net: nn.Module, dataset: Dataset, device: torch.device) -> 
         net(images)
 
 
-def train_network(
-    net: nn.Module,
+def train_networks(
+    nets: list[nn.Module],
     epoch_of: Callable[[torch.Generator], Iterable[tuple[Tensor, Tensor]]],
     augment: DSA,
     lr: float,
     epochs: int,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
     *,
     as_mtt: bool = False,
 ) -> None:
-    """Train a network in place on the minibatches (images [B, C, H, W], targets) of every epoch.
+    """Train networks in place, side by side, each on the minibatches (images [B, C, H, W], targets) of its generator.
 
     The rate drops after half of the epochs; as_mtt: two epochs later (1001 epochs: 502 at the full rate, as MTT's code
     does after its epoch of index 501), and the momentum is lost there.
     """
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
-    net.train()
+    for net in nets:
+        net.train()
+    training = Training(nets, lr=lr, momentum=0.9, weight_decay=5e-4)
     for epoch in range(epochs):
         if epoch == ((epochs - 1) // 2 + 2 if as_mtt else (epochs + 1) // 2):
-            for group in optimizer.param_groups:
+            for group in training.optimizer.param_groups:
                 group["lr"] = lr / 10
             if as_mtt:
-                optimizer.state.clear()
-        for images, targets in epoch_of(generator):
-            draw = augment.draw(len(images), tuple(images.shape[2:]), generator).to(images.device)
-            optimizer.zero_grad()
-            cross_entropy(net(draw(images)), targets).backward()
-            optimizer.step()
+                training.optimizer.state.clear()
+        for minibatches in zip(*(epoch_of(generator) for generator in generators), strict=True):
+            images, targets = (torch.stack(column) for column in zip(*minibatches, strict=True))
+            S, B, _, H, W = images.shape
+            draw = joined([augment.draw(B, (H, W), generator) for generator in generators]).to(images.device)
+            training.step(draw(images.flatten(0, 1)).unflatten(0, (S, B)), targets)
+    training.write()
 
 
 @torch.no_grad()

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ddfast import networks, seeds
 from ddfast.arguments import expect_whole
 from ddfast.data import DSA, Batches, Dataset, load_dataset
-from ddfast.data.augment import FULL_STRATEGY
+from ddfast.data.augment import FULL_STRATEGY, joined
 from ddfast.devices import resolve_device
 from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.files import cache_folder, locking
+from ddfast.students import Training, side_by_side
 
 log = logging.getLogger("ddfast")
 
@@ -60,6 +59,7 @@ def train_experts(
     dsa_strategy: str = FULL_STRATEGY,
     seed: int = 0,
     device: str | torch.device | None = None,
+    at_once: int | None = None,
     **data_options,
 ) -> TrajectoryStore:
     """Train experts by SGD with DSA (MTT section 3.1, by default without momentum and decay), one snapshot per epoch.
@@ -74,12 +74,14 @@ def train_experts(
         lr_teacher, mom, l2: learning rate, momentum and weight decay.
         batch_train: images per minibatch; every epoch visits all in a new random order.
         dsa_strategy: augmentation of the real images, see ddfast.data.DSA.
+        at_once: experts trained side by side, each on its own order of the data; None for one on a CPU, on a GPU as
+            many as fit. Other networks than the fused ConvNet are trained one by one.
         data_options: those of ddfast.data.load_dataset.
 
     Errors: ValueError for settings that make no sense, a folder that holds experts of other settings, or an expert
     whose loss is not finite.
     """
-    expect_whole(num_experts=num_experts, epochs=epochs)
+    expect_whole(num_experts=num_experts, epochs=epochs, at_once=1 if at_once is None else at_once)
     sgd = SGD(lr_teacher, mom, l2, batch_train, dsa_strategy)
     device = resolve_device(device)
     data = load_dataset(dataset, **data_options)
@@ -99,26 +101,41 @@ def train_experts(
     if store.num_experts < num_experts:
         with locking(path, wait=True):  # another run may be training the same
             P = sum(p.numel() for p in net.parameters())
-            _train_missing(store, data, range(store.num_experts, num_experts), P, sgd, device)
+            _train_missing(store, data, range(store.num_experts, num_experts), P, sgd, device, at_once)
     return store
 
 
 def _train_missing(
-    store: TrajectoryStore, data: Dataset, missing: range, P: int, sgd: SGD, device: torch.device
+    store: TrajectoryStore,
+    data: Dataset,
+    missing: range,
+    P: int,
+    sgd: SGD,
+    device: torch.device,
+    at_once: int | None,
 ) -> None:
     """Train the experts that a store lacks."""
     network, seed = store.settings["network"], store.settings["seed"]
     size = len(missing) * (store.epochs + 1) * P * 4 / 1e6
     log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), store.epochs, size, store.path)
     batches = data.train_batches(device)
-    for expert in missing:
-        began = time.perf_counter()
-        generator = seeds.generator(seed, "expert", expert)
-        net = networks.create(network, generator=generator, **data.network_arguments).to(device)
-        training = _Training(net, batches, data, sgd, store, expert, seed)
-        training.run(f"expert {expert + 1} of {missing.stop}")
-        store.add(expert, training.snapshots)
-        log.info("expert %d of %d trained in %.1f s", expert + 1, missing.stop, time.perf_counter() - began)
+    while missing:
+        began, alone = time.perf_counter(), store.unfinished(missing[0]) is not None
+
+        def create(expert: int) -> nn.Module:
+            generator = seeds.generator(seed, "expert", expert)
+            return networks.create(network, generator=generator, **data.network_arguments).to(device)
+
+        size = torch.Size((sgd.batch_train, *data.train_images.shape[1:]))
+        first = create(missing[0])
+        together = missing[: 1 if alone else side_by_side(first, len(missing), size, device, at_once)]
+        training = _Training([first, *map(create, together[1:])], batches, data, sgd, store, together[0])
+        names = f"{together[0] + 1}" if len(together) == 1 else f"{together[0] + 1} to {together[-1] + 1}"
+        training.run(f"expert {names} of {missing.stop}")
+        for expert, snapshots in zip(together, training.snapshots, strict=True):
+            store.add(expert, snapshots)
+        missing = missing[len(together) :]
+        log.info("expert %s of %d trained in %.1f s", names, missing.stop, time.perf_counter() - began)
 
 
 def folder_name(settings: dict, epochs: int) -> str:
@@ -129,22 +146,23 @@ def folder_name(settings: dict, epochs: int) -> str:
 
 
 class _Training:
-    """One expert's training, which can go on where it was interrupted."""
+    """The training of some experts side by side, which can go on where it was interrupted."""
 
     def __init__(
-        self, net: nn.Module, batches: Batches, data: Dataset, sgd: SGD, store: TrajectoryStore, expert: int, seed: int
+        self, nets: list[nn.Module], batches: Batches, data: Dataset, sgd: SGD, store: TrajectoryStore, first: int
     ):
-        self.net, self.batches, self.sgd, self.store = net, batches, sgd, store
-        self.image_size, self.expert, self.seed = data.image_size, expert, seed
+        self.batches, self.sgd, self.store, self.seed = batches, sgd, store, store.settings["seed"]
+        self.image_size, self.experts = data.image_size, range(first, first + len(nets))
         self.augment = DSA(sgd.dsa_strategy)
-        self.optimizer = torch.optim.SGD(net.parameters(), lr=sgd.lr_teacher, momentum=sgd.mom, weight_decay=sgd.l2)
-        start = parameters_to_vector(net.parameters()).detach()
-        # [E + 1, P], a copy each: a view of the live weights would move with them
-        self.snapshots = torch.empty(store.epochs + 1, len(start))
-        self.snapshots[0] = start
+        self.training = Training(nets, lr=sgd.lr_teacher, momentum=sgd.mom, weight_decay=sgd.l2)
+        start = self.training.parameters()
+        # [S, E + 1, P], a copy each: a view of the live weights would move with them
+        self.snapshots = torch.empty(len(nets), store.epochs + 1, start.shape[1])
+        self.snapshots[:, 0] = start
         self.epoch = self.kept_epoch = 0
-        self.velocity = torch.empty(0)  # [P] after the last whole epoch, with momentum
-        self._go_on(store.unfinished(expert))
+        self.velocity = torch.empty(len(nets), 0)  # [S, P] after the last whole epoch, with momentum
+        if len(nets) == 1:
+            self._go_on(store.unfinished(first))
 
     def run(self, name: str) -> None:
         """Train to the last epoch; ValueError where the loss is not finite. Interrupted, it keeps the whole epochs."""
@@ -152,62 +170,58 @@ class _Training:
             self._run(name)
         except KeyboardInterrupt:
             if self.epoch > self.kept_epoch:
-                self.store.keep_unfinished(self.expert, self._state())
+                self._keep()
             raise
 
     def _run(self, name: str) -> None:
         kept = time.perf_counter()
         while self.epoch < self.store.epochs:
             began = time.perf_counter()
-            loss = self._train_epoch()
+            losses = self._train_epoch()
             self.epoch += 1
-            self.snapshots[self.epoch] = parameters_to_vector(self.net.parameters()).detach()
+            self.snapshots[:, self.epoch] = self.training.parameters()
             if self.sgd.mom:
-                buffers = [self.optimizer.state[p]["momentum_buffer"] for p in self.net.parameters()]
-                self.velocity = parameters_to_vector(buffers)
-            if not (loss.isfinite() and self.snapshots[self.epoch].isfinite().all()):
+                self.velocity = self.training.velocity()
+            finite = losses.isfinite().cpu() & self.snapshots[:, self.epoch].isfinite().all(1)
+            if not finite.all():
+                expert = self.experts[int((~finite).nonzero()[0])]
                 raise ValueError(
-                    f"expert {self.expert} diverged: loss or parameters are not finite after epoch {self.epoch}; "
+                    f"expert {expert} diverged: loss or parameters are not finite after epoch {self.epoch}; "
                     f"try a smaller lr_teacher than {self.sgd.lr_teacher}"
                 )
-            now = time.perf_counter()
+            now, loss = time.perf_counter(), losses.mean()
             if now - began > 5:
                 log.info(
                     "%s: epoch %d of %d, loss %.3f, %.0f s", name, self.epoch, self.store.epochs, loss, now - began
                 )
             if now - kept > KEEP_SECONDS and self.epoch < self.store.epochs:
-                self.store.keep_unfinished(self.expert, self._state())
+                self._keep()
                 kept, self.kept_epoch = now, self.epoch
 
-    def _train_epoch(self) -> Tensor:  # [], the mean loss
-        generator = seeds.generator(self.seed, "expert", self.expert, "epoch", self.epoch)
-        self.net.train()
+    def _train_epoch(self) -> Tensor:  # [S], the mean losses
+        generators = [seeds.generator(self.seed, "expert", e, "epoch", self.epoch) for e in self.experts]
+        for net in self.training.nets:
+            net.train()
+        orders = torch.stack([torch.randperm(len(self.batches), generator=generator) for generator in generators])
         losses = []
-        for images, labels in self.batches.shuffled(self.sgd.batch_train, generator):
-            draw = self.augment.draw(len(images), self.image_size, generator).to(images.device)
-            self.optimizer.zero_grad()
-            loss = cross_entropy(self.net(draw(images)), labels)
-            loss.backward()
-            self.optimizer.step()
-            losses.append(loss.detach())
-        return torch.stack(losses).mean()
+        for indices in orders.split(self.sgd.batch_train, 1):  # [S, B]
+            images, labels = self.batches.take(indices.reshape(-1))
+            draws = [self.augment.draw(indices.shape[1], self.image_size, generator) for generator in generators]
+            images = joined(draws).to(images.device)(images)
+            losses.append(self.training.step(images.unflatten(0, indices.shape), labels.view(indices.shape)))
+        return torch.stack(losses).mean(0)
 
-    def _state(self) -> dict[str, Tensor]:
-        return {"snapshots": self.snapshots[: self.epoch + 1], "velocity": self.velocity}
+    def _keep(self) -> None:
+        for expert, snapshots, velocity in zip(self.experts, self.snapshots, self.velocity, strict=True):
+            state = {"snapshots": snapshots[: self.epoch + 1], "velocity": velocity}
+            self.store.keep_unfinished(expert, state)
 
     def _go_on(self, state: dict[str, Tensor] | None) -> None:
-        P = self.snapshots.shape[1]
+        P = self.snapshots.shape[2]
         if state is None or state.get("snapshots", torch.empty(0)).shape[1:] != (P,):
             return
         self.epoch = self.kept_epoch = len(state["snapshots"]) - 1
-        self.snapshots[: self.epoch + 1] = state["snapshots"]
-        parameters = list(self.net.parameters())
-        vector_to_parameters(
-            self.snapshots[self.epoch].clone().to(parameters[0].device), parameters
-        )  # not the snapshot
-        if self.sgd.mom:
-            self.velocity = state["velocity"]
-            velocity = self.velocity.to(parameters[0].device)
-            for p, piece in zip(parameters, velocity.split([p.numel() for p in parameters]), strict=True):
-                self.optimizer.state[p]["momentum_buffer"] = piece.view_as(p).clone()
-        log.info("expert %d goes on after epoch %d", self.expert, self.epoch)
+        self.snapshots[0, : self.epoch + 1] = state["snapshots"]
+        self.velocity = state["velocity"][None]
+        self.training.load(self.snapshots[:, self.epoch], self.velocity if self.sgd.mom else None)
+        log.info("expert %d goes on after epoch %d", self.experts[0], self.epoch)

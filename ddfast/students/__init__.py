@@ -6,6 +6,7 @@ from ddfast.students.base import GradientJvp, Step, StepBytes, Student, Wanted
 from ddfast.students.convnet import ConvNetStudent, why_not_fused
 from ddfast.students.micro_batches import MicroBatches
 from ddfast.students.module import ModuleStudent
+from ddfast.students.training import Training, side_by_side
 
 __all__ = [
     "ConvNetStudent",
@@ -15,7 +16,9 @@ __all__ = [
     "Step",
     "StepBytes",
     "Student",
+    "Training",
     "Wanted",
+    "side_by_side",
     "student_of",
     "why_not_fused",
 ]
