@@ -19,6 +19,7 @@ CPU_SOURCES = [
     "csrc/ops/dsa_augment.cpp",
     "csrc/ops/conv_weight.cpp",
     "csrc/ops/convnet.cpp",
+    "csrc/ops/unroll.cpp",
 ]
 CUDA_SOURCES = [
     "csrc/ops/param_distance_cuda.cu",

@@ -11,6 +11,7 @@ from benchmarks.measure import DEVICE, relative_error
 from ddfast.data import DSA
 from ddfast.networks import ConvNet
 from ddfast.seeds import generator
+from ddfast.students import Training
 
 ROWS = {"eager": "eager", "eager, channels-last": "eager, channels-last", "ddfast": "ddfast"}
 SETTINGS = {
@@ -34,16 +35,20 @@ def make(variant, batch, side, small=False, dtype="float32"):
     network.to(DEVICE, dtype)
     if variant == "eager, channels-last":
         network.to(memory_format=torch.channels_last)
-    augment, optimizer = DSA(), torch.optim.SGD(network.parameters(), lr=0.01)
+    augment = DSA()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    training = Training([network], lr=0.01) if variant == "ddfast" else None
 
     def step():
         x = augment.draw(batch, (side, side), draws).to(DEVICE)(images)
-        if variant == "eager, channels-last":
-            x = x.contiguous(memory_format=torch.channels_last)
+        if training is not None:
+            training.step(x[None], labels[None])
+            return [training.optimizer.param_groups[0]["params"][0].grad[0]]
+        x = x.contiguous(memory_format=torch.channels_last if "channels-last" in variant else torch.contiguous_format)
         optimizer.zero_grad()
         cross_entropy(network(x), labels).backward()
         optimizer.step()
-        return [p.grad for p in network.parameters()]
+        return [torch.cat([p.grad.flatten() for p in network.parameters()])]
 
     return step
 

@@ -24,7 +24,8 @@ def peak_bytes(module: str, **case) -> int:
     output = subprocess.run(
         [sys.executable, "-m", "benchmarks.measure", module, json.dumps(case)],
         cwd=ROOT,
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        env={name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        | {"MALLOC_MMAP_THRESHOLD_": "65536"},
         check=True,
         capture_output=True,
         text=True,

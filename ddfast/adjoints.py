@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ddfast import ops
+from ddfast.ops import Steps
 from ddfast.planner import Plan, UnrollSize, make_plan, parse_budget
-from ddfast.students import MicroBatches, Step, Student, Wanted
+from ddfast.students import ConvNetStudent, MicroBatches, Step, Student, Wanted
+from ddfast.students.base import check_labels
 
+# One with `rows` [T, B, 16], the parameters of ops.dsa_augment for every step, may run inside ops.unroll.
 Augment = Callable[[Tensor, int], Tensor]
 
 
@@ -160,9 +164,27 @@ class _Recomputing:
             plan = make_plan(
                 unroll.student, unroll.size(start, images), parse_budget(self.memory_budget, images.device)
             )
+        if self.second_order and _is_one_op(unroll, plan):
+            check_labels(labels, unroll.student.layout.num_classes)
+            rows = None if unroll.augment is None else unroll.augment.rows.to(images.dtype)
+            steps = Steps(unroll.batches, rows, unroll.syn_steps, unroll.momentum, unroll.weight_decay)
+            return ops.unroll(start, images, labels, lr, steps, plan.stored_steps, unroll.student.layout)
         if plan.micro_batch is not None:
             unroll = replace(unroll, student=MicroBatches(unroll.student, plan.micro_batch))
         return _Checkpointed.apply(unroll, plan, self.second_order, start, images, labels, lr)
+
+
+def _is_one_op(unroll: Unroll, plan: Plan) -> bool:
+    """Whether the whole loop runs as ops.unroll: the fused ConvNet, an augmentation by rows of parameters, and a plan
+    without micro-batches, thinned states, or steps stored in part (an op cannot free those as it goes)."""
+    return (
+        isinstance(unroll.student, ConvNetStudent)
+        and (unroll.augment is None or isinstance(getattr(unroll.augment, "rows", None), Tensor))
+        and plan.micro_batch is None
+        and plan.state_every == 1
+        and plan.stored_steps in (0, unroll.syn_steps)
+        and not unroll.return_states
+    )
 
 
 class CheckpointedUnroll(_Recomputing):

@@ -1,5 +1,6 @@
 """The command line: the only place that prints, and that turns options into keyword arguments."""
 
+import ctypes
 import json
 import logging
 import os
@@ -10,14 +11,14 @@ from pathlib import Path
 
 import click
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 EXPECTED = (ValueError, TypeError, OSError, NotImplementedError)  # what the library raises at its doors
 
 
 def main() -> None:
     """Run `ddfast`; an error is one sentence on stderr and exit status 1, a traceback only with --traceback."""
-    # PyTorch then asks for large pages: on a CPU half of the time of large tensors is page faults otherwise.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    _make_page_faults_rare()
     # A run that is told to end saves what it has, as on Ctrl-C.
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.default_int_handler)
@@ -31,6 +32,16 @@ def main() -> None:
             sentence = f"{type(error).__name__}: {sentence} (`ddfast --traceback …` shows where)"
         click.echo(f"ddfast: {sentence}", err=True)
         sys.exit(1)
+
+
+def _make_page_faults_rare() -> None:
+    """On a CPU they are up to half of the time of large tensors: let PyTorch ask for large pages, and glibc keep what
+    is freed for the next tensor instead of giving it back to the system."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @click.group(

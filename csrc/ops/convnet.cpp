@@ -4,9 +4,10 @@
 // S students are folded into channels: maps are [B, S·C, H, W], channels-last, and convolutions have S groups. Images
 // that all students see keep their C channels, and the first convolution one group. The formulas, and their names, are
 // those of the reference in ddfast/ops/convnet.py.
+#include "convnet.h"
+
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <array>
@@ -23,14 +24,9 @@ using at::Tensor;
 using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
 constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
 
-template <typename T>
-using Passed = std::conditional_t<std::is_arithmetic_v<T>, T, const T&>;
-
-// A face of norm_relu_pool, on whichever device, or its reference where there is no kernel.
 template <typename... Arguments>
 Tensors3 call(const char* name, const Arguments&... arguments) {
-  using Signature = Tensors3(Passed<Arguments>...);
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>().call(arguments...);
+  return call_op<Tensors3>(name, arguments...);
 }
 
 struct Layout {
@@ -200,6 +196,8 @@ Tensor convnet_forward(const Tensor& parameters, const Tensor& images, int64_t w
   return forward(Weights(parameters, images, layout), images, layout, {}, false).logits;
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, std::vector<Tensor>> convnet_grad(const Tensor& parameters, const Tensor& images,
                                                              const Tensor& labels, bool keep, int64_t width,
                                                              int64_t depth, int64_t num_classes, int64_t border,
@@ -297,6 +295,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
   return {(delta * dlogits).sum({1, 2}), by_parameters, by_images,
           want_labels ? ((p_dot - dlogits) / B).sum_to_size(targets.sizes()) : empty};
 }
+
+namespace {
 
 void register_convnet(torch::Library& m) {
   m.impl("convnet_forward", &convnet_forward);

@@ -40,6 +40,22 @@ class Draw:
         return replace(self, rows=self.rows.to(device))
 
 
+@dataclass(frozen=True)
+class Draws:
+    """The draws of all inner steps: what ddfast.unroll takes as `augment`."""
+
+    rows: Tensor  # [T, B, 16]
+
+    def __call__(self, images: Tensor, n: int) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
+        """Transform the minibatch of step n."""
+        return dsa_augment(images, self.rows[n].to(images.dtype))
+
+    @staticmethod
+    def of(draws: list[Draw]) -> "Draws | None":
+        """Those of every step; None where nothing is augmented."""
+        return None if draws[0].kind == NO_STRATEGY else Draws(torch.stack([draw.rows for draw in draws]))
+
+
 def joined(draws: list[Draw]) -> Draw:
     """The draws of several minibatches of one strategy as that of all their images, one after another."""
     if len(draws) == 1 or draws[0].kind == NO_STRATEGY:

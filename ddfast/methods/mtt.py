@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ddfast.adjoints import CheckpointedUnroll
 from ddfast.arguments import expect_whole
 from ddfast.data import DSA, SyntheticSet
-from ddfast.data.augment import FULL_STRATEGY, Draw
+from ddfast.data.augment import FULL_STRATEGY, Draw, Draws
 from ddfast.experts import SegmentReader, TrajectoryStore
 from ddfast.matching import match_trajectory
 from ddfast.planner import Plan, UnrollSize
@@ -187,7 +187,7 @@ class MTT:
             targets,
             self.lr,
             **steps,
-            augment=lambda x, n: draws[n](x),
+            augment=Draws.of(draws),
             adjoint=self.adjoint,
         )
         loss = losses.mean()

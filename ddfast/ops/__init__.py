@@ -7,10 +7,12 @@ from ddfast.ops.convnet import ConvNetLayout, convnet_forward, convnet_grad, con
 from ddfast.ops.dsa_augment import dsa_augment
 from ddfast.ops.norm_relu_pool import norm_relu_pool
 from ddfast.ops.param_distance import param_distance
+from ddfast.ops.unroll import Steps, unroll
 
 __all__ = [
     "EXTENSION",
     "ConvNetLayout",
+    "Steps",
     "channels_last",
     "convnet_forward",
     "convnet_grad",
@@ -21,4 +23,5 @@ __all__ = [
     "op_names",
     "param_distance",
     "reference_mode",
+    "unroll",
 ]

@@ -1,0 +1,33 @@
+// The ConvNet on flat parameters, for the ops that are made of it; see convnet.cpp.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <array>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+namespace ddfast {
+
+template <typename T>
+using Passed = std::conditional_t<std::is_arithmetic_v<T>, T, const T&>;
+
+// An op of ddfast, on whichever device, or its reference where there is no kernel.
+template <typename Result, typename... Arguments>
+Result call_op(const char* name, const Arguments&... arguments) {
+  using Signature = Result(Passed<Arguments>...);
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>().call(arguments...);
+}
+
+std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> convnet_grad(
+    const at::Tensor& parameters, const at::Tensor& images, const at::Tensor& labels, bool keep, int64_t width,
+    int64_t depth, int64_t num_classes, int64_t border, double eps);
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> convnet_grad_jvp(
+    const at::Tensor& parameters, const at::Tensor& images, const at::Tensor& labels, const at::Tensor& direction,
+    at::TensorList kept, std::array<bool, 3> wanted, int64_t width, int64_t depth, int64_t num_classes, int64_t border,
+    double eps);
+
+}  // namespace ddfast

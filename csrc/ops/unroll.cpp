@@ -1,0 +1,133 @@
+// The checkpointed unroll of a ConvNet and its adjoint, the whole loop; the formulas are those of the reference in
+// ddfast/ops/unroll.py. One source for both devices.
+#include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
+#include <torch/library.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "convnet.h"
+
+namespace ddfast {
+namespace {
+
+using at::Tensor;
+using Optional = std::optional<Tensor>;
+
+// What the forward sweep and the adjoint share.
+struct Unroll {
+  const Tensor& images;     // [I, C, H, W]
+  const Tensor& labels;     // int64 [I] or [I, K]
+  const Tensor& lr;         // [] or [T]
+  const Optional& batches;  // int64 [T, B]
+  const Optional& rows;     // [T, B, 16]
+  double momentum, weight_decay;
+
+  Tensor take(const Tensor& values, int64_t n) const {
+    return batches.has_value() ? values.index_select(0, batches->select(0, n)) : values;
+  }
+  Tensor minibatch(int64_t n) const {
+    const Tensor taken = take(images, n);
+    return rows.has_value() ? call_op<Tensor>("ddfast::dsa_augment", taken, rows->select(0, n)) : taken;
+  }
+  Tensor rate(int64_t n) const { return lr.dim() == 0 ? lr : lr.select(0, n); }
+
+  // total[b_n] += values, in one fixed order
+  void scatter(Tensor& total, int64_t n, const Tensor& values) const {
+    if (!batches.has_value()) {
+      total.add_(values);
+    } else if (total.is_cpu()) {
+      total.index_add_(0, batches->select(0, n), values);  // index_put_ adds with atomics on a CPU, index_add_ on CUDA
+    } else {
+      total.index_put_({Optional(batches->select(0, n))}, values, true);
+    }
+  }
+};
+
+// θ_T [S, P], θ_0 … θ_{T−1} [T, S, P], and what the last stored_steps steps kept, 2·depth tensors each
+std::tuple<Tensor, Tensor, std::vector<Tensor>> unroll(const Tensor& start, const Tensor& images, const Tensor& labels,
+                                                       const Tensor& lr, const Optional& batches, const Optional& rows,
+                                                       int64_t syn_steps, double momentum, double weight_decay,
+                                                       int64_t stored_steps, int64_t width, int64_t depth,
+                                                       int64_t num_classes, int64_t border, double eps) {
+  const Unroll sweep{images, labels, lr, batches, rows, momentum, weight_decay};
+  Tensor states = at::empty({syn_steps, start.size(0), start.size(1)}, start.options());
+  Tensor theta = start, velocity;
+  std::vector<Tensor> kept;
+  for (int64_t n = 0; n < syn_steps; ++n) {
+    states.select(0, n).copy_(theta);
+    auto [loss, gradient, step] = convnet_grad(theta, sweep.minibatch(n), sweep.take(labels, n),
+                                               n >= syn_steps - stored_steps, width, depth, num_classes, border, eps);
+    kept.insert(kept.end(), step.begin(), step.end());
+    if (weight_decay != 0) gradient.add_(theta, weight_decay);
+    if (momentum != 0) {
+      if (velocity.defined()) gradient.add_(velocity, momentum);
+      velocity = gradient;
+    }
+    theta = theta - sweep.rate(n) * gradient;
+  }
+  return {theta, states, kept};
+}
+
+// Gradients in start [S, P], images, labels [I, K], lr, each [0] where not wanted
+std::tuple<Tensor, Tensor, Tensor, Tensor> unroll_backward(const Tensor& grad, const Tensor& states,
+                                                           const Tensor& images, const Tensor& labels, const Tensor& lr,
+                                                           const Optional& batches, const Optional& rows,
+                                                           at::TensorList kept, std::array<bool, 4> wanted,
+                                                           int64_t syn_steps, double momentum, double weight_decay,
+                                                           int64_t width, int64_t depth, int64_t num_classes,
+                                                           int64_t border, double eps) {
+  const Unroll sweep{images, labels, lr, batches, rows, momentum, weight_decay};
+  const auto [want_start, want_images, want_labels, want_lr] = wanted;
+  const Tensor empty = at::empty({0}, states.options());
+  Tensor grad_images = want_images ? at::zeros_like(images, at::MemoryFormat::Contiguous) : empty;
+  Tensor grad_labels = want_labels ? at::zeros_like(labels) : empty;
+  Tensor grad_lr = want_lr ? at::zeros_like(lr) : empty;
+  Tensor lambda = grad, sigma;
+  std::vector<Tensor> stored = kept.vec();
+  for (int64_t n = syn_steps - 1; n >= 0; --n) {
+    const Tensor theta = states.select(0, n), rate = sweep.rate(n);
+    sigma = momentum != 0 && sigma.defined() ? lambda + momentum * sigma : lambda;
+    const bool earlier = n > 0 || want_start;
+    std::vector<Tensor> step;
+    if (!stored.empty()) {
+      step.assign(stored.end() - 2 * depth, stored.end());
+      stored.resize(stored.size() - 2 * depth);
+    }
+    auto [slope, h_sigma, by_images, by_labels] =
+        convnet_grad_jvp(theta, sweep.minibatch(n), sweep.take(labels, n), sigma, step,
+                         {earlier, want_images, want_labels}, width, depth, num_classes, border, eps);
+    if (want_images) {
+      if (rows.has_value()) by_images = call_op<Tensor>("ddfast::dsa_augment_backward", by_images, rows->select(0, n));
+      sweep.scatter(grad_images, n, by_images * -rate);
+    }
+    if (want_labels) sweep.scatter(grad_labels, n, by_labels * -rate);
+    if (want_lr) {
+      Tensor total = slope.sum();
+      if (weight_decay != 0) total = total + weight_decay * (theta * sigma).sum();
+      if (lr.dim() == 0) {
+        grad_lr.sub_(total);
+      } else {
+        grad_lr.select(0, n).copy_(-total);
+      }
+    }
+    if (!earlier) continue;
+    if (weight_decay != 0) h_sigma = h_sigma + weight_decay * sigma;
+    lambda = lambda - rate * h_sigma;
+  }
+  return {want_start ? lambda : empty, grad_images, grad_labels, grad_lr};
+}
+
+void register_unroll(torch::Library& m) {
+  m.impl("unroll", &unroll);
+  m.impl("unroll_backward", &unroll_backward);
+}
+
+TORCH_LIBRARY_IMPL(ddfast, CPU, m) { register_unroll(m); }
+TORCH_LIBRARY_IMPL(ddfast, CUDA, m) { register_unroll(m); }
+
+}  // namespace
+}  // namespace ddfast

@@ -1,0 +1,104 @@
+"""The unroll as one op against plain autograd through all steps, its reference, and the loop in Python."""
+
+import pytest
+import torch
+from torch.nn.utils import parameters_to_vector
+
+from ddfast import seeds
+from ddfast.adjoints import CheckpointedUnroll, FullUnroll
+from ddfast.data import DSA
+from ddfast.data.augment import Draws
+from ddfast.matching import unroll
+from ddfast.ops import reference_mode
+from ddfast.planner import Plan
+from ddfast.students import ModuleStudent
+from tests.conftest import normal, relative_error, uniform
+from tests.networks_for_tests import SIDE, K, make
+
+EXACT = 1e-9  # float64
+IMAGES, T = 6, 4
+BATCHES = [[0, 1, 1], [3, 4, 0], [2, 2, 2], [1, 3, 4]]
+OPTIONS = {
+    "all images": {"syn_steps": T},
+    "minibatches": {"batches": BATCHES},
+    "momentum and decay": {"syn_steps": T, "momentum": 0.5, "weight_decay": 0.1},
+    "augmented": {"syn_steps": T, "augment": True},
+    "minibatches, augmented, momentum": {"batches": BATCHES, "augment": True, "momentum": 0.9},
+    "one rate per step": {"syn_steps": T, "lr": [0.1, 0.02, 0.0, 0.05], "weight_decay": 0.1},
+}
+
+
+def call(student, adjoint, *, soft=False, students=2, device="cpu", batches=None, augment=False, lr=0.05, **options):
+    """θ_T and the gradients of a function of it in start, images, soft labels and lr."""
+    start = parameters_to_vector(make("convnet").parameters()).detach()
+    start = start + 0.05 * normal(students, len(start))
+    labels = uniform(IMAGES, K, seed=2) if soft else torch.arange(IMAGES) % K
+    leaves = [start, normal(IMAGES, 3, SIDE, SIDE, seed=1), labels, torch.tensor(lr, dtype=torch.float64)]
+    leaves = [leaf.to(device).requires_grad_(leaf.is_floating_point()) for leaf in leaves]
+    if batches is not None:
+        options["batches"] = torch.tensor(batches, device=device)
+    if augment:
+        generator, size = seeds.generator(0), IMAGES if batches is None else 3
+        draws = [DSA("flip_scale_color_crop").draw(size, (SIDE, SIDE), generator) for _ in range(T)]
+        options["augment"] = Draws(torch.stack([draw.rows for draw in draws]).to(device))
+    result = unroll(student, *leaves, adjoint=adjoint, **options)
+    loss = (result * normal(*result.shape, seed=3, device=device)).sum() + result.square().sum()
+    return [result.detach(), *torch.autograd.grad(loss, [leaf for leaf in leaves if leaf.requires_grad])]
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("stored", [0, T])
+@pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
+def test_the_op_is_plain_autograd_through_all_steps(options, soft, stored, reference, device):
+    adjoint = CheckpointedUnroll(plan=Plan(stored_steps=stored))
+    if reference:
+        with reference_mode():
+            got = call(make("convnet"), adjoint, soft=soft, device=device, **options)
+    else:
+        got = call(make("convnet"), adjoint, soft=soft, device=device, **options)
+    expected = call(ModuleStudent(make("convnet")), FullUnroll(), soft=soft, **options)
+    for g, e in zip(got, expected, strict=True):
+        assert relative_error(g, e) < EXACT
+
+
+def operations(adjoint, **options) -> set[str]:
+    with torch.profiler.profile() as profile:
+        call(make("convnet"), adjoint, **options)
+    return {event.name for event in profile.events() if event.name.startswith("ddfast::")}
+
+
+def test_the_op_is_what_runs_where_a_plan_allows_it():
+    for plan in (Plan(), Plan(stored_steps=T)):
+        assert operations(CheckpointedUnroll(plan=plan), **OPTIONS["augmented"]) >= {
+            "ddfast::unroll",
+            "ddfast::unroll_backward",
+        }
+    for plan in (Plan(micro_batch=2), Plan(stored_steps=1), Plan(state_every=2)):
+        assert "ddfast::unroll" not in operations(CheckpointedUnroll(plan=plan), **OPTIONS["augmented"])
+
+
+def test_a_gradient_does_not_depend_on_which_others_are_asked_for():
+    network = make("convnet")
+    start = parameters_to_vector(network.parameters()).detach()
+    images, labels, lr = normal(IMAGES, 3, SIDE, SIDE), uniform(IMAGES, K), torch.tensor(0.05, dtype=torch.float64)
+    leaves = [start, images, labels, lr]
+    together = [leaf.clone().requires_grad_() for leaf in leaves]
+    expected = torch.autograd.grad(unroll(network, *together, syn_steps=3).square().sum(), together)
+    for which in range(4):
+        given = [leaf.clone().requires_grad_(i == which) for i, leaf in enumerate(leaves)]
+        (got,) = torch.autograd.grad(unroll(network, *given, syn_steps=3).square().sum(), given[which])
+        assert relative_error(got, expected[which]) < EXACT
+
+
+@pytest.mark.parametrize("stored", [0, 3])
+def test_opcheck(stored):
+    start = parameters_to_vector(make("convnet").parameters()).detach()[None]
+    images, labels, lr = normal(IMAGES, 3, SIDE, SIDE), uniform(IMAGES, K), torch.tensor(0.05, dtype=torch.float64)
+    batches, rows = torch.tensor([[0, 1], [3, 4], [2, 2]]), torch.zeros(3, 2, 16, dtype=torch.float64)
+    settings, sizes = (3, 0.5, 0.1), (8, 2, K, 0, 1e-5)
+    arguments = (start, images, labels, lr, batches, rows, *settings, stored, *sizes)
+    torch.library.opcheck(torch.ops.ddfast.unroll, arguments)
+    last, states, kept = torch.ops.ddfast.unroll(*arguments)
+    backward = (last, states, images, labels, lr, batches, rows, kept, [True] * 4, *settings, *sizes)
+    torch.library.opcheck(torch.ops.ddfast.unroll_backward, backward)
