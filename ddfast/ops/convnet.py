@@ -49,7 +49,7 @@ def convnet_forward(
     Errors: TypeError for other dtypes than one of float32 and float64; ValueError for shapes or devices that do not fit
     together.
     """
-    _check(layout, parameters, images)
+    check_convnet(layout, parameters, images)
     return torch.ops.ddfast.convnet_forward(parameters, images, *_sizes(layout))
 
 
@@ -70,7 +70,7 @@ def convnet_grad(
 
     Errors: as convnet_forward, and those of labels.
     """
-    _check(layout, parameters, images, labels)
+    check_convnet(layout, parameters, images, labels)
     return torch.ops.ddfast.convnet_grad(parameters, images, labels, keep, *_sizes(layout))
 
 
@@ -93,7 +93,7 @@ def convnet_grad_jvp(
 
     Errors: as convnet_grad.
     """
-    _check(layout, parameters, images, labels)
+    check_convnet(layout, parameters, images, labels)
     expect_tensors(parameters=parameters, direction=direction)
     expect_shape("direction", direction, tuple(parameters.shape), "[S, P]")
     return torch.ops.ddfast.convnet_grad_jvp(
@@ -105,7 +105,8 @@ def _sizes(layout: ConvNetLayout) -> tuple[int, int, int, int, float]:
     return layout.width, layout.depth, layout.num_classes, layout.border, layout.eps
 
 
-def _check(layout: ConvNetLayout, parameters: Tensor, images: Tensor, labels: Tensor | None = None) -> None:
+def check_convnet(layout: ConvNetLayout, parameters: Tensor, images: Tensor, labels: Tensor | None = None) -> None:
+    """Raise for tensors that are not a ConvNet's of this layout, or do not fit together."""
     soft = {"labels": labels} if isinstance(labels, Tensor) and labels.is_floating_point() else {}
     expect_tensors(parameters=parameters, images=images, **soft)
     if parameters.dim() != 2 or images.dim() not in (4, 5) or 0 in images.shape:

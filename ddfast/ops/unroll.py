@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddfast.ops._library import define, define_autograd, forbid_autograd
-from ddfast.ops.convnet import ConvNetLayout
+from ddfast.ops.convnet import ConvNetLayout, check_convnet
 
 
 class Steps(NamedTuple):
@@ -28,8 +28,12 @@ def unroll(
     stored_steps: int,
     layout: ConvNetLayout,
 ) -> Tensor:  # θ_T [S, P]
-    """What ddfast.unroll computes with a CheckpointedUnroll, for the fused ConvNet: made for its adjoint, which checks
-    the arguments and documents the equations. Differentiable once in start, images, soft labels and lr."""
+    """What ddfast.unroll computes with a CheckpointedUnroll, for the fused ConvNet: made for that adjoint, which
+    documents the equations. Differentiable once in start, images, soft labels and lr.
+
+    Errors: those of convnet_grad; steps, lr and batches are checked by ddfast.unroll.
+    """
+    check_convnet(layout, start, images, labels)
     sizes = (layout.width, layout.depth, layout.num_classes, layout.border, layout.eps)
     return torch.ops.ddfast.unroll(start, images, labels, lr, *steps, stored_steps, *sizes)[0]
 
