@@ -43,9 +43,8 @@ def make(variant, networks, images, side, small=False, dtype="float32"):
         training = None if variant == "eager" else Training(nets, **OPTIONS)
         optimizer = torch.optim.SGD(nets[0].parameters(), **OPTIONS) if training is None else None
         for _ in range(epochs):
-            x = joined([augment.draw(images, size, draw) for draw in draws]).to(DEVICE)(
-                pixels.repeat(len(nets), 1, 1, 1)
-            )
+            draw = joined([augment.draw(images, size, each) for each in draws]).to(DEVICE)
+            x = draw(pixels.repeat(len(nets), 1, 1, 1))
             if training is not None:
                 training.step(x.unflatten(0, (len(nets), images)), labels.expand(len(nets), images))
             else:
@@ -69,8 +68,7 @@ def make(variant, networks, images, side, small=False, dtype="float32"):
 @pytest.mark.parametrize("variant", ROWS)
 def test_evaluation(measured, setting, variant):
     case = SETTINGS[setting]
-    info = measured(
-        sys.modules[__name__], f"evaluation, {setting}, {EPOCHS} epochs", ROWS[variant], variant=variant, **case
-    )
+    group = f"evaluation, {setting}, {EPOCHS} epochs"
+    info = measured(sys.modules[__name__], group, ROWS[variant], variant=variant, **case)
     few = case | {"networks": 2, "images": 10, "small": True}
     info["error"] = relative_error(make(variant, **few)(), make("eager", **few, dtype="float64")())
