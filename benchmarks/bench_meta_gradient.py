@@ -121,10 +121,12 @@ def test_meta_gradient(measured, setting, variant):
     if variant in case.pop("without", ()):
         pytest.skip("takes too long, or too much memory")
     group = f"meta-gradient, {setting}"
-    info = measured(
+    rounds = 3 if case["side"] == 32 else 1
+    info = measured(sys.modules[__name__], group, ROWS[variant], rounds=rounds, variant=variant, **case)
         sys.modules[__name__], group, ROWS[variant], rounds=3 if case["side"] == 32 else 1, variant=variant, **case
     )
-    info["floor"] = FORWARDS[variant] * case["steps"] * forward_flops(case["images"], case["side"]) / flops_per_second()
+    flops = FORWARDS[variant] * case["steps"] * forward_flops(case["images"], case["side"])
+    info["floor"] = flops / flops_per_second()
     few = {**case, "images": 10 if case["side"] == 32 else 2, "steps": error_steps}
     # Of the image gradient, the median over draws: one ReLU that switches between the precisions makes it 1e-3.
     info["error"] = statistics.median(_error(variant, **few, seed=seed) for seed in range(DRAWS))
