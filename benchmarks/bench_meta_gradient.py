@@ -123,8 +123,6 @@ def test_meta_gradient(measured, setting, variant):
     group = f"meta-gradient, {setting}"
     rounds = 3 if case["side"] == 32 else 1
     info = measured(sys.modules[__name__], group, ROWS[variant], rounds=rounds, variant=variant, **case)
-        sys.modules[__name__], group, ROWS[variant], rounds=3 if case["side"] == 32 else 1, variant=variant, **case
-    )
     flops = FORWARDS[variant] * case["steps"] * forward_flops(case["images"], case["side"])
     info["floor"] = flops / flops_per_second()
     few = {**case, "images": 10 if case["side"] == 32 else 2, "steps": error_steps}
