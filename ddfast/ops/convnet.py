@@ -327,9 +327,12 @@ def _grad_setup_context(ctx, inputs, output):
     parameters, images, labels, _, *ctx.sizes = inputs
     ctx.save_for_backward(parameters, images, labels, *output[2])
     ctx.mark_non_differentiable(output[0], *output[2])
+    ctx.set_materialize_grads(False)  # zeros as large as all that was kept
 
 
 def _grad_backward(ctx, _losses, grad_g, _kept):
+    if grad_g is None:
+        return (None,) * (4 + len(ctx.sizes))
     parameters, images, labels, *kept = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:3])
     _, *results = torch.ops.ddfast.convnet_grad_jvp(parameters, images, labels, grad_g, kept, wanted, *ctx.sizes)

@@ -127,6 +127,7 @@ def _setup_context(ctx, inputs, output):
     _, images, labels, lr, batches, rows, *ctx.settings = inputs
     _, states, kept = output
     ctx.mark_non_differentiable(states, *kept)
+    ctx.set_materialize_grads(False)  # zeros as large as all that was kept
     ctx.save_for_backward(states, images, labels, lr, batches, rows)
     ctx.kept = kept  # given up by the backward
 
