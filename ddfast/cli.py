@@ -302,8 +302,11 @@ def info(as_json: bool, preset, memory_budget, network, device, **settings) -> N
         from ddfast.configuration import plan_of_preset
 
         about = plan_of_preset(preset, memory_budget, network, device, settings)
-        click.echo(json.dumps(about, indent=2) if as_json else "\n".join(f"{k}: {v}" for k, v in about.items()))
+        lines = (f"{name}: {about[name]}" for name in ("setting", "network", "budget", "recomputing all", "plan"))
+        click.echo(json.dumps(about, indent=2) if as_json else "\n".join(lines))
         return
+    if any(value is not None for value in (memory_budget, network, device, *settings.values())):
+        raise ValueError("info: these options are for --plan; say of which preset")
     about = ddfast.build_info()
     if as_json:
         click.echo(json.dumps(about, indent=2))

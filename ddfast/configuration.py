@@ -110,6 +110,8 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
     _check_names(given, METHODS[method].Settings)
     config = DATA | RUN | REPORT | given
     expect_whole(ipc=config["ipc"])
+    if isinstance(config["seed"], bool) or not isinstance(config["seed"], int):
+        raise ValueError(f"seed: expected a whole number, got {config['seed']!r}")
     dataset, experts = config["dataset"], config["experts"]
     data = load_dataset(
         dataset,

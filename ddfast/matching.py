@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ddfast.adjoints import Adjoint, Augment, CheckpointedUnroll, FullUnroll, Unroll
 from ddfast.ops import param_distance
-from ddfast.ops._checks import expect_shape, expect_tensors
+from ddfast.ops._checks import expect_tensors
 from ddfast.students import ModuleStudent, Student, student_of
 
 
@@ -60,8 +60,10 @@ def unroll(
     _check_tensors(student, start, images, labels, lr)
     syn_steps = _check_steps(batches, syn_steps, images, lr)
     for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
-        if not value >= 0:
-            raise ValueError(f"{name}: expected at least 0, got {value}")
+        if not isinstance(value, int | float) or not value >= 0:
+            raise ValueError(f"{name}: expected at least 0, got {value!r}")
+    if augment is not None and not callable(augment):
+        raise TypeError(f"augment: expected a function of images and the step's number, got {augment!r}")
     kept = None if batches is None else batches.clone()  # the backward reads them again
     plan = Unroll(student, syn_steps, kept, augment, momentum, weight_decay, return_states)
     states = adjoint(plan, start.reshape(-1, start.shape[-1]), images, labels, lr)
@@ -85,7 +87,10 @@ def match_trajectory(
     if "return_states" in options:
         raise TypeError("match_trajectory: return_states is not an option here; use unroll and ops.param_distance")
     expect_tensors(start=start, target=target)
-    expect_shape("target", target, start.shape, "the shape of start")
+    if target.shape != start.shape:
+        raise ValueError(
+            f"start, target: expected the same shape, [P] or [S, P], got {list(start.shape)} and {list(target.shape)}"
+        )
     return param_distance(unroll(student, start, images, labels, lr, **options), target, start)
 
 

@@ -9,6 +9,7 @@ import torch
 from ddfast.devices import free_bytes
 from ddfast.students.base import StepBytes, Student
 
+LEAST_BYTES = 1000
 SMALLEST_CHUNK = 32  # images: below, a chunk is used only where nothing else fits; devices want larger ones
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -34,7 +35,7 @@ class Plan:
         chunks = f"{self.micro_batch or size.batch[0]} of {size.batch[0]} images at a time"
         stored = f"{self.stored_steps} of {size.syn_steps} steps stored"
         states = "" if self.state_every == 1 else f", every {self.state_every}th state kept"
-        peak = "" if self.predicted_bytes is None else f", at most {self.predicted_bytes / 2**20:.0f} MiB"
+        peak = "" if self.predicted_bytes is None else f", {self.predicted_bytes / 2**20:.0f} MiB for an outer step"
         return f"{chunks}, {stored}{states}{peak}"
 
 
@@ -68,7 +69,7 @@ def parse_budget(budget: int | float | str, device: torch.device) -> int:
         try:
             number = float(match.group(1))
             if match.group(2) == "%":
-                budget = number / 100
+                budget = number / 100 if number <= 100 else -1
             else:
                 budget = number if not match.group(2) and number <= 1 else int(number * UNITS[match.group(2)])
         except (AttributeError, KeyError, ValueError):
@@ -77,6 +78,8 @@ def parse_budget(budget: int | float | str, device: torch.device) -> int:
         raise problem
     if isinstance(budget, float) and budget <= 1:
         return int(budget * free_bytes(device))
+    if budget < LEAST_BYTES:  # a share above 1, or 4 for 4GiB
+        raise problem
     return int(budget)
 
 
@@ -138,7 +141,7 @@ def make_plan(student: Student, size: UnrollSize, budget: int) -> Plan:
         return min(fitting, key=lambda plan: plan.state_every)
     smallest = min(plan.predicted_bytes for plan in thinned)
     raise ValueError(
-        f"memory_budget: {budget / 2**20:.1f} MiB is too little for this unroll; the smallest that does is "
+        f"memory_budget: {budget / 2**20:.3g} MiB is too little for this unroll; the smallest that does is "
         f"{math.ceil(smallest / 2**20)} MiB"
     )
 

@@ -53,7 +53,12 @@ def test_distill_then_evaluate_from_the_run_folder(tmp_path):
 def test_a_run_that_is_told_to_end_saves_what_it_has(name, tmp_path):
     arguments = [*SMALL, "--iterations", "100000", "--output", str(tmp_path / "run")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ddfast", "distill", *arguments], stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-m", "ddfast", "distill", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        # a shell that runs the tests in the background has them ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for line in process.stderr:
         if line.startswith("iteration 1 of"):
@@ -181,8 +186,9 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         ("distill --experts /nowhere", 1, "ddfast: /nowhere: no trained experts here"),
         ("distill --output /proc/run", 1, "ddfast: "),
         ("evaluate /nowhere", 1, "ddfast: /nowhere.json: no such file"),
+        ("info --segments 4", 1, "ddfast: info: these options are for --plan"),
         ("info --plan a/b/c", 1, "ddfast: preset: expected <method>/<dataset>/ipc<n>"),
-        ("info --plan mtt/cifar10/ipc1 --memory-budget 2MiB", 1, "ddfast: memory_budget: 2.0 MiB is too little"),
+        ("info --plan mtt/cifar10/ipc1 --memory-budget 2MiB", 1, "ddfast: memory_budget: 2 MiB is too little"),
         ("info --plan mtt/cifar10/ipc1 --memory-budget much", 1, "ddfast: memory_budget: expected bytes, a size like"),
         ("presets a/b/c", 1, "ddfast: preset: expected <method>/<dataset>/ipc<n>"),
         ("destill", 2, "Error: No such command 'destill'"),

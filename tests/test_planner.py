@@ -36,7 +36,9 @@ def test_a_fraction_is_of_what_is_free(monkeypatch):
     assert [parse_budget(given, CPU) for given in (0.5, "0.25", "50%", 1.0)] == [500, 250, 500, 1000]
 
 
-@pytest.mark.parametrize("given", ["", "4 apples", "GiB", "1.2.3GiB", -1, 0, float("nan"), float("inf"), True, [1]])
+@pytest.mark.parametrize(
+    "given", ["", "4 apples", "150%", "1.5", 2.0, 4, "GiB", "1.2.3GiB", -1, 0, float("nan"), float("inf"), True, [1]]
+)
 def test_what_is_no_budget_is_refused(given):
     with pytest.raises(ValueError, match="memory_budget: expected bytes, a size like 4GiB, or a fraction"):
         parse_budget(given, CPU)

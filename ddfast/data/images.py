@@ -46,7 +46,7 @@ def read_files(
     return images
 
 
-def inspect_files(files: Sequence[Path]) -> tuple[tuple[int, int], int]:
+def inspect_files(files: Sequence[Path], *, size_is_known: bool = False) -> tuple[tuple[int, int], int]:
     """The size that these files ask for, and their channels: 1 where all are grey, else 3.
 
     One size that all have is kept where it has at most 128 pixels a side; otherwise a square, the shorter side that is
@@ -71,7 +71,8 @@ def inspect_files(files: Sequence[Path]) -> tuple[tuple[int, int], int]:
         return (width_height[1], width_height[0]), channels
     short = sorted(min(size) for size, _ in headers)[len(headers) // 2]
     side = min(LARGEST_DEFAULT_SIDE, max(SMALLEST_DEFAULT_SIDE, 2 ** int(math.log2(short))))
-    log.info("images of %d sizes: all become %dx%d pixels; image_size says otherwise", len(sizes), side, side)
+    if not size_is_known:
+        log.info("images of %d sizes: all become %dx%d pixels; image_size says otherwise", len(sizes), side, side)
     return (side, side), channels
 
 

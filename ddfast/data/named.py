@@ -125,7 +125,7 @@ def read_classes(
 ) -> RawData:
     """Decode the files of a data set; None: the size and the channels that they ask for."""
     if image_size is None or channels is None:
-        found_size, found_channels = inspect_files([*train.paths, *test.paths])
+        found_size, found_channels = inspect_files([*train.paths, *test.paths], size_is_known=image_size is not None)
         image_size, channels = image_size or found_size, channels or found_channels
     images = [read_files(part.paths, image_size, channels, resize) for part in (train, test)]
     labels = [torch.tensor(part.labels) for part in (train, test)]

@@ -95,6 +95,10 @@ def evaluate(
     Errors: ValueError for unknown networks, classes or channels that differ, a whitening fitted on other data, or
     images that are not finite.
     """
+    unknown = set(data_options) - {"root", "download", "image_size", "resize"}
+    if unknown or not isinstance(synthetic, SyntheticSet):
+        got = f"the option {', '.join(sorted(unknown))}" if unknown else f"{type(synthetic).__name__} for synthetic"
+        raise TypeError(f"evaluate: expected a SyntheticSet and the options that its documentation lists, got {got}")
     epochs = _epochs(epochs, protocol)
     expect_whole(num_eval=num_eval, epochs=epochs, batch=batch, at_once=1 if at_once is None else at_once)
     device = resolve_device(device)

@@ -119,7 +119,9 @@ def check_convnet(layout: ConvNetLayout, parameters: Tensor, images: Tensor, lab
         raise ValueError(f"images: expected at least {2**layout.depth} pixels a side, got {H} × {W}")
     expected = sum(torch.Size(shape).numel() for shape in layout.piece_shapes(C, (H, W)))
     if S == 0 or P != expected:
-        raise ValueError(f"parameters: expected [S, {expected}] for images of {C} × {H} × {W}, got {[S, P]}")
+        raise ValueError(
+            f"images, parameters: images of {C} × {H} × {W} take a ConvNet of [S, {expected}] parameters, got {[S, P]}"
+        )
     if images.dim() == 5 and len(images) != S:
         raise ValueError(f"images: expected [{S}, B, C, H, W] for {S} students, got {list(images.shape)}")
     if labels is not None:

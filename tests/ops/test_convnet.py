@@ -186,8 +186,11 @@ def test_what_does_not_fit_together_is_refused():
     parameters, images, labels, direction = case.inputs()
     P = parameters.shape[1]
     for given, message in (
-        ((parameters[:, 1:], images, labels), rf"expected \[S, {P}\] for images of 3 × 16 × 16, got \[1, {P - 1}\]"),
-        ((parameters, images[:, :1], labels), r"expected \[S, \d+\] for images of 1 × 16 × 16"),
+        (
+            (parameters[:, 1:], images, labels),
+            rf"images of 3 × 16 × 16 take a ConvNet of \[S, {P}\] parameters, got \[1, {P - 1}\]",
+        ),
+        ((parameters, images[:, :1], labels), r"images of 1 × 16 × 16 take a ConvNet of"),
         ((parameters, images[..., :3], labels), r"expected at least 4 pixels a side"),
         ((parameters, images[:2], labels), r"labels: expected \[B\] = \[2\], got \[4\]"),
         ((parameters, images, torch.rand(4, 3).double()), r"labels: expected \[B, K\] = \[4, 5\], got \[4, 3\]"),
