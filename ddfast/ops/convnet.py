@@ -192,7 +192,7 @@ def _conv(x: Tensor, w: Tensor) -> Tensor:
 
 
 def _conv_input(g: Tensor, x: Tensor, w: Tensor) -> Tensor:  # the convolution's transpose
-    return conv2d_input(x.shape, w, g, padding=1, groups=_groups(x, w))
+    return channels_last(conv2d_input(x.shape, w, g, padding=1, groups=_groups(x, w)))
 
 
 def _conv_weight(g: Tensor, x: Tensor, w: Tensor) -> Tensor:
