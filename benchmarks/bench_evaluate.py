@@ -9,7 +9,6 @@ from torch.nn.functional import cross_entropy
 from benchmarks.bench_meta_gradient import plain_convnet
 from benchmarks.measure import DEVICE, relative_error
 from ddfast.data import DSA
-from ddfast.data.augment import joined
 from ddfast.networks import ConvNet
 from ddfast.seeds import generator
 from ddfast.students import Training
@@ -43,13 +42,12 @@ def make(variant, networks, images, side, small=False, dtype="float32"):
         training = None if variant == "eager" else Training(nets, **OPTIONS)
         optimizer = torch.optim.SGD(nets[0].parameters(), **OPTIONS) if training is None else None
         for _ in range(epochs):
-            draw = joined([augment.draw(images, size, each) for each in draws]).to(DEVICE)
-            x = draw(pixels.repeat(len(nets), 1, 1, 1))
+            x = augment.side_by_side(pixels.expand(len(nets), *pixels.shape), draws)
             if training is not None:
-                training.step(x.unflatten(0, (len(nets), images)), labels.expand(len(nets), images))
+                training.step(x, labels.expand(len(nets), images))
             else:
                 optimizer.zero_grad()
-                cross_entropy(nets[0](x), labels).backward()
+                cross_entropy(nets[0](x[0]), labels).backward()
                 optimizer.step()
         nets = nets if training is None else training.write()
         return [torch.nn.utils.parameters_to_vector(net.parameters()).detach() for net in nets]

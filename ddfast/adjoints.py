@@ -250,17 +250,16 @@ class _Checkpointed(torch.autograd.Function):
         return states if unroll.return_states else theta
 
     @staticmethod
-    def _states(ctx, images: Tensor, labels: Tensor, lr: Tensor) -> Iterator[tuple[int, Tensor]]:  # n, θ_n [S, P]
+    def _states(ctx) -> Iterator[tuple[int, Tensor]]:  # n, θ_n [S, P]
         """The states from the last step back to the first; between kept ones they are computed again."""
-        states, velocities, *_ = ctx.saved_tensors
+        states, velocities, images, labels, lr = ctx.saved_tensors
         unroll, every = ctx.unroll, ctx.every
+        rates = lr.expand(unroll.syn_steps)
         for kept in reversed(range(-(-unroll.syn_steps // every))):
             first = kept * every
             segment, velocity = [states[kept]], velocities[kept] if velocities is not None and kept else None
             for n in range(first, min(first + every, unroll.syn_steps) - 1):
-                theta, velocity = unroll.step(
-                    segment[-1], velocity, images, labels, lr.expand(unroll.syn_steps)[n], n, ctx.steps[n]
-                )
+                theta, velocity = unroll.step(segment[-1], velocity, images, labels, rates[n], n, ctx.steps[n])
                 segment.append(theta)
             while segment:
                 yield first + len(segment) - 1, segment.pop()
@@ -276,7 +275,7 @@ class _Checkpointed(torch.autograd.Function):
         grad_lr = torch.zeros_like(lr) if need_lr else None
         lam = grad[-1] if unroll.return_states else grad
         sigma = torch.zeros_like(lam)
-        for n, theta in _Checkpointed._states(ctx, images, labels, lr):
+        for n, theta in _Checkpointed._states(ctx):
             rate = lr if lr.dim() == 0 else lr[n]
             sigma = lam + unroll.momentum * sigma if unroll.momentum else lam
             earlier = n > 0 or need_start

@@ -179,8 +179,8 @@ def distill(
         job = resolve_resumed(run.read_config(), given, run.path, download)
         _check_iterations(run, job)
     else:
-        if output is not None and RunFolder(output).has_config and not resume:
-            raise FileExistsError(f"{output}: holds a run already; choose another output folder, or resume it")
+        if output is not None and not resume:
+            RunFolder(output).expect_free()
         job = resolve(given, download)
         run = RunFolder.create(output, job.config, resume=resume)
     with run.locked():

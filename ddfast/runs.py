@@ -49,7 +49,15 @@ class RunFolder:
                 run.discard()
                 raise
             return run
-        raise FileExistsError(f"{path}: holds a run already; choose another output folder, or resume it")
+        raise run._occupied()
+
+    def expect_free(self) -> None:
+        """FileExistsError where the folder holds a run: before anything that takes time."""
+        if self.has_config:
+            raise self._occupied()
+
+    def _occupied(self) -> FileExistsError:
+        return FileExistsError(f"{self.path}: holds a run already; choose another output folder, or resume it")
 
     @staticmethod
     def _next_number(runs: Path) -> Path:

@@ -41,8 +41,7 @@ struct BlockWeights {
 // A row of flat parameters by layer. With one student the pieces are views, so that a gradient can be written to them.
 struct Weights {
   std::vector<BlockWeights> blocks;
-  std::vector<Tensor> biases;  // [S, width]: of the convolutions, without effect before an instance norm
-  Tensor weight, bias;         // [S, K, F], [S, K]
+  Tensor weight, bias;  // [S, K, F], [S, K]
 
   Weights(const Tensor& flat, const Tensor& images, const Layout& layout) {  // flat [S, P]
     const int64_t S = flat.size(0), P = flat.size(1), width = layout.width, K = layout.num_classes;
@@ -55,7 +54,7 @@ struct Weights {
     for (int64_t block = 0; block < layout.depth; ++block) {
       const int64_t inputs = block == 0 ? images.size(-3) : width;
       const Tensor w = next(width * inputs * 9).reshape({S * width, inputs, 3, 3});
-      biases.push_back(next(width));
+      next(width);  // the bias of the convolution: without effect before an instance norm
       const Tensor gamma = next(width).reshape({S * width});
       blocks.push_back({w, gamma, next(width).reshape({S * width})});
     }

@@ -27,7 +27,7 @@ SCALE = 1.2
 class Draw:
     """One drawn transform: call it on images [B, C, H, W]; differentiable in them, and always the same."""
 
-    kind: str  # a transform of TRANSFORMS, several of them, or none
+    kind: str  # a transform of TRANSFORMS, or none
     values: dict[str, Tensor]  # as they were drawn: [B] each, or [1] for one magnitude for the batch
     rows: Tensor  # float64 [B, 16], what ddfast.ops.dsa_augment takes
 
@@ -54,13 +54,6 @@ class Draws:
     def of(draws: list[Draw]) -> "Draws | None":
         """Those of every step; None where nothing is augmented."""
         return None if draws[0].kind == NO_STRATEGY else Draws(torch.stack([draw.rows for draw in draws]))
-
-
-def joined(draws: list[Draw]) -> Draw:
-    """The draws of several minibatches of one strategy as that of all their images, one after another."""
-    if len(draws) == 1 or draws[0].kind == NO_STRATEGY:
-        return draws[0]
-    return Draw("several", {}, torch.cat([draw.rows for draw in draws]))
 
 
 class DSA:
@@ -105,6 +98,19 @@ class DSA:
         parameters = transform.parameters(image_size, self.family == "mtt", **values)
         columns = [parameters.get(name, torch.tensor(value)).double().expand(count) for name, value in IDENTITY.items()]
         return Draw(kind, values, torch.stack(columns, 1))
+
+    def side_by_side(
+        self,
+        images: Tensor,  # [S, B, C, H, W]
+        generators: list[torch.Generator],  # S
+    ) -> Tensor:  # [S, B, C, H, W]
+        """S minibatches, each by a transform drawn from its generator."""
+        S, B, _, H, W = images.shape
+        draws = [self.draw(B, (H, W), generator) for generator in generators]
+        if self.kinds == [NO_STRATEGY]:
+            return images
+        rows = torch.cat([draw.rows for draw in draws]).to(images)
+        return dsa_augment(images.flatten(0, 1), rows).unflatten(0, (S, B))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ddfast import networks as all_networks
 from ddfast import seeds
 from ddfast.arguments import expect_whole
 from ddfast.data import DSA, Batches, Dataset, SyntheticSet, load_dataset
-from ddfast.data.augment import NO_STRATEGY, joined
+from ddfast.data.augment import NO_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.students import Training, side_by_side
 
@@ -305,9 +305,7 @@ def train_networks(
                 training.optimizer.state.clear()
         for minibatches in zip(*(epoch_of(generator) for generator in generators), strict=True):
             images, targets = (torch.stack(column) for column in zip(*minibatches, strict=True))
-            S, B, _, H, W = images.shape
-            draw = joined([augment.draw(B, (H, W), generator) for generator in generators]).to(images.device)
-            training.step(draw(images.flatten(0, 1)).unflatten(0, (S, B)), targets)
+            training.step(augment.side_by_side(images, generators), targets)
     training.write()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddfast import networks, seeds
 from ddfast.arguments import expect_whole
 from ddfast.data import DSA, Batches, Dataset, load_dataset
-from ddfast.data.augment import FULL_STRATEGY, joined
+from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.files import cache_folder, locking
@@ -116,20 +116,19 @@ def _train_missing(
 ) -> None:
     """Train the experts that a store lacks."""
     network, seed = store.settings["network"], store.settings["seed"]
-    size = len(missing) * (store.epochs + 1) * P * 4 / 1e6
-    log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), store.epochs, size, store.path)
-    batches = data.train_batches(device)
+    megabytes = len(missing) * (store.epochs + 1) * P * 4 / 1e6
+    log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), store.epochs, megabytes, store.path)
+    batches, minibatch = data.train_batches(device), torch.Size((sgd.batch_train, *data.train_images.shape[1:]))
+
+    def create(expert: int) -> nn.Module:
+        generator = seeds.generator(seed, "expert", expert)
+        return networks.create(network, generator=generator, **data.network_arguments).to(device)
+
     while missing:
-        began, alone = time.perf_counter(), store.unfinished(missing[0]) is not None
-
-        def create(expert: int) -> nn.Module:
-            generator = seeds.generator(seed, "expert", expert)
-            return networks.create(network, generator=generator, **data.network_arguments).to(device)
-
-        size = torch.Size((sgd.batch_train, *data.train_images.shape[1:]))
-        first = create(missing[0])
-        together = missing[: 1 if alone else side_by_side(first, len(missing), size, device, at_once)]
-        training = _Training([first, *map(create, together[1:])], batches, data, sgd, store, together[0])
+        began, first = time.perf_counter(), create(missing[0])
+        alone = store.unfinished(missing[0]) is not None
+        together = missing[: 1 if alone else side_by_side(first, len(missing), minibatch, device, at_once)]
+        training = _Training([first, *map(create, together[1:])], batches, sgd, store, together[0])
         names = f"{together[0] + 1}" if len(together) == 1 else f"{together[0] + 1} to {together[-1] + 1}"
         training.run(f"expert {names} of {missing.stop}")
         for expert, snapshots in zip(together, training.snapshots, strict=True):
@@ -148,11 +147,9 @@ def folder_name(settings: dict, epochs: int) -> str:
 class _Training:
     """The training of some experts side by side, which can go on where it was interrupted."""
 
-    def __init__(
-        self, nets: list[nn.Module], batches: Batches, data: Dataset, sgd: SGD, store: TrajectoryStore, first: int
-    ):
+    def __init__(self, nets: list[nn.Module], batches: Batches, sgd: SGD, store: TrajectoryStore, first: int):
         self.batches, self.sgd, self.store, self.seed = batches, sgd, store, store.settings["seed"]
-        self.image_size, self.experts = data.image_size, range(first, first + len(nets))
+        self.experts = range(first, first + len(nets))
         self.augment = DSA(sgd.dsa_strategy)
         self.training = Training(nets, lr=sgd.lr_teacher, momentum=sgd.mom, weight_decay=sgd.l2)
         start = self.training.parameters()
@@ -206,9 +203,8 @@ class _Training:
         losses = []
         for indices in orders.split(self.sgd.batch_train, 1):  # [S, B]
             images, labels = self.batches.take(indices.reshape(-1))
-            draws = [self.augment.draw(indices.shape[1], self.image_size, generator) for generator in generators]
-            images = joined(draws).to(images.device)(images)
-            losses.append(self.training.step(images.unflatten(0, indices.shape), labels.view(indices.shape)))
+            images = self.augment.side_by_side(images.unflatten(0, indices.shape), generators)
+            losses.append(self.training.step(images, labels.view(indices.shape)))
         return torch.stack(losses).mean(0)
 
     def _keep(self) -> None:

@@ -11,6 +11,8 @@ from ddfast.ops._checks import expect_shape, expect_tensors, refuse_transforms
 from ddfast.ops._layout import channels_last
 from ddfast.ops._library import define, define_autograd, forbid_autograd
 
+SIZES = "int width, int depth, int num_classes, int border, float eps"  # of a ConvNetLayout, in a schema
+
 
 @dataclass(frozen=True)
 class ConvNetLayout:
@@ -25,6 +27,11 @@ class ConvNetLayout:
     num_classes: int
     border: int = 0
     eps: float = 1e-5
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, float]:
+        """As the ops take them: SIZES."""
+        return self.width, self.depth, self.num_classes, self.border, self.eps
 
     def maps(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) of every convolution's map, then of the last pool's."""
@@ -50,7 +57,7 @@ def convnet_forward(
     together.
     """
     check_convnet(layout, parameters, images)
-    return torch.ops.ddfast.convnet_forward(parameters, images, *_sizes(layout))
+    return torch.ops.ddfast.convnet_forward(parameters, images, *layout.sizes)
 
 
 def convnet_grad(
@@ -71,7 +78,7 @@ def convnet_grad(
     Errors: as convnet_forward, and those of labels.
     """
     check_convnet(layout, parameters, images, labels)
-    return torch.ops.ddfast.convnet_grad(parameters, images, labels, keep, *_sizes(layout))
+    return torch.ops.ddfast.convnet_grad(parameters, images, labels, keep, *layout.sizes)
 
 
 def convnet_grad_jvp(
@@ -97,12 +104,8 @@ def convnet_grad_jvp(
     expect_tensors(parameters=parameters, direction=direction)
     expect_shape("direction", direction, tuple(parameters.shape), "[S, P]")
     return torch.ops.ddfast.convnet_grad_jvp(
-        parameters, images, labels, direction, kept or [], list(wanted), *_sizes(layout)
+        parameters, images, labels, direction, kept or [], list(wanted), *layout.sizes
     )
-
-
-def _sizes(layout: ConvNetLayout) -> tuple[int, int, int, int, float]:
-    return layout.width, layout.depth, layout.num_classes, layout.border, layout.eps
 
 
 def check_convnet(layout: ConvNetLayout, parameters: Tensor, images: Tensor, labels: Tensor | None = None) -> None:
@@ -342,22 +345,21 @@ def _grad_backward(ctx, _losses, grad_g, _kept):
     return *gradients, *([None] * (1 + len(ctx.sizes)))
 
 
-_SIZES = "int width, int depth, int num_classes, int border, float eps"
 define(
-    f"convnet_forward(Tensor parameters, Tensor images, {_SIZES}) -> Tensor",
+    f"convnet_forward(Tensor parameters, Tensor images, {SIZES}) -> Tensor",
     _forward_reference,
     lambda parameters, images, width, depth, num_classes, border, eps: parameters.new_empty(
         (len(parameters), images.shape[-4], num_classes)
     ),
 )
 define(
-    f"convnet_grad(Tensor parameters, Tensor images, Tensor labels, bool keep, {_SIZES}) -> (Tensor, Tensor, Tensor[])",
+    f"convnet_grad(Tensor parameters, Tensor images, Tensor labels, bool keep, {SIZES}) -> (Tensor, Tensor, Tensor[])",
     _grad_reference,
     _grad_fake,
 )
 define(
     f"convnet_grad_jvp(Tensor parameters, Tensor images, Tensor labels, Tensor direction, Tensor[] kept,"
-    f" bool[3] wanted, {_SIZES}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f" bool[3] wanted, {SIZES}) -> (Tensor, Tensor, Tensor, Tensor)",
     _grad_jvp_reference,
     _grad_jvp_fake,
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddfast.ops._library import define, define_autograd, forbid_autograd
-from ddfast.ops.convnet import ConvNetLayout, check_convnet
+from ddfast.ops.convnet import SIZES, ConvNetLayout, check_convnet
 
 
 class Steps(NamedTuple):
@@ -34,8 +34,7 @@ def unroll(
     Errors: those of convnet_grad; steps, lr and batches are checked by ddfast.unroll.
     """
     check_convnet(layout, start, images, labels)
-    sizes = (layout.width, layout.depth, layout.num_classes, layout.border, layout.eps)
-    return torch.ops.ddfast.unroll(start, images, labels, lr, *steps, stored_steps, *sizes)[0]
+    return torch.ops.ddfast.unroll(start, images, labels, lr, *steps, stored_steps, *layout.sizes)[0]
 
 
 class _Sweep(NamedTuple):
@@ -142,17 +141,16 @@ def _backward(ctx, grad, _states, _kept):
     return *gradients, *[None] * (2 + len(ctx.settings))
 
 
-_SIZES = "int width, int depth, int num_classes, int border, float eps"
 _STEPS = "int syn_steps, float momentum, float weight_decay"
 define(
     f"unroll(Tensor start, Tensor images, Tensor labels, Tensor lr, Tensor? batches, Tensor? rows, {_STEPS},"
-    f" int stored_steps, {_SIZES}) -> (Tensor, Tensor, Tensor[])",
+    f" int stored_steps, {SIZES}) -> (Tensor, Tensor, Tensor[])",
     _reference,
     _fake,
 )
 define(
     f"unroll_backward(Tensor grad, Tensor states, Tensor images, Tensor labels, Tensor lr,"
-    f" Tensor? batches, Tensor? rows, Tensor[] kept, bool[4] wanted, {_STEPS}, {_SIZES})"
+    f" Tensor? batches, Tensor? rows, Tensor[] kept, bool[4] wanted, {_STEPS}, {SIZES})"
     f" -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_reference,
     _backward_fake,

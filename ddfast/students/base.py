@@ -95,14 +95,14 @@ class Student(ABC):
 
 
 def check_labels(
-    labels: Tensor,  # int64 [B], or target weights [B, K]
+    labels: Tensor,  # int64 [B], or target weights [B, K]; or of S students, [S, B] or [S, B, K]
     K: int,
 ) -> None:
     """ValueError for labels that are not of K classes."""
     if labels.is_floating_point():
-        if labels.shape[1] != K:
+        if labels.shape[-1] != K:
             raise ValueError(
-                f"labels: expected target weights [I, {K}] for a network of {K} classes, got {labels.shape[1]}"
+                f"labels: expected target weights [I, {K}] for a network of {K} classes, got {labels.shape[-1]}"
             )
     elif labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < K:  # elsewhere: a wait
         raise ValueError(f"labels: expected classes 0 to {K - 1}, got {int(labels.min())} to {int(labels.max())}")

@@ -6,8 +6,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ddfast.devices import free_bytes
-from ddfast.ops import convnet_grad
-from ddfast.students.base import check_labels
+from ddfast.students.base import Step
 from ddfast.students.convnet import ConvNetStudent, why_not_fused
 
 
@@ -38,8 +37,7 @@ class Training:
         """One step of SGD; the networks' own modules are behind until `write`."""
         if self._student is not None:
             (parameters,) = self._learned
-            check_labels(labels.flatten(0, 1), self._student.layout.num_classes)
-            losses, parameters.grad, _ = convnet_grad(parameters.detach(), images, labels, self._student.layout)
+            losses, parameters.grad = self._student.grad(parameters.detach(), images, labels, step=Step())
         else:
             self.optimizer.zero_grad()
             loss = cross_entropy(self.nets[0](images[0]), labels[0])
