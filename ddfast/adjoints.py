@@ -106,6 +106,7 @@ class Unroll:
             start.dtype,
             self.return_states,
             self.momentum > 0,
+            start.is_cuda,
         )
 
 
@@ -176,12 +177,13 @@ class _Recomputing:
 
 def _is_one_op(unroll: Unroll, plan: Plan) -> bool:
     """Whether the whole loop runs as ops.unroll: the fused ConvNet, an augmentation by rows of parameters, and a plan
-    without micro-batches, thinned states, or steps stored in part (an op cannot free those as it goes)."""
+    without micro-batches, states thinned or elsewhere, or steps stored in part (an op cannot free those as it goes)."""
     return (
         isinstance(unroll.student, ConvNetStudent)
         and (unroll.augment is None or isinstance(getattr(unroll.augment, "rows", None), Tensor))
         and plan.micro_batch is None
         and plan.state_every == 1
+        and not plan.host_states
         and plan.stored_steps in (0, unroll.syn_steps)
         and not unroll.return_states
     )
@@ -232,12 +234,13 @@ class _Checkpointed(torch.autograd.Function):
         steps = [Step(keep=differentiable and n >= T - plan.stored_steps) for n in range(T)]
         # One buffer: states [T + 1, S, P] are what is returned, or what the backward needs, or both.
         count = T + 1 if unroll.return_states else -(-T // every)
-        states = start.new_empty((count, *start.shape)) if keep else None
+        where = {"device": "cpu", "pin_memory": start.is_cuda} if plan.host_states and not unroll.return_states else {}
+        states = start.new_empty((count, *start.shape), **where) if keep else None
         velocities = start.new_empty((count, *start.shape)) if keep and every > 1 and unroll.momentum else None
         theta, velocity = start, None
         for n, rate in enumerate(lr.expand(T)):
             if keep and n % every == 0:
-                states[n // every] = theta
+                states[n // every].copy_(theta, non_blocking=True)
                 if velocities is not None and n:
                     velocities[n // every] = velocity
             step = steps[n] if differentiable else Step()
@@ -257,7 +260,8 @@ class _Checkpointed(torch.autograd.Function):
         rates = lr.expand(unroll.syn_steps)
         for kept in reversed(range(-(-unroll.syn_steps // every))):
             first = kept * every
-            segment, velocity = [states[kept]], velocities[kept] if velocities is not None and kept else None
+            segment = [states[kept].to(images.device, non_blocking=True)]
+            velocity = velocities[kept] if velocities is not None and kept else None
             for n in range(first, min(first + every, unroll.syn_steps) - 1):
                 theta, velocity = unroll.step(segment[-1], velocity, images, labels, rates[n], n, ctx.steps[n])
                 segment.append(theta)

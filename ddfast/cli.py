@@ -13,7 +13,7 @@ import click
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
-EXPECTED = (ValueError, TypeError, OSError, NotImplementedError)  # what the library raises at its doors
+EXPECTED = (ValueError, TypeError, OSError, NotImplementedError, MemoryError)  # what the library raises at its doors
 
 
 def main() -> None:
@@ -299,7 +299,7 @@ def info(as_json: bool, preset, memory_budget, network, device, **settings) -> N
     import ddfast
 
     if preset is not None:
-        from ddfast.configuration import plan_of_preset
+        from ddfast.preset_plan import plan_of_preset
 
         about = plan_of_preset(preset, memory_budget, network, device, settings)
         lines = (f"{name}: {about[name]}" for name in ("setting", "network", "budget", "recomputing all", "plan"))

@@ -16,9 +16,9 @@ from ddfast.evaluate import check_evaluation
 from ddfast.experts import SGD, TrajectoryStore
 from ddfast.installation import build_info
 from ddfast.methods import METHODS
-from ddfast.planner import Plan, make_plan, parse_budget, predict
+from ddfast.planner import BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
 from ddfast.presets import choose_preset
-from ddfast.students import student_of, why_not_fused
+from ddfast.students import Student, student_of
 
 log = logging.getLogger("ddfast")
 
@@ -35,7 +35,7 @@ REPORT = {
     "eval_every": None,
     "checkpoint_every": 100,
 }
-FREE = {"iterations", "data_root", "experts", *REPORT}  # what may be another when a run is resumed
+FREE = {"iterations", "data_root", "experts", "memory_budget", *REPORT}  # may be others when a run is resumed
 NEEDED = "needed"  # train_epochs: only those that the run can use
 
 
@@ -53,6 +53,41 @@ class Job:
     def plan(self) -> Plan:
         """How an outer step uses memory."""
         return Plan(**self.config["memory_plan"])
+
+    def _unroll(self) -> tuple[Student, UnrollSize]:
+        images = torch.Size((self.config["ipc"] * self.data.num_classes, *self.data.train_images.shape[1:]))
+        return student_of(self.network("plan")), self.settings.unroll_size(images, self.device)
+
+    def plan_for_budget(self, *, asked: bool) -> None:
+        """Set the plan of an outer step; ValueError where nothing fits, or none can be made that was asked for."""
+        student, size = self._unroll()
+        budget, plan = parse_budget(self.config["memory_budget"], self.device), Plan()
+        if asked or predict(student, size, plan) is not None:
+            plan = make_plan(student, size, budget)
+            log.info("memory: %s", plan.words(size))
+        else:
+            log.info("memory: not planned, this network cannot say what a step of it needs")
+        self.config["memory_plan"] = asdict(plan)
+
+    def plan_again(self, iteration: int) -> None:
+        """After memory ran out in an iteration: a plan for half of it, once in a run.
+
+        MemoryError the second time, and where no plan needs less.
+        """
+        student, size = self._unroll()
+        before = self.plan
+        advice = "resume the run with a smaller memory_budget, or begin one with a smaller batch_syn"
+        if "memory_ran_out" in self.config or before.predicted_bytes is None:
+            raise MemoryError(f"memory ran out in iteration {iteration} ({before.words(size)}); {advice}")
+        try:
+            plan = make_plan(student, size, before.predicted_bytes // 2)
+        except BudgetTooSmallError as error:
+            plan = make_plan(student, size, error.smallest)
+        if plan == before:
+            raise MemoryError(f"memory ran out in iteration {iteration}, and no plan needs less ({plan.words(size)})")
+        log.warning("memory ran out in iteration %d: going on with %s", iteration, plan.words(size))
+        self.config["memory_ran_out"] = {"iteration": iteration, "memory_plan": self.config["memory_plan"]}
+        self.config["memory_plan"] = asdict(plan)
 
     @property
     def train_epochs(self) -> int:
@@ -130,22 +165,8 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
         data = data.whitened()
     config["zca"] = data.preprocessing.zca is not None
     job = _checked(config, data, METHODS[method].Settings, store)
-    job.config["memory_plan"] = asdict(_plan(job, asked="memory_budget" in given))
+    job.plan_for_budget(asked="memory_budget" in given)
     return job
-
-
-def _plan(job: Job, *, asked: bool) -> Plan:
-    """The plan of an outer step, for the budget; ValueError where nothing fits, or none can be made that was asked
-    for."""
-    images = torch.Size((job.config["ipc"] * job.data.num_classes, *job.data.train_images.shape[1:]))
-    student, size = student_of(job.network("plan")), job.settings.unroll_size(images)
-    budget = parse_budget(job.config["memory_budget"], job.device)
-    if not asked and predict(student, size, Plan()) is None:
-        log.info("memory: not planned, this network cannot say what a step of it needs")
-        return Plan()
-    plan = make_plan(student, size, budget)
-    log.info("memory: %s", plan.words(size))
-    return plan
 
 
 def _without_none(config: dict[str, Any]) -> dict[str, Any]:
@@ -200,49 +221,13 @@ def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, do
     job = _checked(config, data, METHODS[saved["method"]].Settings, store)
     # those that it began with
     job.config |= {name: saved[name] for name in ("threads", "versions")}
-    job.config["memory_plan"] = saved.get("memory_plan", asdict(Plan()))
+    if config["memory_budget"] == saved["memory_budget"]:
+        job.config["memory_plan"] = saved["memory_plan"]
+    else:
+        log.warning("another memory budget than the run began with: last bits may differ")
+        job.config.pop("memory_ran_out", None)
+        job.plan_for_budget(asked=True)
     return job
-
-
-def plan_of_preset(
-    name: str,
-    memory_budget: int | float | str | None = None,
-    network: str | None = None,
-    device: str | torch.device | None = None,
-    settings: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """How an outer step of a preset would use memory, without its data and without running it, for people and JSON.
-
-    settings: some of syn_steps, batch_syn and segments, to replace the preset's. Errors: ValueError for an unknown
-    preset or network, or where nothing fits, with the smallest budget that does.
-    """
-    method, device = name.split("/")[0], resolve_device(device)
-    if method not in METHODS:
-        raise ValueError(f"preset: expected <method>/<dataset>/ipc<n> with one of {', '.join(METHODS)}, got {name!r}")
-    preset = choose_preset(method, "", 1, name)
-    given = {key: value for key, value in (settings or {}).items() if value is not None}
-    names = {field.name for field in fields(METHODS[method].Settings)}
-    row = METHODS[method].Settings(**{k: v for k, v in (preset.settings | given).items() if k in names})
-    side, shape = preset.side, (preset.channels, preset.side, preset.side)
-    chosen = network or preset.settings["network"]
-    module = networks.create(
-        chosen,
-        channels=preset.channels,
-        num_classes=preset.classes,
-        image_size=(side, side),
-        generator=seeds.generator(0),
-    )
-    student, size = student_of(module), row.unroll_size(torch.Size((preset.classes * preset.ipc, *shape)))
-    budget = parse_budget(RUN["memory_budget"] if memory_budget is None else memory_budget, device)
-    plan, reason = make_plan(student, size, budget), why_not_fused(module)
-    return {
-        "setting": f"{preset.name}, {size.words()}",
-        "network": f"{chosen}, {student.num_parameters} parameters, {f'by autograd: {reason}' if reason else 'fused'}",
-        "budget": f"{budget / 2**20:.0f} MiB",
-        "plan": plan.words(size),
-        "recomputing all": Plan(predicted_bytes=predict(student, size, Plan())).words(size),
-        **{key: value for key, value in asdict(plan).items() if value is not None},
-    }
 
 
 def expert_options(dataset: Any, ipc: int | None, preset: str | None, options: dict[str, Any]) -> dict[str, Any]:

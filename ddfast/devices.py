@@ -30,6 +30,13 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; on a CPU PyTorch has no class of its own for it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that can be had now: of the GPU, or what Linux calls available, or less where a container allows less."""
     if device.type == "cuda":

@@ -12,7 +12,7 @@ import torch
 from ddfast import seeds
 from ddfast.configuration import Job, resolve, resolve_resumed
 from ddfast.data import SyntheticSet
-from ddfast.devices import peak_bytes
+from ddfast.devices import is_out_of_memory, peak_bytes
 from ddfast.evaluate import evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
 from ddfast.experts import TrajectoryStore, train_experts
 from ddfast.methods import METHODS
@@ -48,6 +48,7 @@ class Distillation:
 
     def __init__(self, job: Job, experts: TrajectoryStore):
         job.check_experts(experts)
+        self._job = job
         config, data, settings = job.config, job.data, job.settings
         generator = seeds.generator(config["seed"], "init")
         images, labels = data.random_real(config["ipc"], generator)
@@ -69,6 +70,7 @@ class Distillation:
         )
         self._whole = self._state()
         self.on_record: Callable[[dict[str, Any]], None] = lambda record: None  # called before a record is yielded
+        self.on_plan: Callable[[], None] = lambda: None  # called when the job has another memory plan
 
     @property
     def synthetic(self) -> SyntheticSet:
@@ -76,10 +78,14 @@ class Distillation:
         return self.method.current()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Run to the end; DistillationDivergedError after too many updates in a row that had to be skipped."""
+        """Run to the end.
+
+        DistillationDivergedError after too many updates in a row that had to be skipped; MemoryError where memory runs
+        out again after it was planned again with half.
+        """
         while self.iteration < self.iterations:
             began = time.perf_counter()
-            record = self.method.step()
+            record = self._step()
             self.iteration += 1
             self._skips = 0 if record["updated"] else self._skips + 1
             diverged = self._skips >= MOST_SKIPS
@@ -96,6 +102,19 @@ class Distillation:
                     f"distillation: {self._skips} updates in a row had no finite gradient; "
                     f"try a smaller lr_img or lr_lr, or fewer syn_steps"
                 )
+
+    def _step(self) -> dict[str, Any]:
+        while True:
+            try:
+                return self.method.step()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # only here are the tensors of the failed step gone
+            self.rollback()
+            self._job.plan_again(self.iteration + 1)
+            self.method.adjoint.plan = self._job.plan
+            self.on_plan()
 
     def _state(self) -> dict[str, Any]:
         return {"iteration": self.iteration, "skips": self._skips, "method": self.method.state_dict()}
@@ -144,12 +163,13 @@ def distill(
         output: the run folder; None for the next free number under runs/. A folder that holds a run is an error.
         preset: the name of the settings to start from; None for that of (method, dataset, ipc) or the nearest.
         memory_budget: what an outer step may use, in bytes, as a size ("4GiB") or a fraction of what is free; None for
-            half of that. More memory is less work; the plan is made once per run, and recorded.
+            half of that. More memory is less work; the plan is made once per run, and recorded. Where memory runs out
+            all the same, the run goes on with a plan for half of it, once.
         network: a name as ddfast.networks.create takes it, to distil with; None for the experts', or the preset's.
         seed: all random draws of the run come from it; None for 0.
         device: None for a GPU where there is one.
         resume: go on with the run in `output`, bit for bit as if it had never stopped, with its own settings (they need
-            not be given again); where there is none yet, begin it.
+            not be given again; another memory_budget gives other last bits); where there is none yet, begin it.
         download: fetch a named data set that is not there.
         progress: wraps the Distillation that is iterated over, for a progress bar.
         options: of load_dataset (data_root, image_size, resize, zca); settings of the method (MTTSettings); of the
@@ -200,7 +220,9 @@ def distill(
             log.info("stopped while experts were trained; resume goes on from there: %s", run.path)
             raise
         trained = {"path": str(store.path.resolve()), "epochs": store.epochs, **store.settings}
-        run.write_config(job.config | {"trained_experts": trained})
+        job.config["trained_experts"] = trained
+        run.write_config(job.config)
+        distillation.on_plan = lambda: run.write_config(job.config)
         history = _run(run, job, distillation, progress)
         log.info("evaluating")
         accuracy = _accuracy(distillation.synthetic, job, store)

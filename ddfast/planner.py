@@ -2,7 +2,8 @@
 
 import math
 import re
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,13 +22,14 @@ class Plan:
 
     micro_batch: images computed at a time, None for the whole minibatch; stored_steps: the last so many inner steps
     keep what their backward would else compute again; state_every: every so many steps θ_n is kept, those between
-    are computed again; predicted_bytes: the peak that the planner expects above what was there, None where it does not
-    know.
+    are computed again; host_states: they are kept in (pinned) host memory; predicted_bytes: the peak that the planner
+    expects above what was there, None where it does not know.
     """
 
     micro_batch: int | None = None
     stored_steps: int = 0
     state_every: int = 1
+    host_states: bool = False
     predicted_bytes: int | None = None
 
     def words(self, size: "UnrollSize") -> str:
@@ -35,6 +37,7 @@ class Plan:
         chunks = f"{self.micro_batch or size.batch[0]} of {size.batch[0]} images at a time"
         stored = f"{self.stored_steps} of {size.syn_steps} steps stored"
         states = "" if self.state_every == 1 else f", every {self.state_every}th state kept"
+        states += ", states in host memory" if self.host_states else ""
         peak = "" if self.predicted_bytes is None else f", {self.predicted_bytes / 2**20:.0f} MiB for an outer step"
         return f"{chunks}, {stored}{states}{peak}"
 
@@ -50,12 +53,24 @@ class UnrollSize:
     dtype: torch.dtype = torch.float32
     return_states: bool = False
     momentum: bool = False
+    on_gpu: bool = False
 
     def words(self) -> str:
         """For people."""
         B, *shape = self.batch
         students = f", {self.students} students" if self.students > 1 else ""
         return f"{B} images of {' × '.join(map(str, shape))} × {self.syn_steps} steps{students}"
+
+
+class BudgetTooSmallError(ValueError):
+    """Nothing fits a budget."""
+
+    def __init__(self, budget: int, smallest: int):
+        super().__init__(
+            f"memory_budget: {budget / 2**20:.3g} MiB is too little for this unroll; the smallest that does is "
+            f"{math.ceil(smallest / 2**20)} MiB"
+        )
+        self.smallest = smallest  # bytes
 
 
 def parse_budget(budget: int | float | str, device: torch.device) -> int:
@@ -106,6 +121,7 @@ def _state_bytes(student: Student, size: UnrollSize, plan: Plan) -> tuple[int, i
     vector = size.students * student.num_parameters * element
     T, k = size.syn_steps, plan.state_every
     count = T + 1 if size.return_states else T if k == 1 else math.ceil(T / k) * (2 if size.momentum else 1) + k
+    count = 1 if plan.host_states else count
     image = math.prod(size.batch[1:]) * element
     # dX and its step's part; x_n and A_n's graph; θ_T, λ at the start
     return count * vector, vector, 2 * size.num_images * image + 2 * size.batch[0] * image + 2 * vector
@@ -113,50 +129,47 @@ def _state_bytes(student: Student, size: UnrollSize, plan: Plan) -> tuple[int, i
 
 def make_plan(student: Student, size: UnrollSize, budget: int) -> Plan:
     """The plan of least work that is predicted to fit: as many stored steps as possible, in chunks as large as that
-    allows; kept states are thinned out only where nothing else fits.
+    allows. Where nothing fits, kept states go to host memory on a GPU, and are thinned out on a CPU.
 
-    Errors: ValueError where nothing fits, with the smallest budget that does; where the student cannot say what it
-    needs.
+    Errors: BudgetTooSmallError, a ValueError, where nothing fits, with the smallest budget that does; ValueError where
+    the student cannot say what it needs.
     """
-    B, T = size.batch[0], size.syn_steps
+    B = size.batch[0]
     if student.step_bytes(size.batch, size.students, size.dtype) is None:
         raise ValueError(
             f"memory_budget: {type(student).__name__} cannot say how much memory a step of this network needs"
         )
     chunks = [B] if student.why_no_micro_batches() else sorted({-(-B // n) for n in range(1, B + 1)}, reverse=True)
-    best = None
+    elsewhere = size.on_gpu and not size.return_states
+    for host_states in (False, True) if elsewhere else (False,):
+        best = _with_most_stored(student, size, chunks, budget, host_states)
+        if best is not None:
+            return best
+    chunk = None if chunks[-1] == B else chunks[-1]
+    every = [1] if elsewhere or size.return_states else range(1, size.syn_steps + 1)
+    smallest = [_predicted(student, size, Plan(chunk, 0, k, host_states=elsewhere)) for k in every]
+    fitting = [plan for plan in smallest if plan.predicted_bytes <= budget]
+    if fitting:
+        return fitting[0]
+    raise BudgetTooSmallError(budget, min(plan.predicted_bytes for plan in smallest))
+
+
+def _with_most_stored(
+    student: Student, size: UnrollSize, chunks: list[int], budget: int, host_states: bool
+) -> Plan | None:
+    """The plan with the most stored steps, in the largest chunks that allow as many; None where not even none fit."""
+    B, T, best = size.batch[0], size.syn_steps, None
     for chunk in chunks:
         if best is not None and (best.stored_steps == T or chunk < SMALLEST_CHUNK):
             break
-        plan = _with_most_stored(student, size, None if chunk == B else chunk, budget)
-        if plan is not None and (best is None or plan.stored_steps > best.stored_steps):
-            best = plan
-    if best is not None:
-        return best
-    chunk = None if chunks[-1] == B else chunks[-1]
-    every = [1] if size.return_states else range(1, T + 1)
-    thinned = [_predicted(student, size, Plan(chunk, 0, k)) for k in every]
-    fitting = [plan for plan in thinned if plan.predicted_bytes <= budget]
-    if fitting:
-        return min(fitting, key=lambda plan: plan.state_every)
-    smallest = min(plan.predicted_bytes for plan in thinned)
-    raise ValueError(
-        f"memory_budget: {budget / 2**20:.3g} MiB is too little for this unroll; the smallest that does is "
-        f"{math.ceil(smallest / 2**20)} MiB"
-    )
+        micro_batch = None if chunk == B else chunk
+        step: StepBytes = student.step_bytes(torch.Size((chunk, *size.batch[1:])), size.students, size.dtype)
+        plans = [Plan(micro_batch, stored, host_states=host_states) for stored in range(T + 1 if step.kept else 1)]
+        fitting = bisect_right(plans, budget, key=lambda plan: predict(student, size, plan))
+        if fitting and (best is None or plans[fitting - 1].stored_steps > best.stored_steps):
+            best = plans[fitting - 1]
+    return best and _predicted(student, size, best)
 
 
 def _predicted(student: Student, size: UnrollSize, plan: Plan) -> Plan:
-    return Plan(plan.micro_batch, plan.stored_steps, plan.state_every, predict(student, size, plan))
-
-
-def _with_most_stored(student: Student, size: UnrollSize, chunk: int | None, budget: int) -> Plan | None:
-    """The plan with the most stored steps in chunks of this size; None where not even none fit."""
-    step: StepBytes = student.step_bytes(
-        torch.Size((chunk or size.batch[0], *size.batch[1:])), size.students, size.dtype
-    )
-    for stored in range(size.syn_steps if step.kept else 0, -1, -1):
-        plan = _predicted(student, size, Plan(chunk, stored))
-        if plan.predicted_bytes <= budget:
-            return plan
-    return None
+    return replace(plan, predicted_bytes=predict(student, size, plan))

@@ -104,6 +104,7 @@ PLANS = {
     "every second state": Plan(state_every=2),
     "every third state, some stored, in micro-batches": Plan(micro_batch=1, stored_steps=2, state_every=3),
     "the first state only": Plan(state_every=9),
+    "states in host memory": Plan(host_states=True, stored_steps=2),
 }
 
 

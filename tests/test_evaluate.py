@@ -33,8 +33,8 @@ def test_evaluation_trains_from_scratch_and_tells_a_good_set_from_a_bad_one(data
     assert evaluate(good, data, num_eval=2, epochs=60).accuracies == by_good.accuracies
 
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_networks_side_by_side_are_those_trained_one_by_one(data, good, monkeypatch, soft):
+@pytest.mark.parametrize("which", ["hard", "soft", "random real"])
+def test_networks_side_by_side_are_those_trained_one_by_one(data, good, monkeypatch, which):
     trained = []
     original = protocol.train_networks
 
@@ -43,11 +43,14 @@ def test_networks_side_by_side_are_those_trained_one_by_one(data, good, monkeypa
         trained.append([torch.nn.utils.parameters_to_vector(net.parameters()).detach() for net in nets])
 
     monkeypatch.setattr(protocol, "train_networks", remember)
-    if soft:
+    if which == "soft":
         good = replace(good, labels=4 * torch.nn.functional.one_hot(good.labels).float())
     options = {"num_eval": 3, "epochs": 8, "dsa_strategy": "flip_scale_color", "batch": 4}
     for at_once in (1, 2):
-        evaluate(good, data, at_once=at_once, **options)
+        if which == "random real":
+            evaluate_random_real(data, 2, at_once=at_once, **options)
+        else:
+            evaluate(good, data, at_once=at_once, **options)
     alone, together = trained[:3], trained[3:]
     assert [len(nets) for nets in together] == [2, 1]
     for (expected,), got in zip(alone, [net for nets in together for net in nets], strict=True):

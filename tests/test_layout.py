@@ -35,6 +35,7 @@ MAY_IMPORT = {
         "presets",
         "installation",
     },
+    "preset_plan": {"configuration", "networks", "methods", "planner", "presets", "students"},
     "distill": {"configuration", "runs", "methods", "experts", "data", "evaluate", "report"},
     "seeds": set(),
     "files": set(),

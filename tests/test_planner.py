@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ddfast.networks import ConvNet, resnet18
-from ddfast.planner import Plan, UnrollSize, make_plan, parse_budget, predict
+from ddfast.planner import BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
 from ddfast.students import ModuleStudent, Student, student_of
 from tests.networks_for_tests import make
 
@@ -68,6 +69,23 @@ def test_states_are_thinned_out_only_where_nothing_else_fits():
     assert make_plan(student, size, smallest).predicted_bytes <= smallest
     with pytest.raises(ValueError, match="too little"):
         make_plan(student, size, smallest - 2 * MIB)
+
+
+def test_on_a_gpu_states_go_to_host_memory_before_anything_is_computed_twice():
+    student, size = convnet_setting(B=10, T=100)
+    gpu = replace(size, on_gpu=True)
+    enough = predict(student, size, Plan())
+    assert not make_plan(student, gpu, enough).host_states
+    least = predict(student, size, Plan(micro_batch=1))
+    plan = make_plan(student, gpu, least - 2**20)
+    assert plan.host_states and plan.state_every == 1 and plan.micro_batch is None
+    moved = enough - predict(student, gpu, Plan(host_states=True))
+    assert moved == 99 * 4 * student.num_parameters
+    assert "states in host memory" in plan.words(gpu)
+    with pytest.raises(BudgetTooSmallError) as error:
+        make_plan(student, gpu, MIB)
+    assert error.value.smallest == predict(student, gpu, Plan(micro_batch=1, host_states=True))
+    assert not make_plan(student, replace(gpu, return_states=True), 2 * enough).host_states
 
 
 def test_a_network_that_mixes_images_is_planned_in_whole_minibatches():

@@ -41,7 +41,7 @@ def assert_the_same_run(result, whole):
 
 
 @pytest.mark.parametrize("place", ["step", "metrics", "checkpoint", "evaluation", "end"])
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ZeroDivisionError])
 def test_a_stopped_run_goes_on_bit_for_bit(pair, whole, tmp_path, monkeypatch, place, stop):
     """Stopped in the middle of a step, after its images have moved; while a file is written; while it evaluates."""
     calls = []

@@ -109,11 +109,12 @@ def evaluate(
         raise ValueError("synthetic: its images hold values that are not finite")
     data = data_for(synthetic, dataset, **data_options)
     check_evaluation(networks, protocol, data)
-    plan = _Plan(synthetic, epochs, lr, batch, dsa_strategy, protocol, device)
-    test = data.test_batches(device)
+    dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
+    training = _Training(epochs, lr, batch, dsa_strategy, protocol, device, at_once)
+    sets, test = num_eval * [(synthetic.images.to(device), synthetic.targets.to(device))], data.test_batches(device)
     accuracies = {
-        name: plan.accuracies(
-            name, data, test, [seeds.generator(seed, "evaluate", name, n) for n in range(num_eval)], at_once
+        name: training.accuracies(
+            name, data, test, sets, [seeds.generator(seed, "evaluate", name, n) for n in range(num_eval)]
         )
         for name in networks
     }
@@ -121,42 +122,45 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """One training on a synthetic set."""
+class _Training:
+    """How networks are trained on a synthetic set."""
 
-    synthetic: SyntheticSet
     epochs: int
     lr: float
     batch: int
-    dsa_strategy: str | None
+    dsa_strategy: str
     protocol: str
     device: torch.device
+    at_once: int | None  # networks side by side
 
     def accuracies(
-        self, name: str, data: Dataset, test: Batches, generators: list[torch.Generator], at_once: int | None = None
+        self,
+        name: str,
+        data: Dataset,
+        test: Batches,
+        sets: list[tuple[Tensor, Tensor]],  # images [I, C, H, W] and targets, of each network
+        generators: list[torch.Generator],  # of each network
     ) -> list[float]:
-        """Test accuracies of networks after it, one per generator; so many are trained side by side."""
-        images, targets = self.synthetic.images.to(self.device), self.synthetic.targets.to(self.device)
-        augment = DSA(self.synthetic.dsa_strategy if self.dsa_strategy is None else self.dsa_strategy)
-
-        def epoch_of(generator: torch.Generator) -> Iterable[tuple[Tensor, Tensor]]:
-            for chosen in torch.randperm(len(images), generator=generator).to(self.device).split(self.batch):
-                yield images[chosen], targets[chosen]
+        """Test accuracies of networks after it."""
+        augment, results = DSA(self.dsa_strategy), []
 
         def create(generator: torch.Generator) -> nn.Module:
             return all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
 
-        results = []
         while generators:
-            first = create(generators[0])
+            first, images = create(generators[0]), sets[0][0]
             size = torch.Size((min(self.batch, len(images)), *images.shape[1:]))
-            together = side_by_side(first, len(generators), size, self.device, at_once)
+            together = side_by_side(first, len(generators), size, self.device, self.at_once)
             now, generators = generators[:together], generators[together:]
-            nets = [first, *map(create, now[1:])]
-            as_mtt = self.protocol == "mtt"
-            train_networks(nets, epoch_of, augment, self.lr, self.epochs, now, as_mtt=as_mtt)
+            epochs_of = [partial(self._epoch, *pair) for pair in sets[:together]]
+            nets, sets, as_mtt = [first, *map(create, now[1:])], sets[together:], self.protocol == "mtt"
+            train_networks(nets, epochs_of, augment, self.lr, self.epochs, now, as_mtt=as_mtt)
             results += [accuracy(net, test) for net in nets]
         return results
+
+    def _epoch(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Iterable[tuple[Tensor, Tensor]]:
+        for chosen in torch.randperm(len(images), generator=generator).to(self.device).split(self.batch):
+            yield images[chosen], targets[chosen]
 
 
 def _epochs(epochs: int | None, protocol: str) -> int:
@@ -201,6 +205,7 @@ def evaluate_random_real(
     protocol: str = "ddfast",
     seed: int = 0,
     device: str | torch.device | None = None,
+    at_once: int | None = None,
 ) -> Evaluation:
     """The baseline: as `evaluate`, on `ipc` random real images per class, other ones for each of the trainings.
 
@@ -208,17 +213,18 @@ def evaluate_random_real(
     """
     check_evaluation(networks, protocol, dataset)
     epochs = _epochs(epochs, protocol)
-    expect_whole(num_eval=num_eval, epochs=epochs, batch=batch)
+    expect_whole(num_eval=num_eval, epochs=epochs, batch=batch, at_once=1 if at_once is None else at_once)
     device = resolve_device(device)
+    training = _Training(epochs, BASELINE_LR, batch, dsa_strategy, protocol, device, at_once)
+    drawn = [dataset.random_real(ipc, seeds.generator(seed, "random_real", n)) for n in range(num_eval)]
+    sets = [(images.to(device), labels.to(device)) for images, labels in drawn]
     test = dataset.test_batches(device)
-    accuracies: dict[str, list[float]] = {name: [] for name in networks}
-    for repeat in range(num_eval):
-        drawn = dataset.random_real(ipc, seeds.generator(seed, "random_real", repeat))
-        synthetic = SyntheticSet(*drawn, torch.tensor(BASELINE_LR), dataset.class_names, dataset.preprocessing)
-        plan = _Plan(synthetic, epochs, BASELINE_LR, batch, dsa_strategy, protocol, device)
-        for name in networks:
-            generator = seeds.generator(seed, "evaluate random_real", name, repeat)
-            accuracies[name] += plan.accuracies(name, dataset, test, [generator])
+    accuracies = {
+        name: training.accuracies(
+            name, dataset, test, sets, [seeds.generator(seed, "evaluate random_real", name, n) for n in range(num_eval)]
+        )
+        for name in networks
+    }
     return Evaluation(accuracies)
 
 
@@ -242,7 +248,7 @@ def evaluate_full_data(
             generator = seeds.generator(seed, "full data", name, repeat)
             net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(device)
             epoch_of, augment = partial(train.shuffled, BATCH), DSA(dsa_strategy)
-            train_networks([net], epoch_of, augment, BASELINE_LR, epochs, [generator])
+            train_networks([net], [epoch_of], augment, BASELINE_LR, epochs, [generator])
             accuracies[name].append(accuracy(net, test))
     return Evaluation(accuracies)
 
@@ -281,7 +287,7 @@ def _take_statistics(net: nn.Module, dataset: Dataset, device: torch.device) -> 
 
 def train_networks(
     nets: list[nn.Module],
-    epoch_of: Callable[[torch.Generator], Iterable[tuple[Tensor, Tensor]]],
+    epochs_of: Sequence[Callable[[torch.Generator], Iterable[tuple[Tensor, Tensor]]]],
     augment: DSA,
     lr: float,
     epochs: int,
@@ -289,7 +295,8 @@ def train_networks(
     *,
     as_mtt: bool = False,
 ) -> None:
-    """Train networks in place, side by side, each on the minibatches (images [B, C, H, W], targets) of its generator.
+    """Train networks in place, side by side, each on minibatches (images [B, C, H, W], targets) of its own, one epoch's
+    per call with its generator.
 
     The rate drops after half of the epochs; as_mtt: two epochs later (1001 epochs: 502 at the full rate, as MTT's code
     does after its epoch of index 501), and the momentum is lost there.
@@ -303,7 +310,8 @@ def train_networks(
                 group["lr"] = lr / 10
             if as_mtt:
                 training.optimizer.state.clear()
-        for minibatches in zip(*(epoch_of(generator) for generator in generators), strict=True):
+        epochs_now = (epoch_of(generator) for epoch_of, generator in zip(epochs_of, generators, strict=True))
+        for minibatches in zip(*epochs_now, strict=True):
             images, targets = (torch.stack(column) for column in zip(*minibatches, strict=True))
             training.step(augment.side_by_side(images, generators), targets)
     training.write()

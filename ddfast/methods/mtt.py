@@ -66,10 +66,14 @@ class MTTSettings:
         """How many epochs of an expert a run can use."""
         return self.max_start_epoch - 1 + self.expert_epochs
 
-    def unroll_size(self, images: torch.Size) -> UnrollSize:  # [I, C, H, W]
+    def unroll_size(
+        self,
+        images: torch.Size,  # [I, C, H, W]
+        device: torch.device,
+    ) -> UnrollSize:
         """What the memory of an outer step depends on, besides the student."""
-        B = min(self.batch_syn or images[0], images[0])
-        return UnrollSize(self.syn_steps, torch.Size((B, *images[1:])), images[0], self.segments)
+        B, on_gpu = min(self.batch_syn or images[0], images[0]), device.type == "cuda"
+        return UnrollSize(self.syn_steps, torch.Size((B, *images[1:])), images[0], self.segments, on_gpu=on_gpu)
 
 
 class MTT:

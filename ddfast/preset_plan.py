@@ -1,0 +1,55 @@
+"""How an outer step of a published setting would use memory, without running it."""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+
+from ddfast import networks, seeds
+from ddfast.configuration import RUN
+from ddfast.devices import resolve_device
+from ddfast.methods import METHODS
+from ddfast.planner import Plan, make_plan, parse_budget, predict
+from ddfast.presets import choose_preset
+from ddfast.students import student_of, why_not_fused
+
+
+def plan_of_preset(
+    name: str,
+    memory_budget: int | float | str | None = None,
+    network: str | None = None,
+    device: str | torch.device | None = None,
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """How an outer step of a preset would use memory, without its data and without running it, for people and JSON.
+
+    settings: some of syn_steps, batch_syn and segments, to replace the preset's. Errors: ValueError for an unknown
+    preset or network, or where nothing fits, with the smallest budget that does.
+    """
+    method, device = name.split("/")[0], resolve_device(device)
+    if method not in METHODS:
+        raise ValueError(f"preset: expected <method>/<dataset>/ipc<n> with one of {', '.join(METHODS)}, got {name!r}")
+    preset = choose_preset(method, "", 1, name)
+    given = {key: value for key, value in (settings or {}).items() if value is not None}
+    names = {field.name for field in fields(METHODS[method].Settings)}
+    row = METHODS[method].Settings(**{k: v for k, v in (preset.settings | given).items() if k in names})
+    side, shape = preset.side, (preset.channels, preset.side, preset.side)
+    chosen = network or preset.settings["network"]
+    module = networks.create(
+        chosen,
+        channels=preset.channels,
+        num_classes=preset.classes,
+        image_size=(side, side),
+        generator=seeds.generator(0),
+    )
+    student, size = student_of(module), row.unroll_size(torch.Size((preset.classes * preset.ipc, *shape)), device)
+    budget = parse_budget(RUN["memory_budget"] if memory_budget is None else memory_budget, device)
+    plan, reason = make_plan(student, size, budget), why_not_fused(module)
+    return {
+        "setting": f"{preset.name}, {size.words()}",
+        "network": f"{chosen}, {student.num_parameters} parameters, {f'by autograd: {reason}' if reason else 'fused'}",
+        "budget": f"{budget / 2**20:.0f} MiB",
+        "plan": plan.words(size),
+        "recomputing all": Plan(predicted_bytes=predict(student, size, Plan())).words(size),
+        **{key: value for key, value in asdict(plan).items() if value is not None},
+    }
