@@ -154,6 +154,7 @@ evaluation_options = _options(
 @click.option("--output", type=PATH, help="Run folder.  [default: runs/<next number>]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --output, or begin it.")
 @memory_option
+@click.option("--cuda-graph/--no-cuda-graph", default=None, help="On a GPU: replay an outer step.  [default: no]")
 @click.option("--experts", type=PATH, help="Folder of trained experts.  [default: trained, cached]")
 @training_options
 @click.option("--train-epochs", type=_TrainEpochs(), help="Epochs of each expert; needed: no more than a run can use.")

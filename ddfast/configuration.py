@@ -24,7 +24,7 @@ log = logging.getLogger("ddfast")
 
 DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": "stretch", "zca": None}
 RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
-RUN |= {"memory_budget": "50%"}  # of what is free
+RUN |= {"memory_budget": "50%", "cuda_graph": False}  # the budget: of what is free
 FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "batch_train", "mom", "l2")
 REPORT = {
     "networks": None,
@@ -279,6 +279,8 @@ def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store:
     maybe = {name: config.get(name) for name in ("eval_every", "checkpoint_every", "full_epochs", "eval_epochs")}
     maybe["train_epochs"] = epochs
     expect_whole(**wholes, **{name: value for name, value in maybe.items() if value is not None})
+    if not isinstance(config["cuda_graph"], bool):
+        raise ValueError(f"cuda_graph: expected True or False, got {config['cuda_graph']!r}")
     data.check_ipc(config["ipc"])
     check_evaluation(config["networks"], config["protocol"], data)
     facts = {

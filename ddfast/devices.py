@@ -31,10 +31,11 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on a CPU PyTorch has no class of its own for it."""
+    """Whether memory ran out; on a CPU it shows in the words of PyTorch's allocator and of oneDNN only."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "could not create a primitive", "could not create a memory")
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in words)
 
 
 def free_bytes(device: torch.device) -> int:

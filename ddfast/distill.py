@@ -67,6 +67,7 @@ class Distillation:
             num_experts=config["num_experts"],
             device=job.device,
             plan=job.plan,
+            cuda_graph=config["cuda_graph"],
         )
         self._whole = self._state()
         self.on_record: Callable[[dict[str, Any]], None] = lambda record: None  # called before a record is yielded
@@ -113,7 +114,7 @@ class Distillation:
             # only here are the tensors of the failed step gone
             self.rollback()
             self._job.plan_again(self.iteration + 1)
-            self.method.adjoint.plan = self._job.plan
+            self.method.use_plan(self._job.plan)
             self.on_plan()
 
     def _state(self) -> dict[str, Any]:
@@ -144,6 +145,7 @@ def distill(
     output: str | Path | None = None,
     preset: str | None = None,
     memory_budget: int | float | str | None = None,
+    cuda_graph: bool | None = None,
     network: str | None = None,
     seed: int | None = None,
     device: str | torch.device | None = None,
@@ -165,6 +167,8 @@ def distill(
         memory_budget: what an outer step may use, in bytes, as a size ("4GiB") or a fraction of what is free; None for
             half of that. More memory is less work; the plan is made once per run, and recorded. Where memory runs out
             all the same, the run goes on with a plan for half of it, once.
+        cuda_graph: on a GPU, capture an outer step once and replay it as one launch: faster where steps are small; None
+            for no.
         network: a name as ddfast.networks.create takes it, to distil with; None for the experts', or the preset's.
         seed: all random draws of the run come from it; None for 0.
         device: None for a GPU where there is one.
@@ -185,6 +189,7 @@ def distill(
     given = {"dataset": dataset, "method": method, "ipc": ipc, "experts": experts, "iterations": iterations}
     given |= {
         "memory_budget": memory_budget,
+        "cuda_graph": cuda_graph,
         "preset": preset,
         "network": network,
         "seed": seed,

@@ -14,7 +14,7 @@ import torch
 
 import ddfast
 from ddfast.files import locking
-from ddfast.methods import MTT
+from ddfast.methods.descent import Descent
 from tests.conftest import SMALL
 
 distill_module = importlib.import_module("ddfast.distill")  # the function has its name
@@ -58,7 +58,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(pair, whole, tmp_path, monkeypatch, p
 
     with monkeypatch.context() as patch:
         if place == "step":
-            patch.setattr(MTT, "_descend", stopping(MTT._descend, 6))
+            patch.setattr(Descent, "__call__", stopping(Descent.__call__, 6))
         elif place == "metrics":
             patch.setattr(distill_module.RunFolder, "append", stopping(distill_module.RunFolder.append, 5))
         elif place == "checkpoint":

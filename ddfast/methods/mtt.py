@@ -1,5 +1,6 @@
 """MTT: match a segment of an expert's trajectory (Cazenavette et al. 2022, Algorithm 1)."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +10,17 @@ from torch import Tensor, nn
 from ddfast.adjoints import CheckpointedUnroll
 from ddfast.arguments import expect_whole
 from ddfast.data import DSA, SyntheticSet
-from ddfast.data.augment import FULL_STRATEGY, Draw, Draws
+from ddfast.data.augment import FULL_STRATEGY, Draws
 from ddfast.experts import SegmentReader, TrajectoryStore
 from ddfast.matching import match_trajectory
+from ddfast.methods.cuda_graph import Replayed, why_not_replayed
+from ddfast.methods.descent import Descent
 from ddfast.planner import Plan, UnrollSize
 from ddfast.students import student_of
 
+log = logging.getLogger("ddfast")
+
 LARGEST_LR = 1e30  # float32 has to hold it, and its products with gradients
-MOMENTUM = 0.5  # of images and α
-LR_FLOOR = 1e-6  # the learned learning rate is projected to at least this
 INITS = ("real", "noise")
 
 
@@ -95,6 +98,7 @@ class MTT:
         num_experts: int | None = None,
         device: str | torch.device | None = None,
         plan: Plan | None = None,
+        cuda_graph: bool = False,
     ):
         self.num_experts = experts.num_experts if num_experts is None else num_experts
         if not 1 <= self.num_experts <= experts.num_experts:
@@ -103,7 +107,7 @@ class MTT:
             )
         self.settings, self.generator = settings, generator
         self.student = student_of(network.to(device))
-        self.augment, self.adjoint = DSA(settings.dsa_strategy), CheckpointedUnroll(plan=plan)
+        self.augment = DSA(settings.dsa_strategy)
         self.synthetic = synthetic
         self.images = synthetic.images.detach().clone().to(device).requires_grad_()
         self.labels = synthetic.labels.detach().clone().to(device)
@@ -117,14 +121,20 @@ class MTT:
             segments=settings.segments,
             device=self.images.device,
         )
-        rates = [(self.images, settings.lr_img), (self.lr, settings.lr_lr)]
+        learned = [(self.images, settings.lr_img), (self.lr, settings.lr_lr)]
         if synthetic.is_soft and settings.lr_label:
-            rates.append((self.labels.requires_grad_(), settings.lr_label))
-        self.learned = [tensor for tensor, _ in rates]
-        self.optimizers = [torch.optim.SGD([tensor], lr=rate, momentum=MOMENTUM) for tensor, rate in rates]
-        self.good = self._copies()
-        self.skipped = 0  # updates left out because loss, gradient or result was not finite
-        self.floored = 0  # projections of the learning rate
+            learned.append((self.labels.requires_grad_(), settings.lr_label))
+        self.descent = Descent(*zip(*learned, strict=True), self.lr)
+        why_not = why_not_replayed(self.student, self.images.device) if cuda_graph else None
+        if why_not is not None:
+            log.warning("cuda_graph: not used, %s", why_not)
+        self._replays = cuda_graph and why_not is None
+        self.use_plan(plan)
+
+    def use_plan(self, plan: Plan | None) -> None:
+        """Compute the next outer steps like this; None: keep no activations."""
+        self.adjoint = CheckpointedUnroll(plan=plan)
+        self._run = Replayed(self._iteration, self.descent.state) if self._replays else self._iteration
 
     def current(self) -> SyntheticSet:
         """The synthetic set as it is now."""
@@ -134,102 +144,70 @@ class MTT:
         )
         return now.detached()
 
-    def _copies(self) -> list[list[Tensor]]:
-        """Of every learned tensor and its velocity, where they are: no copy from device to host."""
-        velocities = [
-            optimizer.state[tensor].get("momentum_buffer") if optimizer.state[tensor] else None
-            for tensor, optimizer in zip(self.learned, self.optimizers, strict=True)
-        ]
-        return [
-            [tensor.detach().clone()] + ([] if velocity is None else [velocity.clone()])
-            for tensor, velocity in zip(self.learned, velocities, strict=True)
-        ]
-
-    def _set(self, copies: list[list[Tensor]]) -> None:
-        """Go back to what `_copies` copied."""
-        with torch.no_grad():
-            for tensor, optimizer, (value, *velocity) in zip(self.learned, self.optimizers, copies, strict=True):
-                tensor.copy_(value)
-                buffers = {"momentum_buffer": velocity[0].to(tensor.device, copy=True)} if velocity else {}
-                optimizer.state[tensor] = buffers
-
     def restore(self) -> None:
         """Go back to the last state whose loss and gradient were finite."""
-        self._set(self.good)
+        self.descent.restore()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, or counts from: what a checkpoint has to hold."""
         return {
-            "learned": self._copies(),
-            "good": self.good,
+            "descent": self.descent.state_dict(),
             "generator": self.generator.get_state(),
             "segments": self.segments.state(),
-            "skipped": self.skipped,
-            "floored": self.floored,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`, on this device."""
-        self._set(state["learned"])
-        self.good = [[value.to(self.images.device) for value in row] for row in state["good"]]
+        self.descent.load_state_dict(state["descent"])
         self.generator.set_state(state["generator"])
         self.segments.load_state(state["segments"])
-        self.skipped, self.floored = state["skipped"], state["floored"]
 
     def step(self) -> dict[str, Any]:
         """One outer iteration; what it did, for the metrics. What comes out not finite, changes nothing."""
         segments = self.segments.next()
         batches = self._batches()
-        steps = {"syn_steps": self.settings.syn_steps} if batches is None else {"batches": batches}
-        draws = self._augmentations(len(self.images) if batches is None else batches.shape[1])
-        targets = self.labels.softmax(1) if self.synthetic.is_soft else self.labels
-        losses = match_trajectory(  # [S]
-            self.student,
-            segments.start,
-            segments.target,
-            self.images,
-            targets,
-            self.lr,
-            **steps,
-            augment=Draws.of(draws),
-            adjoint=self.adjoint,
-        )
-        loss = losses.mean()
-        gradients = torch.autograd.grad(loss, self.learned)
-        updated = all(bool(value.isfinite().all()) for value in (loss, *gradients))
-        if updated:
-            self.good, floored = self._copies(), self.floored
-            self._descend(gradients)
-            updated = all(bool(tensor.isfinite().all()) for tensor in self.learned)
-            if not updated:
-                self.restore()
-                self.floored = floored
-        if not updated:
-            self.skipped += 1
+        rows = self._augmentations(len(self.images) if batches is None else batches.shape[1])
+        loss, updated = self._run(segments.start, segments.target, batches, rows)
+        skipped, floored = self.descent.counts()
         return {
             "loss": loss.item(),
             "lr": self.lr.item(),
             "expert": segments.experts if len(segments.experts) > 1 else segments.experts[0],
             "start_epoch": segments.start_epochs if len(segments.experts) > 1 else segments.start_epochs[0],
-            "skipped": self.skipped,
-            "floored": self.floored,
-            "updated": updated,
+            "skipped": skipped,
+            "floored": floored,
+            "updated": bool(updated),
         }
 
-    def _descend(self, gradients: tuple[Tensor, ...]) -> None:  # of `learned`, in its order
-        for tensor, gradient in zip(self.learned, gradients, strict=True):
-            tensor.grad = gradient
-        for optimizer in self.optimizers:
-            optimizer.step()
-        with torch.no_grad():
-            if self.lr < LR_FLOOR:
-                self.lr.fill_(LR_FLOOR)
-                self.floored += 1
+    def _iteration(
+        self,
+        start: Tensor,  # [S, P]
+        target: Tensor,  # [S, P]
+        batches: Tensor | None,  # int64 [T, B]
+        rows: Tensor | None,  # [T, B, 16], of the augmentation
+    ) -> tuple[Tensor, Tensor]:  # loss [], updated bool []
+        """Unroll, compare, and descend; nothing is drawn here, and nothing waits for the device."""
+        targets = self.labels.softmax(1) if self.synthetic.is_soft else self.labels
+        steps = {"syn_steps": self.settings.syn_steps} if batches is None else {"batches": batches}
+        losses = match_trajectory(  # [S]
+            self.student,
+            start,
+            target,
+            self.images,
+            targets,
+            self.lr,
+            **steps,
+            augment=None if rows is None else Draws(rows),
+            adjoint=self.adjoint,
+        )
+        loss = losses.mean()
+        return loss.detach(), self.descent(loss.detach(), torch.autograd.grad(loss, self.descent.learned))
 
-    def _augmentations(self, count: int) -> list[Draw]:
+    def _augmentations(self, count: int) -> Tensor | None:  # [T, count, 16]; None where nothing is augmented
         """One draw per inner step, made beforehand: the backward replays them."""
-        size, device = tuple(self.images.shape[2:]), self.images.device
-        return [self.augment.draw(count, size, self.generator).to(device) for _ in range(self.settings.syn_steps)]
+        size = tuple(self.images.shape[2:])
+        draws = Draws.of([self.augment.draw(count, size, self.generator) for _ in range(self.settings.syn_steps)])
+        return None if draws is None else draws.rows.to(self.images)
 
     def _batches(self) -> Tensor | None:  # int64 [T, B]
         """Random permutations of the set, one after another, cut into minibatches; None for all images every step.

@@ -1,0 +1,75 @@
+"""A whole outer step as a CUDA graph: captured once, replayed as one launch."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ddfast.devices import is_out_of_memory
+from ddfast.students import ConvNetStudent, Student
+
+log = logging.getLogger("ddfast")
+
+WARM_UPS = 2  # runs before a capture, in which libraries choose their algorithms
+
+
+class Replayed:
+    """A function of tensors that always have the same shapes: captured at its first call, replayed at every one.
+
+    It must not wait for the device. `state`: the tensors that it changes in place. Where it cannot be captured it is
+    called as it is, which is said once; the numbers are the same.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], state: Sequence[Tensor]):
+        self._function, self._state = function, state
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._impossible = False
+        self._inputs: list[Tensor | None] = []
+        self._results: tuple[Tensor, ...] = ()
+
+    def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """The function's results; a later call overwrites them."""
+        if self._graph is None and not self._impossible:
+            self._capture(inputs)
+        if self._graph is None:
+            return self._function(*inputs)
+        for static, given in zip(self._inputs, inputs, strict=True):
+            if static is not None:
+                static.copy_(given, non_blocking=True)
+        self._graph.replay()
+        return self._results
+
+    def _capture(self, inputs: Sequence[Tensor | None]) -> None:
+        self._inputs = [None if given is None else given.clone() for given in inputs]
+        before = [tensor.detach().clone() for tensor in self._state]
+        try:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    self._function(*self._inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.empty_cache()  # a graph has a memory pool of its own
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._results = self._function(*self._inputs)
+            self._graph = graph
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            log.warning("cuda_graph: not used, for the step cannot be captured (%s)", str(error).splitlines()[0])
+            self._impossible = True
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(self._state, before, strict=True):
+                    tensor.copy_(value)
+
+
+def why_not_replayed(student: Student, device: torch.device) -> str | None:
+    """Why a step cannot be a CUDA graph; None where it can be tried."""
+    if device.type != "cuda":
+        return f"it needs a GPU, and this runs on {device}"
+    if not isinstance(student, ConvNetStudent):
+        return "this network does not run on the fused ops"
+    return None
