@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
 import ddfast
-from benchmarks.measure import DEVICE, flops_per_second, relative_error
+from benchmarks.measure import DEVICE, bytes_per_second, flops_per_second, relative_error
 from ddfast.adjoints import CheckpointedUnroll
 from ddfast.networks import ConvNet
 from ddfast.planner import Plan
@@ -26,8 +26,11 @@ ROWS = {
     "recompute": "ddfast, ConvNet, recomputing all",
     "store": "ddfast, ConvNet, all steps stored",
 }
-# Convolutions of an inner step, in units of a forward pass: the floor of a row's time (eager keeps what it needs).
+# The floor of a row's time, per inner step: convolutions in units of a forward pass, and how often norm, ReLU and pool
+# read or write a map of their input's size and one of their result's, were they one kernel each (eager keeps what it
+# needs). A forward sweep takes value and backward; the way back both again, jvp and backward of jvp; stored steps too.
 FORWARDS = {"eager": 9, "eager, channels-last": 9, "module": 12, "recompute": 11, "store": 9}
+MAPS = {"eager": (8, 5), "eager, channels-last": (8, 5), "module": (11, 7), "recompute": (11, 7), "store": (11, 7)}
 SETTINGS = {  # images × steps, side; the error is measured with error_steps where float64 would take minutes
     "10 images × 20 steps, 32 px, depth 3": {"images": 10, "steps": 20, "side": 32, "error_steps": 5},
     "100 images × 10 steps, 32 px, depth 3": {"images": 100, "steps": 10, "side": 32, "error_steps": 1},
@@ -123,11 +126,18 @@ def test_meta_gradient(measured, setting, variant):
     group = f"meta-gradient, {setting}"
     rounds = 3 if case["side"] == 32 else 1
     info = measured(sys.modules[__name__], group, ROWS[variant], rounds=rounds, variant=variant, **case)
-    flops = FORWARDS[variant] * case["steps"] * forward_flops(case["images"], case["side"])
-    info["floor"] = flops / flops_per_second()
+    info["floor"] = case["steps"] * floor(variant, case["images"], case["side"])
     few = {**case, "images": 10 if case["side"] == 32 else 2, "steps": error_steps}
     # Of the image gradient, the median over draws: one ReLU that switches between the precisions makes it 1e-3.
     info["error"] = statistics.median(_error(variant, **few, seed=seed) for seed in range(DRAWS))
+
+
+def floor(variant: str, images: int, side: int) -> float:
+    """Seconds that an inner step takes at the least, at the speeds of a matrix product and of a copy measured here."""
+    convolutions = FORWARDS[variant] * forward_flops(images, side) / flops_per_second()
+    full, pooled = MAPS[variant]
+    maps = [images * 128 * (side >> i) ** 2 * 4 for i in range(side.bit_length() - 3)]
+    return convolutions + sum((full + pooled / 4) * size / bytes_per_second(size) for size in maps)
 
 
 def forward_flops(images: int, side: int) -> float:

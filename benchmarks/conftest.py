@@ -1,13 +1,18 @@
 """One Markdown table per benchmark group after a run: time, memory and error, with ratios to the group's baseline."""
 
 import datetime
+import os
 import platform
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 import ddfast
 from benchmarks.measure import DEVICE, peak_bytes
+
+MEMORY = ("MALLOC_", "THP_")  # settings of memory that change what is measured
 
 
 @pytest.fixture
@@ -37,25 +42,48 @@ def _device() -> str:
     return f"{model.split(':')[1].strip()}, {torch.get_num_threads()} threads"
 
 
+def pytest_addoption(parser):
+    """Where tables go, and the second table that is fair to both sides on a GPU."""
+    parser.addoption("--tables", metavar="FILE", type=Path, help="write the tables to this Markdown file too")
+    parser.addoption("--strict-float32", action="store_true", help="no TF32 on either side")
+
+
+def pytest_configure(config):
+    """Turn TF32 off for everything, where that is asked for."""
+    if config.getoption("--strict-float32"):
+        backends = torch.backends
+        for setting in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
+            setting.fp32_precision = "ieee"
+
+
 def pytest_terminal_summary(terminalreporter, config):
-    """Print the tables."""
+    """Print the tables, and save them where a file is named."""
     rows = getattr(getattr(config, "_benchmarksession", None), "benchmarks", [])
     if not rows:
         return
-    write = terminalreporter.write_line
-    write("")
-    command = f"`pytest {' '.join(config.invocation_params.args)}`"
+    text = "\n".join(_tables(rows, config))
+    terminalreporter.write_line(f"\n{text}")
+    path = config.getoption("--tables")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _tables(rows, config) -> Iterator[str]:  # lines
+    """What was run, then a table per group."""
+    settings = " ".join(f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(MEMORY))
+    command = " ".join(filter(None, [settings, "pytest", *map(str, config.invocation_params.args)]))
     versions = f"torch {torch.__version__}, ddfast {ddfast.build_info()['versions']['ddfast']}"
-    write(f"{_device()}; {versions}, Python {platform.python_version()}; {datetime.date.today()}; {command}")
+    yield f"{_device()}; {versions}, Python {platform.python_version()}; {datetime.date.today()}; `{command}`"
     for group in dict.fromkeys(row.group for row in rows):
         members = [row for row in rows if row.group == group]
         base = members[0]
-        write(f"\n**{group}**\n")
-        write("| | ms (median) | speed-up | peak MiB | of baseline | error against float64 | floor |")
-        write("|---|---|---|---|---|---|---|")
+        yield f"\n**{group}**\n"
+        yield "| | ms (median) | speed-up | peak MiB | of baseline | error against float64 | floor |"
+        yield "|---|---|---|---|---|---|---|"
         for row in members:
             info, error, floor = row.extra_info, row.extra_info.get("error"), row.extra_info.get("floor")
-            write(
+            yield (
                 f"| {info['row']} | {row.stats.median * 1e3:.4g} | {base.stats.median / row.stats.median:.2f}× | "
                 f"{info['peak_mib']:.4g} | {info['peak_mib'] / max(base.extra_info['peak_mib'], 1e-9):.2f} | "
                 f"{'' if error is None else f'{error:.1e}'} | "

@@ -55,17 +55,29 @@ def _measure(call) -> int:
 
 @functools.cache
 def flops_per_second() -> float:
-    """What a large float32 matrix product reaches here, at its best of several: the floor of a time."""
+    """What a large float32 matrix product reaches here, at its best of several: half of the floor of a time."""
     side = 4096 if DEVICE == "cuda" else 1536
     a = torch.randn(side, side, device=DEVICE)
+    return 2 * side**3 / _fastest(lambda: a @ a)
+
+
+@functools.cache
+def bytes_per_second(size: int) -> float:
+    """What copying a tensor of so many bytes reaches here, read and written: the other half."""
+    a = torch.randn(size // 4, device=DEVICE)
+    b = torch.empty_like(a)
+    return 2 * size / _fastest(lambda: b.copy_(a))
+
+
+def _fastest(call) -> float:  # seconds, of 20
     times = []
     for _ in range(20):
         began = time.perf_counter()
-        a @ a
+        call()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    return 2 * side**3 / min(times)
+    return min(times)
 
 
 def relative_error(got: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

@@ -62,9 +62,8 @@ def test_experts_side_by_side_are_those_trained_one_by_one(pair, tmp_path):
             assert torch.allclose(got, expected, atol=1e-5), (expert, epoch)
 
 
-def test_side_by_side_training_that_is_interrupted_goes_on(pair, tmp_path, monkeypatch):
-    options = OPTIONS | {"epochs": 4, "mom": 0.9}
-    whole = train_experts(pair, output=tmp_path / "whole", **options)
+def interrupted_training(pair, monkeypatch, **options):
+    """A training that Ctrl-C ends before its third epoch."""
     original = train._Training._train_epoch
 
     def interrupted(self):
@@ -72,12 +71,17 @@ def test_side_by_side_training_that_is_interrupted_goes_on(pair, tmp_path, monke
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(train._Training, "_train_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train_experts(pair, output=tmp_path / "killed", at_once=2, **options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train._Training, "_train_epoch", interrupted)
+        train_experts(pair, **options)
+
+
+def test_side_by_side_training_that_is_interrupted_goes_on(pair, tmp_path, monkeypatch):
+    options = OPTIONS | {"epochs": 4, "mom": 0.9}
+    whole = train_experts(pair, output=tmp_path / "whole", **options)
+    interrupted_training(pair, monkeypatch, output=tmp_path / "killed", at_once=2, **options)
     kept = {p.name for p in (tmp_path / "killed").glob("unfinished*")}
     assert kept == {"unfinished_0000.safetensors", "unfinished_0001.safetensors"}
-    monkeypatch.setattr(train._Training, "_train_epoch", original)
     store = train_experts(pair, output=tmp_path / "killed", at_once=2, **options)
     assert all(torch.allclose(store.snapshot(e, 4), whole.snapshot(e, 4), atol=1e-5) for e in range(2))
 
@@ -87,18 +91,9 @@ def test_an_interrupted_training_goes_on_bit_for_bit(pair, tmp_path, monkeypatch
     options = OPTIONS | {"num_experts": 1, "epochs": 4, "mom": mom, "dsa_strategy": "flip_scale"}
     whole = train_experts(pair, output=tmp_path / "whole", **options)
     monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
-    original = train._Training._train_epoch
-
-    def interrupted(self):
-        if self.epoch == 2:
-            raise KeyboardInterrupt
-        return original(self)
-
-    monkeypatch.setattr(train._Training, "_train_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train_experts(pair, output=tmp_path / "killed", **options)
+    interrupted_training(pair, monkeypatch, output=tmp_path / "killed", **options)
     assert {p.name for p in (tmp_path / "killed").iterdir()} == {"experts.json", "unfinished_0000.safetensors"}
-    epochs = []
+    epochs, original = [], train._Training._train_epoch
     monkeypatch.setattr(train._Training, "_train_epoch", lambda self: epochs.append(self.epoch) or original(self))
     store = train_experts(pair, output=tmp_path / "killed", **options)
     assert epochs == [2, 3]
