@@ -83,8 +83,10 @@ def parse_budget(budget: int | float | str, device: torch.device) -> int:
         match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?i?B?|%)\s*", budget)
         try:
             number = float(match.group(1))
+            if match.group(2) == "%" and number > 100:
+                raise ValueError
             if match.group(2) == "%":
-                budget = number / 100 if number <= 100 else -1
+                budget = number / 100
             else:
                 budget = number if not match.group(2) and number <= 1 else int(number * UNITS[match.group(2)])
         except (AttributeError, KeyError, ValueError):
