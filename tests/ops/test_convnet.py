@@ -63,7 +63,7 @@ references = pytest.mark.parametrize("reference", [False, True], ids=["kernel", 
 def op_arguments(case: Case) -> dict[str, tuple]:
     """Arguments of the raw ops, by name."""
     parameters, images, labels, direction = case.inputs()
-    sizes = (case.width, case.depth, K, case.border, 1e-5)
+    sizes = case.layout.sizes
     return {
         "convnet_forward": (parameters, images, *sizes),
         "convnet_grad": (parameters, images, labels, True, *sizes),

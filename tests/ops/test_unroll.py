@@ -96,7 +96,7 @@ def test_opcheck(stored):
     start = parameters_to_vector(make("convnet").parameters()).detach()[None]
     images, labels, lr = normal(IMAGES, 3, SIDE, SIDE), uniform(IMAGES, K), torch.tensor(0.05, dtype=torch.float64)
     batches, rows = torch.tensor([[0, 1], [3, 4], [2, 2]]), torch.zeros(3, 2, 16, dtype=torch.float64)
-    settings, sizes = (3, 0.5, 0.1), (8, 2, K, 0, 1e-5)
+    settings, sizes = (3, 0.5, 0.1), (8, 2, K, 0, 1e-5, "default")
     arguments = (start, images, labels, lr, batches, rows, *settings, stored, *sizes)
     torch.library.opcheck(torch.ops.ddfast.unroll, arguments)
     last, states, kept = torch.ops.ddfast.unroll(*arguments)
