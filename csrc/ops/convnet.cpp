@@ -192,6 +192,8 @@ void check(const Tensor& parameters, const Tensor& images, const Tensor& labels,
               " students, got ", images.sizes());
   TORCH_CHECK_TYPE(images.scalar_type() == parameters.scalar_type(), "images: expected ", parameters.scalar_type(),
                    ", got ", images.scalar_type());
+  TORCH_CHECK_VALUE(layout.precision == "default" || layout.precision == "float32" || layout.precision == "bfloat16",
+                    "precision: expected one of default, float32, bfloat16, got '", layout.precision, "'");
   TORCH_CHECK_TYPE(layout.precision != "bfloat16" || parameters.scalar_type() == at::kFloat,
                    "parameters: expected float with the precision bfloat16, got ", parameters.scalar_type());
   if (!labels.defined()) return;

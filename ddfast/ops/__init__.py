@@ -3,7 +3,7 @@
 from ddfast.ops._extension import EXTENSION
 from ddfast.ops._layout import channels_last
 from ddfast.ops._library import has_kernel, op_names, reference_mode
-from ddfast.ops._precision import PRECISIONS, computing_in, expect_precision
+from ddfast.ops._precision import PRECISIONS
 from ddfast.ops.convnet import ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp
 from ddfast.ops.dsa_augment import dsa_augment
 from ddfast.ops.norm_relu_pool import norm_relu_pool
@@ -16,12 +16,10 @@ __all__ = [
     "ConvNetLayout",
     "Steps",
     "channels_last",
-    "computing_in",
     "convnet_forward",
     "convnet_grad",
     "convnet_grad_jvp",
     "dsa_augment",
-    "expect_precision",
     "has_kernel",
     "norm_relu_pool",
     "op_names",

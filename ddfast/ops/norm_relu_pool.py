@@ -43,12 +43,12 @@ def norm_relu_pool(
 
 def _expect_dtypes(z: Tensor, weight: Tensor, bias: Tensor) -> None:
     expect_dtype("z", z, torch.float32, torch.float64, torch.bfloat16)
-    if z.dtype != torch.bfloat16:
-        return expect_tensors(z=z, weight=weight, bias=bias)
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        expect_dtype(name, tensor, torch.float32, reason=" with a bfloat16 z")
-        expect_device(name, tensor, "z", z)
-    return None
+    if z.dtype == torch.bfloat16:
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            expect_dtype(name, tensor, torch.float32, reason=" with a bfloat16 z")
+            expect_device(name, tensor, "z", z)
+    else:
+        expect_tensors(z=z, weight=weight, bias=bias)
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:

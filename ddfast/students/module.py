@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ddfast.ops import computing_in, expect_precision
+from ddfast.ops._precision import computing_in, expect_precision
 from ddfast.students.base import GradientJvp, Step, StepBytes, Student, Wanted, check_labels
 from ddfast.students.live import LiveBytes
 

@@ -141,6 +141,8 @@ def test_a_precision_that_is_none_is_refused():
     with pytest.raises(ValueError, match="precision: expected one of default, float32, bfloat16, got 'tf32'"):
         ConvNetLayout(8, 2, K, precision="tf32")
     case = replace(CASES["colour"], precision="bfloat16")
+    with pytest.raises(ValueError, match="precision: expected one of default, float32, bfloat16, got 'tf32'"):
+        torch.ops.ddfast.convnet_forward(*case.inputs()[:2], *case.layout.sizes[:-1], "tf32")
     sentence = "parameters: expected float32 with the precision bfloat16, got float64"
     with pytest.raises(TypeError, match=sentence):
         by_ops(case, *case.inputs())

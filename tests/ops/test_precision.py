@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddfast.adjoints import CheckpointedUnroll
 from ddfast.matching import unroll
-from ddfast.ops import ConvNetLayout, computing_in, convnet_forward, convnet_grad, convnet_grad_jvp
+from ddfast.ops import PRECISIONS, ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp
+from ddfast.ops._precision import computing_in
 from ddfast.planner import Plan
 from ddfast.students import ConvNetStudent
 from tests.conftest import normal
@@ -87,7 +88,7 @@ def test_the_older_switches_read_the_same_after_as_before():
     assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == older
 
 
-@pytest.mark.parametrize("precision", ["default", "bfloat16"])
+@pytest.mark.parametrize("precision", [precision for precision in PRECISIONS if precision != "float32"])
 def test_the_other_precisions_set_nothing(before, precision):
     with computing_in(precision):
         assert settings() == before

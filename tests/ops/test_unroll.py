@@ -1,5 +1,7 @@
 """The unroll as one op against plain autograd through all steps, its reference, and the loop in Python."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
@@ -123,14 +125,16 @@ def matching_gradients(student, adjoint, draw, dtype=torch.float32):
 BFLOAT16_PLANS = {"recomputed": Plan(), "stored": Plan(stored_steps=T), "micro-batches": Plan(micro_batch=3)}
 
 
+@pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
 @pytest.mark.parametrize("plan", BFLOAT16_PLANS.values(), ids=BFLOAT16_PLANS)
-def test_bfloat16_is_as_exact_as_autograd_under_autocast(plan):
+def test_bfloat16_is_as_exact_as_autograd_under_autocast(plan, reference):
     """Over several draws: of one, an error may be small by chance, that of a single number above all."""
     network, errors = ConvNet(3, K, width=16, depth=2, image_size=(SIDE, SIDE)), []
     for draw in range(6):
         exact = matching_gradients(ModuleStudent(network.double()), FullUnroll(), draw, torch.float64)
         network.float()
-        got = matching_gradients(ConvNetStudent(network, "bfloat16"), CheckpointedUnroll(plan=plan), draw)
+        with reference_mode() if reference else contextlib.nullcontext():
+            got = matching_gradients(ConvNetStudent(network, "bfloat16"), CheckpointedUnroll(plan=plan), draw)
         eager = matching_gradients(ModuleStudent(network, "bfloat16"), FullUnroll(), draw)
         errors.append([[relative_error(g, e) for g, e in zip(a, exact, strict=True)] for a in (got, eager)])
     by_us, by_eager = torch.tensor(errors).square().mean(0).sqrt()
