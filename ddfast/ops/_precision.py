@@ -37,6 +37,15 @@ def computing_in(precision: str) -> contextlib.AbstractContextManager:
 
 
 @contextlib.contextmanager
+def apart_from_autocast(precision: str, device: torch.device) -> Iterator[None]:
+    """As `computing_in`, for an op whose precision is its own business: autocast does not reach into it."""
+    enabled = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    off = torch.autocast(device.type, enabled=False) if enabled else contextlib.nullcontext()
+    with computing_in(precision), off:
+        yield
+
+
+@contextlib.contextmanager
 def _strict_float32() -> Iterator[None]:
     """The settings are torch.backends.fp32_precision, .cudnn.conv.fp32_precision and so on, by the functions behind
     them: torch.backends.mkldnn.fp32_precision reads one setting and writes another."""

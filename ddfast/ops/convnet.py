@@ -10,7 +10,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from ddfast.ops._checks import expect_dtype, expect_shape, expect_tensors, refuse_transforms
 from ddfast.ops._layout import channels_last
 from ddfast.ops._library import define, define_autograd, forbid_autograd
-from ddfast.ops._precision import computing_in, expect_precision
+from ddfast.ops._precision import apart_from_autocast, expect_precision
 
 # of a ConvNetLayout, in a schema
 SIZES = "int width, int depth, int num_classes, int border, float eps, str precision"
@@ -24,8 +24,8 @@ class ConvNetLayout:
     weight and bias, then the norm's; then the linear layer's. `border` pixels of zeros are put around the images.
 
     `precision` is that of the convolutions: "default", as PyTorch is set; "float32", without TF32; or "bfloat16", with
-    maps in bfloat16 and everything else (parameters, statistics, gradients, linear layer, loss) in float32. ValueError
-    for another.
+    maps in bfloat16 and everything else (parameters, statistics, gradients, linear layer, loss) in float32. Autocast
+    changes nothing. ValueError for another.
     """
 
     width: int
@@ -71,7 +71,7 @@ def convnet_forward(
     ValueError for shapes or devices that do not fit together.
     """
     check_convnet(layout, parameters, images)
-    with computing_in(layout.precision):
+    with apart_from_autocast(layout.precision, parameters.device):
         return torch.ops.ddfast.convnet_forward(parameters, images, *layout.sizes)
 
 
@@ -93,7 +93,7 @@ def convnet_grad(
     Errors: as convnet_forward, and those of labels.
     """
     check_convnet(layout, parameters, images, labels)
-    with computing_in(layout.precision):
+    with apart_from_autocast(layout.precision, parameters.device):
         return torch.ops.ddfast.convnet_grad(parameters, images, labels, keep, *layout.sizes)
 
 
@@ -119,7 +119,7 @@ def convnet_grad_jvp(
     check_convnet(layout, parameters, images, labels)
     expect_tensors(parameters=parameters, direction=direction)
     expect_shape("direction", direction, tuple(parameters.shape), "[S, P]")
-    with computing_in(layout.precision):
+    with apart_from_autocast(layout.precision, parameters.device):
         return torch.ops.ddfast.convnet_grad_jvp(
             parameters, images, labels, direction, kept or [], list(wanted), *layout.sizes
         )
@@ -363,7 +363,7 @@ def _grad_backward(ctx, _losses, grad_g, _kept):
         return (None,) * (4 + len(ctx.sizes))
     parameters, images, labels, *kept = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:3])
-    with computing_in(ctx.sizes[-1]):
+    with apart_from_autocast(ctx.sizes[-1], parameters.device):
         _, *results = torch.ops.ddfast.convnet_grad_jvp(parameters, images, labels, grad_g, kept, wanted, *ctx.sizes)
     gradients = [result if want else None for result, want in zip(results, wanted, strict=True)]
     return *gradients, *([None] * (1 + len(ctx.sizes)))

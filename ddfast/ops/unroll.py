@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddfast.ops._library import define, define_autograd, forbid_autograd
-from ddfast.ops._precision import computing_in
+from ddfast.ops._precision import apart_from_autocast
 from ddfast.ops.convnet import SIZES, ConvNetLayout, check_convnet
 
 
@@ -35,7 +35,7 @@ def unroll(
     Errors: those of convnet_grad; steps, lr and batches are checked by ddfast.unroll.
     """
     check_convnet(layout, start, images, labels)
-    with computing_in(layout.precision):
+    with apart_from_autocast(layout.precision, start.device):
         return torch.ops.ddfast.unroll(start, images, labels, lr, *steps, stored_steps, *layout.sizes)[0]
 
 
@@ -136,7 +136,7 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad, _states, _kept):
     syn_steps, momentum, weight_decay, _, *sizes = ctx.settings
     wanted, (kept, ctx.kept) = list(ctx.needs_input_grad[:4]), (ctx.kept, [])
-    with computing_in(sizes[-1]):
+    with apart_from_autocast(sizes[-1], grad.device):
         results = torch.ops.ddfast.unroll_backward(
             grad, *ctx.saved_tensors, kept, wanted, syn_steps, momentum, weight_decay, *sizes
         )

@@ -137,6 +137,17 @@ def test_the_precision_float32_changes_nothing_in_float64():
     assert all(torch.equal(a, b) for a, b in zip(by_ops(case, *inputs), strict, strict=True))
 
 
+@references
+def test_autocast_does_not_reach_into_the_ops(reference):
+    for precision in ("default", "bfloat16"):
+        case = replace(CASES["colour"], precision=precision)
+        inputs = case.inputs(soft=True, dtype=torch.float32)
+        expected = run(reference, by_ops, case, *inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = run(reference, by_ops, case, *inputs)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 def test_a_precision_that_is_none_is_refused():
     with pytest.raises(ValueError, match="precision: expected one of default, float32, bfloat16, got 'tf32'"):
         ConvNetLayout(8, 2, K, precision="tf32")
