@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from ddfast.students import ModuleStudent, Step, Wanted
+from ddfast.students import ConvNetStudent, ModuleStudent, Step, Wanted, student_of
 from tests.conftest import normal, relative_error, uniform
 from tests.networks_for_tests import NETWORKS, SIDE, K, make
 
@@ -136,3 +136,97 @@ def test_networks_that_give_no_logits_are_refused():
         ValueError, match=r"student: expected logits \[B, K\] with B = 2 from the network, got \[2, 4, 6, 6\]"
     ):
         student.grad(theta, normal(2, 3, 8, 8), torch.tensor([0, 1]), step=Step())
+
+
+PRECISIONS = r"precision: expected one of default, float32, bfloat16, got 'half'"
+
+
+def test_an_unknown_precision_is_refused():
+    network = make("convnet")
+    for make_student in (student_of, ConvNetStudent, ModuleStudent):
+        with pytest.raises(ValueError, match=PRECISIONS):
+            make_student(network, "half")
+    assert student_of(network, "bfloat16").layout.precision == "bfloat16"
+    assert student_of(make("dropout"), precision="bfloat16").precision == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["convnet", "convnet-batchnorm"])
+def test_float64_is_refused_in_bfloat16(name):
+    student = student_of(make(name), "bfloat16")
+    theta, images, labels = normal(1, student.num_parameters), normal(2, 3, SIDE, SIDE), torch.tensor([0, 1])
+    sentence = "parameters: expected float32 with the precision bfloat16, got float64"
+    with pytest.raises(TypeError, match=sentence):
+        student.grad(theta, images, labels, step=Step())
+    with pytest.raises(TypeError, match=sentence):
+        student.grad_jvp(theta, images, labels, theta, step=Step(), wanted=Wanted(labels=False))
+
+
+class _Spy(nn.Module):
+    """A network that notes how PyTorch is set in its forward pass and in its backward passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.seen = nn.Linear(3, K), []
+
+    def note(self, *_):
+        self.seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision))
+
+    def forward(self, images):
+        self.note()
+        logits = self.linear(images.mean((2, 3)))
+        logits.register_hook(self.note)
+        return logits
+
+
+@pytest.mark.parametrize("precision", ["default", "float32"])
+def test_a_module_computes_strictly_where_asked(precision):
+    network = _Spy()
+    student, outside = ModuleStudent(network, precision), torch.backends.cudnn.conv.fp32_precision
+    theta = parameters_to_vector(network.parameters()).detach()[None]
+    images, labels, step = normal(4, 3, 8, 8, dtype=torch.float32), torch.arange(4) % K, Step()
+    _, g = student.grad(theta, images, labels, step=step)
+    assert len(network.seen) == 2
+    student.grad_jvp(theta, images, labels, g, step=step, wanted=Wanted(labels=False))
+    assert len(network.seen) >= 4
+    inside = ("ieee", "ieee") if precision == "float32" else (outside, torch.backends.mkldnn.matmul.fp32_precision)
+    assert set(network.seen) == {inside}
+    assert torch.backends.cudnn.conv.fp32_precision == outside
+
+
+def test_a_module_in_bfloat16_is_the_module_under_autocast():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, K))
+    theta = parameters_to_vector(network.parameters()).detach()[None]
+    images, labels, wanted = normal(4, 3, 8, 8, dtype=torch.float32), torch.arange(4) % K, Wanted(labels=False)
+    results = []
+    for student, ambient in ((ModuleStudent(network, "bfloat16"), False), (ModuleStudent(network), True)):
+        step = Step()
+        with torch.autocast("cpu", torch.bfloat16, enabled=ambient):
+            _, g = student.grad(theta, images, labels, step=step)
+        jvp = student.grad_jvp(theta, images, labels, theta, step=step, wanted=wanted)
+        results.append([g, jvp.slope, jvp.parameters, jvp.images])
+        assert g.dtype == jvp.parameters.dtype == jvp.images.dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert not torch.equal(results[0][0], ModuleStudent(network).grad(theta, images, labels, step=Step())[1])
+
+
+def test_a_kept_step_in_bfloat16_takes_half_the_bytes():
+    network = make("convnet").float()
+    theta = parameters_to_vector(network.parameters()).detach()[None]
+    images, labels, kept = normal(4, 3, SIDE, SIDE, dtype=torch.float32), torch.arange(4) % K, {}
+    for precision in ("float32", "bfloat16"):
+        student, step = ConvNetStudent(network, precision), Step(keep=True)
+        student.grad(theta, images, labels, step=step)
+        kept[precision] = sum(t.nbytes for t in step.memory)
+        predicted = student.step_bytes(images.shape, 1, torch.float32)
+        assert predicted.kept == kept[precision] and predicted.grad < predicted.grad_jvp
+    assert kept["bfloat16"] * 2 == kept["float32"]
+
+
+@pytest.mark.parametrize("name", ["convnet", "convnet-batchnorm"])
+def test_a_step_is_sized_in_every_precision(name):
+    def size(precision):
+        return student_of(make(name), precision).step_bytes(torch.Size((64, 3, SIDE, SIDE)), 1, torch.float32)
+
+    exact, low = size("float32"), size("bfloat16")
+    assert exact == size("default")
+    assert 0 < low.grad <= exact.grad and 0 < low.grad_jvp <= exact.grad_jvp

@@ -3,7 +3,8 @@
 // A block works on one image and a tile of neighbouring channels of channels-last memory: thread t on channel t % tile,
 // pixels t / tile, t / tile + threads / tile, … Where the tile of all inputs fits in shared memory it is read from
 // device memory once (kStaged); otherwise the same code reads device memory (mostly the L2 cache) once per pass. Every
-// sum has one fixed order. The letters are those of the op's reference in ddfast/ops/norm_relu_pool.py.
+// sum has one fixed order. Maps are of type M, also in shared memory, and computed with as T = Real<M>. The letters are
+// those of the op's reference in ddfast/ops/norm_relu_pool.py.
 #pragma once
 
 #include "launch.cuh"
@@ -15,22 +16,23 @@ constexpr int kPoolThreads = 256;
 constexpr int kWidestTile = 32;
 
 // One image's tile of one tensor, [pixels, channels], in shared or in device memory.
-template <typename T>
+template <typename M>
 struct Tile {
-  const T* data;
+  const M* data;
   int64_t stride;  // from pixel to pixel
 
-  __device__ T at(int pixel) const { return data[pixel * stride]; }
+  __device__ Real<M> at(int pixel) const { return data[pixel * stride]; }
 };
 
-template <typename T, bool kStaged>
+template <typename M, bool kStaged>
 struct TiledInstance {
+  using T = Real<M>;
   int H, W, OH, OW;       // of one image, where 32 bits suffice and divide faster
   int pixels, cells;      // H W, OH OW
   int tile, lane, lanes;  // channels of a block; this thread among those of its channel
   int64_t C, n, channel;  // channel may be ≥ C in the last tile: such a thread works, but neither loads nor stores
   T* sums;                // shared [threads]: room for the sums over a block
-  T* next;                // shared: room for the next tile
+  M* next;                // shared: room for the next tile
 
   __device__ TiledInstance(const InstanceShape& shape, int tile_)
       : H(static_cast<int>(shape.H)),
@@ -47,7 +49,7 @@ struct TiledInstance {
     lane = threadIdx.x / tile;
     lanes = blockDim.x / tile;
     sums = shared_memory<T>();
-    next = sums + blockDim.x;
+    next = reinterpret_cast<M*>(sums + blockDim.x);
   }
   __device__ bool valid() const { return channel < C; }
   __device__ int64_t statistic() const { return n * C + channel; }
@@ -56,11 +58,11 @@ struct TiledInstance {
 
   // This image's tile of a channels-last tensor with `count` pixels. The caller synchronises before reading it, unless
   // it reads only its own pixels of its own channel.
-  __device__ Tile<T> tile_of(const T* tensor, int count) {
-    const T* from = tensor + n * count * C + (valid() ? channel : 0);
+  __device__ Tile<M> tile_of(const M* tensor, int count) {
+    const M* from = tensor + n * count * C + (valid() ? channel : 0);
     if (!kStaged) return {from, C};
-    T* to = next + threadIdx.x % tile;
-    for (int i = lane; i < count; i += lanes) to[i * tile] = valid() ? from[i * C] : T(0);
+    M* to = next + threadIdx.x % tile;
+    for (int i = lane; i < count; i += lanes) to[i * tile] = valid() ? from[i * C] : M(0);
     next += count * tile;
     return {to, tile};
   }
@@ -93,10 +95,11 @@ __device__ T zero_unless_positive(T gate, T value) {  // ReLU that, like PyTorch
   return gate <= T(0) ? T(0) : value;
 }
 
-template <typename T, bool kStaged>
-__global__ void norm_relu_pool_kernel(NormReluPoolArgs<T> args, int tile) {
-  TiledInstance<T, kStaged> in(args.shape, tile);
-  const Tile<T> z = in.tile_of(args.z, in.pixels);
+template <typename M, bool kStaged>
+__global__ void norm_relu_pool_kernel(NormReluPoolArgs<M> args, int tile) {
+  using T = Real<M>;
+  TiledInstance<M, kStaged> in(args.shape, tile);
+  const Tile<M> z = in.tile_of(args.z, in.pixels);
   T part = 0;
   for (int i = in.lane; i < in.pixels; i += in.lanes) part += z.at(i);
   const T mean = in.mean(in.sum(part));
@@ -115,15 +118,16 @@ __global__ void norm_relu_pool_kernel(NormReluPoolArgs<T> args, int tile) {
       const T a = gamma * ((z.at(in.pixel(cell, k)) - mean) * rstd) + beta;
       total += zero_unless_positive(a, a);
     }
-    args.y[in.output(cell, in.cells)] = total / 4;
+    args.y[in.output(cell, in.cells)] = M(total / 4);
   }
 }
 
-template <typename T, bool kStaged>
-__global__ void norm_relu_pool_backward_kernel(NormReluPoolBackwardArgs<T> args, int tile) {
-  TiledInstance<T, kStaged> in(args.shape, tile);
-  const Tile<T> z = in.tile_of(args.z, in.pixels);
-  const Tile<T> grad_y = in.tile_of(args.grad_y, in.cells);
+template <typename M, bool kStaged>
+__global__ void norm_relu_pool_backward_kernel(NormReluPoolBackwardArgs<M> args, int tile) {
+  using T = Real<M>;
+  TiledInstance<M, kStaged> in(args.shape, tile);
+  const Tile<M> z = in.tile_of(args.z, in.pixels);
+  const Tile<M> grad_y = in.tile_of(args.grad_y, in.cells);
   const T mean = in.of_image(args.mean), rstd = in.of_image(args.rstd);
   const T gamma = in.of_channel(args.weight), beta = in.of_channel(args.bias);
   __syncthreads();
@@ -147,15 +151,16 @@ __global__ void norm_relu_pool_backward_kernel(NormReluPoolBackwardArgs<T> args,
     const int cell = in.cell(i);
     const T x = (z.at(i) - mean) * rstd;
     const T q = cell < 0 ? T(0) : zero_unless_positive(gamma * x + beta, grad_y.at(cell) / 4);
-    args.grad_z[in.output(i, in.pixels)] = gamma * rstd * (q - mean_q - x * p);
+    args.grad_z[in.output(i, in.pixels)] = M(gamma * rstd * (q - mean_q - x * p));
   }
 }
 
-template <typename T, bool kStaged>
-__global__ void norm_relu_pool_jvp_kernel(NormReluPoolJvpArgs<T> args, int tile) {
-  TiledInstance<T, kStaged> in(args.shape, tile);
-  const Tile<T> z = in.tile_of(args.z, in.pixels);
-  const Tile<T> dz = in.tile_of(args.dz, in.pixels);
+template <typename M, bool kStaged>
+__global__ void norm_relu_pool_jvp_kernel(NormReluPoolJvpArgs<M> args, int tile) {
+  using T = Real<M>;
+  TiledInstance<M, kStaged> in(args.shape, tile);
+  const Tile<M> z = in.tile_of(args.z, in.pixels);
+  const Tile<M> dz = in.tile_of(args.dz, in.pixels);
   const T mean = in.of_image(args.mean), rstd = in.of_image(args.rstd);
   T part = 0;
   for (int i = in.lane; i < in.pixels; i += in.lanes) part += dz.at(i);
@@ -178,17 +183,18 @@ __global__ void norm_relu_pool_jvp_kernel(NormReluPoolJvpArgs<T> args, int tile)
       const T dx = rstd * (dz.at(i) - dmean - x * dcov);
       total += zero_unless_positive(gamma * x + beta, dgamma * x + gamma * dx + dbeta);
     }
-    args.dy[in.output(cell, in.cells)] = total / 4;
+    args.dy[in.output(cell, in.cells)] = M(total / 4);
   }
 }
 
-template <typename T, bool kStaged>
-__global__ void norm_relu_pool_backward_jvp_kernel(NormReluPoolBackwardJvpArgs<T> args, int tile) {
-  TiledInstance<T, kStaged> in(args.shape, tile);
-  const Tile<T> z = in.tile_of(args.z, in.pixels);
-  const Tile<T> dz = in.tile_of(args.dz, in.pixels);
-  const Tile<T> grad_y = in.tile_of(args.grad_y, in.cells);
-  Tile<T> dgrad_y{};
+template <typename M, bool kStaged>
+__global__ void norm_relu_pool_backward_jvp_kernel(NormReluPoolBackwardJvpArgs<M> args, int tile) {
+  using T = Real<M>;
+  TiledInstance<M, kStaged> in(args.shape, tile);
+  const Tile<M> z = in.tile_of(args.z, in.pixels);
+  const Tile<M> dz = in.tile_of(args.dz, in.pixels);
+  const Tile<M> grad_y = in.tile_of(args.grad_y, in.cells);
+  Tile<M> dgrad_y{};
   if (args.dgrad_y) dgrad_y = in.tile_of(args.dgrad_y, in.cells);
   const T mean = in.of_image(args.mean), rstd = in.of_image(args.rstd);
   const T dmean = in.of_image(args.dmean), dcov = in.of_image(args.dcov);
@@ -223,15 +229,15 @@ __global__ void norm_relu_pool_backward_jvp_kernel(NormReluPoolBackwardJvpArgs<T
     const T q = cell < 0 ? T(0) : zero_unless_positive(gate, grad_y.at(cell) / 4);
     const T dq = cell < 0 || !args.dgrad_y ? T(0) : zero_unless_positive(gate, dgrad_y.at(cell) / 4);
     args.dgrad_z[in.output(i, in.pixels)] =
-        along_e * (q - mean_q - x * p) + along_de * (dq - mean_dq - dx * p - x * dp);
+        M(along_e * (q - mean_q - x * p) + along_de * (dq - mean_dq - dx * p - x * dp));
   }
 }
 
 // Channels of a block, a power of two: no more than there are or than kWidestTile, and no fewer than fill a memory
 // sector of 32 bytes, for then more would be read than is used.
-template <typename T>
+template <typename M>
 int widest_tile(const InstanceShape& shape) {
-  int tile = 32 / static_cast<int>(sizeof(T));
+  int tile = 32 / static_cast<int>(sizeof(M));
   while (tile < kWidestTile && tile < shape.C) tile *= 2;
   return tile;
 }
@@ -239,44 +245,44 @@ int widest_tile(const InstanceShape& shape) {
 // `full` and `pooled`: how many tensors of either size the kernel reads. `shared_limit`: what a block of this device
 // may ask for (cudaDevAttrMaxSharedMemoryPerBlockOptin). The widest tile whose inputs fit is staged, for long rows of
 // neighbouring addresses; where none fits, none is.
-template <typename T, typename Args>
+template <typename M, typename Args>
 cudaError_t launch_tiled(void (*staged)(Args, int), void (*unstaged)(Args, int), const Args& args, int full, int pooled,
                          size_t shared_limit, cudaStream_t stream) {
   const InstanceShape& shape = args.shape;
   const int64_t per_channel = full * shape.pixels() + pooled * shape.pooled_height() * shape.pooled_width();
-  const auto bytes = [&](int64_t elements) { return (kPoolThreads + elements) * sizeof(T); };
-  const int widest = widest_tile<T>(shape);
+  const auto bytes = [&](int64_t elements) { return kPoolThreads * sizeof(Real<M>) + elements * sizeof(M); };
+  const int widest = widest_tile<M>(shape);
   int tile = widest;
-  while (tile * sizeof(T) >= 32 && bytes(per_channel * tile) > shared_limit) tile /= 2;
-  const bool fits = tile * sizeof(T) >= 32;
+  while (tile * sizeof(M) >= 32 && bytes(per_channel * tile) > shared_limit) tile /= 2;
+  const bool fits = tile * sizeof(M) >= 32;
   if (!fits) tile = widest;
   const int64_t blocks = shape.N * ((shape.C + tile - 1) / tile);
   return launch(fits ? staged : unstaged, blocks, kPoolThreads, bytes(fits ? per_channel * tile : 0), stream, args,
                 tile);
 }
 
-template <typename T>
-cudaError_t launch_norm_relu_pool(const NormReluPoolArgs<T>& args, size_t shared_limit, cudaStream_t stream) {
-  return launch_tiled<T>(norm_relu_pool_kernel<T, true>, norm_relu_pool_kernel<T, false>, args, 1, 0, shared_limit,
+template <typename M>
+cudaError_t launch_norm_relu_pool(const NormReluPoolArgs<M>& args, size_t shared_limit, cudaStream_t stream) {
+  return launch_tiled<M>(norm_relu_pool_kernel<M, true>, norm_relu_pool_kernel<M, false>, args, 1, 0, shared_limit,
                          stream);
 }
 
-template <typename T>
-cudaError_t launch_norm_relu_pool(const NormReluPoolBackwardArgs<T>& args, size_t shared_limit, cudaStream_t stream) {
-  return launch_tiled<T>(norm_relu_pool_backward_kernel<T, true>, norm_relu_pool_backward_kernel<T, false>, args, 1, 1,
+template <typename M>
+cudaError_t launch_norm_relu_pool(const NormReluPoolBackwardArgs<M>& args, size_t shared_limit, cudaStream_t stream) {
+  return launch_tiled<M>(norm_relu_pool_backward_kernel<M, true>, norm_relu_pool_backward_kernel<M, false>, args, 1, 1,
                          shared_limit, stream);
 }
 
-template <typename T>
-cudaError_t launch_norm_relu_pool(const NormReluPoolJvpArgs<T>& args, size_t shared_limit, cudaStream_t stream) {
-  return launch_tiled<T>(norm_relu_pool_jvp_kernel<T, true>, norm_relu_pool_jvp_kernel<T, false>, args, 2, 0,
+template <typename M>
+cudaError_t launch_norm_relu_pool(const NormReluPoolJvpArgs<M>& args, size_t shared_limit, cudaStream_t stream) {
+  return launch_tiled<M>(norm_relu_pool_jvp_kernel<M, true>, norm_relu_pool_jvp_kernel<M, false>, args, 2, 0,
                          shared_limit, stream);
 }
 
-template <typename T>
-cudaError_t launch_norm_relu_pool(const NormReluPoolBackwardJvpArgs<T>& args, size_t shared_limit,
+template <typename M>
+cudaError_t launch_norm_relu_pool(const NormReluPoolBackwardJvpArgs<M>& args, size_t shared_limit,
                                   cudaStream_t stream) {
-  return launch_tiled<T>(norm_relu_pool_backward_jvp_kernel<T, true>, norm_relu_pool_backward_jvp_kernel<T, false>,
+  return launch_tiled<M>(norm_relu_pool_backward_jvp_kernel<M, true>, norm_relu_pool_backward_jvp_kernel<M, false>,
                          args, 2, args.dgrad_y ? 2 : 1, shared_limit, stream);
 }
 

@@ -6,82 +6,21 @@
 // is read together lies together. The letters are those of the op's reference in ddfast/ops/norm_relu_pool.py.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 
 #include "norm_relu_pool_args.h"
+#include "norm_relu_pool_group.h"
 #include "simd.h"
 
 namespace ddfast {
 
-template <typename T>
-int64_t channel_blocks(const InstanceShape& shape) {
-  return (shape.C + kBlockLanes<T> - 1) / kBlockLanes<T>;
-}
-
-template <typename T>
-int64_t norm_relu_pool_tasks(const InstanceShape& shape) {
-  return shape.N * channel_blocks<T>(shape);
-}
-
-constexpr int64_t kGroup = 8;  // tasks that are walked together, at most
-
-template <typename B>
-DDFAST_INLINE void clear(B (&sums)[kGroup]) {
-  for (B& sum : sums) sum = sum.fill(0);
-}
-
-// What one group of tasks works on. Offsets of its first channel: row(h) in a full-size tensor, pooled_row(oh) in a
-// pooled one.
-template <typename T, int kBytes, bool kFull>
-struct Group {
-  using B = Block<T, kBytes>;
-  InstanceShape shape;
-  int64_t n, channel;
-  int blocks, lanes;
-
-  DDFAST_INLINE Group(const InstanceShape& shape_, int64_t task, int64_t blocks_)
-      : shape(shape_), blocks(static_cast<int>(blocks_)) {
-    n = task / channel_blocks<T>(shape);
-    channel = (task % channel_blocks<T>(shape)) * kBlockLanes<T>;
-    lanes = kFull ? kBlockLanes<T> : static_cast<int>(shape.C - channel);
-  }
-  DDFAST_INLINE int64_t row(int64_t h) const { return (n * shape.H + h) * shape.W * shape.C + channel; }
-  DDFAST_INLINE int64_t pooled_row(int64_t oh) const {
-    return (n * shape.pooled_height() + oh) * shape.pooled_width() * shape.C + channel;
-  }
-  DDFAST_INLINE int64_t statistic() const { return n * shape.C + channel; }
-  DDFAST_INLINE B load(const T* from, int64_t offset, int block) const {
-    return B::template load<kFull>(from + offset + block * kBlockLanes<T>, lanes);
-  }
-  DDFAST_INLINE void store(const B& values, T* to, int64_t offset, int block) const {
-    values.template store<kFull>(to + offset + block * kBlockLanes<T>, lanes);
-  }
-  DDFAST_INLINE B mean_of(const B& sum) const { return sum * B::fill(T(1) / static_cast<T>(shape.pixels())); }
-};
-
-// Runs Face::walk on the tasks of the range in groups; the last block of an image, where only some lanes are channels,
-// is a group of its own.
-template <template <typename, int> class Face, typename T, int kBytes, typename Args>
-DDFAST_INLINE void run_groups(const Args& args, int64_t begin, int64_t end) {
-  const int64_t blocks = channel_blocks<T>(args.shape), full = args.shape.C / kBlockLanes<T>;
-  for (int64_t task = begin; task < end;) {
-    const int64_t left = std::min(full - task % blocks, end - task), together = std::min(left, kGroup);
-    if (together > 0) {
-      Face<T, kBytes>::walk(args, Group<T, kBytes, true>(args.shape, task, together));
-      task += together;
-    } else {
-      Face<T, kBytes>::walk(args, Group<T, kBytes, false>(args.shape, task++, 1));
-    }
-  }
-}
-
-template <typename T, int kBytes>
+template <typename M, int kBytes>
 struct NormReluPool {
-  static DDFAST_INLINE void run(const NormReluPoolArgs<T>& args, int64_t begin, int64_t end) {
-    run_groups<NormReluPool, T, kBytes>(args, begin, end);
+  static DDFAST_INLINE void run(const NormReluPoolArgs<M>& args, int64_t begin, int64_t end) {
+    run_groups<NormReluPool, M, kBytes>(args, begin, end);
   }
 
+  using T = Real<M>;
   using B = Block<T, kBytes>;
 
   struct Constants {
@@ -93,7 +32,7 @@ struct NormReluPool {
   };
 
   template <bool kFull>
-  static DDFAST_INLINE void walk(const NormReluPoolArgs<T>& args, const Group<T, kBytes, kFull>& group) {
+  static DDFAST_INLINE void walk(const NormReluPoolArgs<M>& args, const Group<M, kBytes, kFull>& group) {
     const InstanceShape& shape = group.shape;
     const int64_t C = shape.C;
     Constants constants[kGroup];
@@ -101,7 +40,7 @@ struct NormReluPool {
     clear(sum);
     for (int64_t h = 0; h < shape.H; ++h) {  // row sums first: short chains keep a float sum accurate
       clear(part[0]), clear(part[1]);
-      const T* z = args.z + group.row(h);
+      const M* z = args.z + group.row(h);
       for (int64_t w = 0; w < shape.W; ++w) {
         for (int i = 0; i < group.blocks; ++i) part[w % 2][i] += group.load(z, w * C, i);
       }
@@ -111,7 +50,7 @@ struct NormReluPool {
     clear(sum);
     for (int64_t h = 0; h < shape.H; ++h) {
       clear(part[0]), clear(part[1]);
-      const T* z = args.z + group.row(h);
+      const M* z = args.z + group.row(h);
       for (int64_t w = 0; w < shape.W; ++w) {
         for (int i = 0; i < group.blocks; ++i) {
           const B a = group.load(z, w * C, i) - constants[i].mean;
@@ -130,9 +69,9 @@ struct NormReluPool {
 
     const B quarter = B::fill(T(0.25));
     for (int64_t oh = 0; oh < shape.pooled_height(); ++oh) {
-      const T* top = args.z + group.row(2 * oh);
-      const T* bottom = args.z + group.row(2 * oh + 1);
-      T* y = args.y + group.pooled_row(oh);
+      const M* top = args.z + group.row(2 * oh);
+      const M* bottom = args.z + group.row(2 * oh + 1);
+      M* y = args.y + group.pooled_row(oh);
       for (int64_t ow = 0; ow < shape.pooled_width(); ++ow) {
         const int64_t at = 2 * ow * C;
         for (int i = 0; i < group.blocks; ++i) {
@@ -146,19 +85,20 @@ struct NormReluPool {
   }
 
   static DDFAST_INLINE B reciprocal_root(const B& variance, double eps) {
-    T values[kBlockLanes<T>];
-    variance.template store<true>(values, kBlockLanes<T>);
+    T values[kChannels<M>];
+    variance.template store<true>(values, kChannels<M>);
     for (T& value : values) value = T(1) / std::sqrt(value + static_cast<T>(eps));
     return B::load(values);
   }
 };
 
-template <typename T, int kBytes>
+template <typename M, int kBytes>
 struct NormReluPoolBackward {
-  static DDFAST_INLINE void run(const NormReluPoolBackwardArgs<T>& args, int64_t begin, int64_t end) {
-    run_groups<NormReluPoolBackward, T, kBytes>(args, begin, end);
+  static DDFAST_INLINE void run(const NormReluPoolBackwardArgs<M>& args, int64_t begin, int64_t end) {
+    run_groups<NormReluPoolBackward, M, kBytes>(args, begin, end);
   }
 
+  using T = Real<M>;
   using B = Block<T, kBytes>;
 
   struct Pixel {
@@ -173,7 +113,7 @@ struct NormReluPoolBackward {
   };
 
   template <bool kFull>
-  static DDFAST_INLINE void walk(const NormReluPoolBackwardArgs<T>& args, const Group<T, kBytes, kFull>& group) {
+  static DDFAST_INLINE void walk(const NormReluPoolBackwardArgs<M>& args, const Group<M, kBytes, kFull>& group) {
     const InstanceShape& shape = group.shape;
     const int64_t C = shape.C;
     const B quarter = B::fill(T(0.25));
@@ -186,8 +126,8 @@ struct NormReluPoolBackward {
     clear(sum_q), clear(sum_qx);
     for (int64_t h = 0; h < 2 * shape.pooled_height(); ++h) {
       clear(row_q), clear(row_qx);
-      const T* z = args.z + group.row(h);
-      const T* grad = args.grad_y + group.pooled_row(h / 2);
+      const M* z = args.z + group.row(h);
+      const M* grad = args.grad_y + group.pooled_row(h / 2);
       for (int64_t ow = 0; ow < shape.pooled_width(); ++ow) {
         for (int i = 0; i < group.blocks; ++i) {
           const B g = quarter * group.load(grad, ow * C, i);
@@ -212,15 +152,15 @@ struct NormReluPoolBackward {
     }
 
     for (int64_t h = 0; h < shape.H; ++h) {
-      const T* z = args.z + group.row(h);
-      T* grad_z = args.grad_z + group.row(h);
+      const M* z = args.z + group.row(h);
+      M* grad_z = args.grad_z + group.row(h);
       const auto write = [&](int64_t w, int i, const B& g) DDFAST_INLINE_LAMBDA {
         const Pixel v = constants[i].pixel(group.load(z, w * C, i), g);
         group.store(scale[i] * (v.q - mean_q[i] - v.x * p[i]), grad_z, w * C, i);
       };
       int64_t w = 0;
       if (h < 2 * shape.pooled_height()) {
-        const T* grad = args.grad_y + group.pooled_row(h / 2);
+        const M* grad = args.grad_y + group.pooled_row(h / 2);
         for (; w < 2 * shape.pooled_width(); ++w) {
           for (int i = 0; i < group.blocks; ++i) write(w, i, quarter * group.load(grad, w / 2 * C, i));
         }
@@ -232,12 +172,13 @@ struct NormReluPoolBackward {
   }
 };
 
-template <typename T, int kBytes>
+template <typename M, int kBytes>
 struct NormReluPoolJvp {
-  static DDFAST_INLINE void run(const NormReluPoolJvpArgs<T>& args, int64_t begin, int64_t end) {
-    run_groups<NormReluPoolJvp, T, kBytes>(args, begin, end);
+  static DDFAST_INLINE void run(const NormReluPoolJvpArgs<M>& args, int64_t begin, int64_t end) {
+    run_groups<NormReluPoolJvp, M, kBytes>(args, begin, end);
   }
 
+  using T = Real<M>;
   using B = Block<T, kBytes>;
 
   struct Constants {
@@ -251,7 +192,7 @@ struct NormReluPoolJvp {
   };
 
   template <bool kFull>
-  static DDFAST_INLINE void walk(const NormReluPoolJvpArgs<T>& args, const Group<T, kBytes, kFull>& group) {
+  static DDFAST_INLINE void walk(const NormReluPoolJvpArgs<M>& args, const Group<M, kBytes, kFull>& group) {
     const InstanceShape& shape = group.shape;
     const int64_t C = shape.C;
     Constants constants[kGroup];
@@ -259,7 +200,7 @@ struct NormReluPoolJvp {
     clear(sum);
     for (int64_t h = 0; h < shape.H; ++h) {
       clear(row);
-      const T* dz = args.dz + group.row(h);
+      const M* dz = args.dz + group.row(h);
       for (int64_t w = 0; w < shape.W; ++w) {
         for (int i = 0; i < group.blocks; ++i) row[i] += group.load(dz, w * C, i);
       }
@@ -278,8 +219,8 @@ struct NormReluPoolJvp {
     clear(sum);
     for (int64_t h = 0; h < shape.H; ++h) {  // about the mean: x̂ sums to 0, and dz need not be small
       clear(row);
-      const T* z = args.z + group.row(h);
-      const T* dz = args.dz + group.row(h);
+      const M* z = args.z + group.row(h);
+      const M* dz = args.dz + group.row(h);
       for (int64_t w = 0; w < shape.W; ++w) {
         for (int i = 0; i < group.blocks; ++i) {
           const Constants& c = constants[i];
@@ -297,7 +238,7 @@ struct NormReluPoolJvp {
     const B quarter = B::fill(T(0.25));
     for (int64_t oh = 0; oh < shape.pooled_height(); ++oh) {
       const int64_t top = group.row(2 * oh), bottom = group.row(2 * oh + 1);
-      T* dy = args.dy + group.pooled_row(oh);
+      M* dy = args.dy + group.pooled_row(oh);
       for (int64_t ow = 0; ow < shape.pooled_width(); ++ow) {
         const int64_t left = 2 * ow * C, right = left + C;
         for (int i = 0; i < group.blocks; ++i) {
@@ -313,12 +254,13 @@ struct NormReluPoolJvp {
   }
 };
 
-template <typename T, int kBytes>
+template <typename M, int kBytes>
 struct NormReluPoolBackwardJvp {
-  static DDFAST_INLINE void run(const NormReluPoolBackwardJvpArgs<T>& args, int64_t begin, int64_t end) {
-    run_groups<NormReluPoolBackwardJvp, T, kBytes>(args, begin, end);
+  static DDFAST_INLINE void run(const NormReluPoolBackwardJvpArgs<M>& args, int64_t begin, int64_t end) {
+    run_groups<NormReluPoolBackwardJvp, M, kBytes>(args, begin, end);
   }
 
+  using T = Real<M>;
   using B = Block<T, kBytes>;
 
   struct Pixel {
@@ -335,7 +277,7 @@ struct NormReluPoolBackwardJvp {
   };
 
   template <bool kFull>
-  static DDFAST_INLINE void walk(const NormReluPoolBackwardJvpArgs<T>& args, const Group<T, kBytes, kFull>& group) {
+  static DDFAST_INLINE void walk(const NormReluPoolBackwardJvpArgs<M>& args, const Group<M, kBytes, kFull>& group) {
     const InstanceShape& shape = group.shape;
     const int64_t C = shape.C;
     const B zero = B::fill(T(0)), quarter = B::fill(T(0.25));
@@ -350,8 +292,8 @@ struct NormReluPoolBackwardJvp {
     clear(sum_q), clear(sum_qx), clear(sum_dq), clear(sum_dqx);
     for (int64_t h = 0; h < 2 * shape.pooled_height(); ++h) {
       clear(row_q), clear(row_qx), clear(row_dq), clear(row_dqx);
-      const T* z = args.z + group.row(h);
-      const T* dz = args.dz + group.row(h);
+      const M* z = args.z + group.row(h);
+      const M* dz = args.dz + group.row(h);
       const int64_t grad = group.pooled_row(h / 2);
       for (int64_t w = 0; w < 2 * shape.pooled_width(); ++w) {
         const int64_t cell = grad + (w / 2) * C;
@@ -386,9 +328,9 @@ struct NormReluPoolBackwardJvp {
     }
 
     for (int64_t h = 0; h < shape.H; ++h) {
-      const T* z = args.z + group.row(h);
-      const T* dz = args.dz + group.row(h);
-      T* dgrad_z = args.dgrad_z + group.row(h);
+      const M* z = args.z + group.row(h);
+      const M* dz = args.dz + group.row(h);
+      M* dgrad_z = args.dgrad_z + group.row(h);
       const auto write = [&](int64_t w, int i, const B& g, const B& dg) DDFAST_INLINE_LAMBDA {
         const Pixel v = constants[i].pixel(group.load(z, w * C, i), group.load(dz, w * C, i), g, dg);
         const B e = v.q - mean_q[i] - v.x * p[i];

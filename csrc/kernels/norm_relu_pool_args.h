@@ -1,16 +1,13 @@
 // What the kernels of norm_relu_pool read and write, on either device: pointers into channels-last memory.
 //
 // z is [N, H, W, C] in memory, y is [N, OH, OW, C] with OH = H / 2, OW = W / 2 (an odd last row or column is normalised
-// over, and not pooled). Gradients of weight and bias come one row per image, and are summed by the caller.
+// over, and not pooled). Gradients of weight and bias come one row per image, and are summed by the caller. Maps are of
+// type M: float, double, or bfloat16; everything else is of the type that is computed in, T = Real<M>.
 #pragma once
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define DDFAST_HOST_DEVICE __host__ __device__
-#else
-#define DDFAST_HOST_DEVICE
-#endif
+#include "bfloat16.h"
 
 namespace ddfast {
 
@@ -23,58 +20,62 @@ struct InstanceShape {
 };
 
 // z -> y, mean, rstd
-template <typename T>
+template <typename M>
 struct NormReluPoolArgs {
+  using T = Real<M>;
   InstanceShape shape;
-  const T* z;       // [N, H, W, C]
+  const M* z;       // [N, H, W, C]
   const T* weight;  // [C]
   const T* bias;    // [C]
   double eps;
-  T* y;     // [N, OH, OW, C]
+  M* y;     // [N, OH, OW, C]
   T* mean;  // [N, C]
   T* rstd;  // [N, C]
 };
 
 // grad_y -> grad_z, grad_weight, grad_bias
-template <typename T>
+template <typename M>
 struct NormReluPoolBackwardArgs {
+  using T = Real<M>;
   InstanceShape shape;
-  const T* grad_y;  // [N, OH, OW, C]
-  const T* z;       // [N, H, W, C]
+  const M* grad_y;  // [N, OH, OW, C]
+  const M* z;       // [N, H, W, C]
   const T* mean;    // [N, C]
   const T* rstd;    // [N, C]
   const T* weight;  // [C]
   const T* bias;    // [C]
-  T* grad_z;        // [N, H, W, C]
+  M* grad_z;        // [N, H, W, C]
   T* grad_weight;   // [N, C]
   T* grad_bias;     // [N, C]
 };
 
 // tangents of z, weight, bias -> tangent of y; also mean of dz and mean of x̂ dz, which backward_jvp wants
-template <typename T>
+template <typename M>
 struct NormReluPoolJvpArgs {
+  using T = Real<M>;
   InstanceShape shape;
-  const T* dz;       // [N, H, W, C]
+  const M* dz;       // [N, H, W, C]
   const T* dweight;  // [C]
   const T* dbias;    // [C]
-  const T* z;        // [N, H, W, C]
+  const M* z;        // [N, H, W, C]
   const T* mean;     // [N, C]
   const T* rstd;     // [N, C]
   const T* weight;   // [C]
   const T* bias;     // [C]
-  T* dy;             // [N, OH, OW, C]
+  M* dy;             // [N, OH, OW, C]
   T* dmean;          // [N, C]
   T* dcov;           // [N, C]
 };
 
 // tangents of grad_y, z, weight, bias -> tangents of grad_z, grad_weight, grad_bias
-template <typename T>
+template <typename M>
 struct NormReluPoolBackwardJvpArgs {
+  using T = Real<M>;
   InstanceShape shape;
-  const T* grad_y;   // [N, OH, OW, C]
-  const T* dgrad_y;  // [N, OH, OW, C] or nullptr for zero
-  const T* z;        // [N, H, W, C]
-  const T* dz;       // [N, H, W, C]
+  const M* grad_y;   // [N, OH, OW, C]
+  const M* dgrad_y;  // [N, OH, OW, C] or nullptr for zero
+  const M* z;        // [N, H, W, C]
+  const M* dz;       // [N, H, W, C]
   const T* mean;     // [N, C]
   const T* rstd;     // [N, C]
   const T* dmean;    // [N, C]
@@ -82,7 +83,7 @@ struct NormReluPoolBackwardJvpArgs {
   const T* weight;   // [C]
   const T* dweight;  // [C]
   const T* bias;     // [C]
-  T* dgrad_z;        // [N, H, W, C]
+  M* dgrad_z;        // [N, H, W, C]
   T* dgrad_weight;   // [N, C]
   T* dgrad_bias;     // [N, C]
 };

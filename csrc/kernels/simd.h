@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "bfloat16.h"
+
 #define DDFAST_INLINE inline __attribute__((always_inline))
 #define DDFAST_INLINE_LAMBDA __attribute__((always_inline))
 
@@ -16,6 +18,28 @@ constexpr int kBlockBytes = 64;  // one cache line: what a task touches of a pix
 
 template <typename T>
 constexpr int kBlockLanes = kBlockBytes / static_cast<int>(sizeof(T));  // 16 floats, 8 doubles
+
+// 16-bit numbers in memory, 32-bit ones in a vector of kBytes. Spelt out per width: gcc 12 does not convert vectors
+// whose type depends on a template parameter.
+template <int kBytes>
+struct Halves;
+#define DDFAST_HALVES(bytes)                                                                      \
+  template <>                                                                                     \
+  struct Halves<bytes> {                                                                          \
+    typedef uint32_t Bits __attribute__((vector_size(bytes)));                                    \
+    typedef uint16_t Half __attribute__((vector_size(bytes / 2)));                                \
+    typedef uint16_t HalfInMemory __attribute__((vector_size(bytes / 2), aligned(2), may_alias)); \
+    static DDFAST_INLINE Bits load(const Bfloat16* from) {                                        \
+      return __builtin_convertvector(*reinterpret_cast<const HalfInMemory*>(from), Bits);         \
+    }                                                                                             \
+    static DDFAST_INLINE void store(const Bits& bits, Bfloat16* to) {                             \
+      *reinterpret_cast<HalfInMemory*>(to) = __builtin_convertvector(bits, Half);                 \
+    }                                                                                             \
+  };
+DDFAST_HALVES(16)
+DDFAST_HALVES(32)
+DDFAST_HALVES(64)
+#undef DDFAST_HALVES
 
 // Memory is read and written, and blocks are copied, by whole vectors: gcc copies a struct in pieces of 16 bytes,
 // through the stack, and reading a 32-byte vector that was written in halves waits for both stores.
@@ -46,20 +70,40 @@ struct Block {  // [kBlockLanes<T>], as kBlockBytes / kBytes machine vectors
   DDFAST_INLINE void store(T* to) const {
     for (int i = 0; i < kCount; ++i) *reinterpret_cast<VectorInMemory*>(to + i * kVectorLanes) = part[i];
   }
+  // bfloat16 in memory, float in the block.
+  static DDFAST_INLINE Block load(const Bfloat16* from) {
+    static_assert(sizeof(T) == sizeof(float));
+    Block out;
+    for (int i = 0; i < kCount; ++i) {
+      out.part[i] = reinterpret_cast<Vector>(Halves<kBytes>::load(from + i * kVectorLanes) << 16);
+    }
+    return out;
+  }
+  DDFAST_INLINE void store(Bfloat16* to) const {  // Bfloat16(float), lane by lane
+    static_assert(sizeof(T) == sizeof(float));
+    using Bits = typename Halves<kBytes>::Bits;
+    for (int i = 0; i < kCount; ++i) {
+      const Bits wide = reinterpret_cast<Bits>(part[i]);
+      const Bits rounded = (wide + 0x7fff + (wide >> 16 & 1)) >> 16;
+      const Bits bits = part[i] == part[i] ? rounded : Bfloat16::kNan + Bits{};
+      Halves<kBytes>::store(bits, to + i * kVectorLanes);
+    }
+  }
   // The last block of a row may be partial (kFull = false): its other lanes are read as zero and not written.
-  template <bool kFull>
-  static DDFAST_INLINE Block load(const T* from, int lanes) {
+  template <bool kFull, typename Element>
+  static DDFAST_INLINE Block load(const Element* from, int lanes) {
     if (kFull) return load(from);
-    T values[kBlockLanes<T>] = {};
-    std::memcpy(values, from, lanes * sizeof(T));
+    Element values[kBlockLanes<T>];
+    std::memset(values, 0, sizeof(values));
+    std::memcpy(values, from, lanes * sizeof(Element));
     return load(values);
   }
-  template <bool kFull>
-  DDFAST_INLINE void store(T* to, int lanes) const {
+  template <bool kFull, typename Element>
+  DDFAST_INLINE void store(Element* to, int lanes) const {
     if (kFull) return store(to);
-    T values[kBlockLanes<T>];
+    Element values[kBlockLanes<T>];
     store(values);
-    std::memcpy(to, values, lanes * sizeof(T));
+    std::memcpy(to, values, lanes * sizeof(Element));
   }
   // value where gate > 0 or gate is NaN, else 0: ReLU that, like PyTorch's, lets a NaN through.
   static DDFAST_INLINE Block where_positive(const Block& gate, const Block& value) {

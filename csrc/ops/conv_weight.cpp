@@ -1,5 +1,5 @@
 // The weight gradient of a 3x3 convolution with padding 1. On a CPU as matrix products, which are up to twice as fast
-// as oneDNN's kernel and ten times as accurate; elsewhere, and for few channels, at::convolution_backward.
+// as oneDNN's kernel and ten times as accurate; elsewhere, for few channels and in bfloat16, at::convolution_backward.
 //
 // Pixels lie in rows of channels, with one row of zeros after every line of an image and W + 1 after every image, so
 // that a neighbour (dy, dx) is dy (W + 1) + dx rows away, and is zero outside the image. Then for each of the nine
@@ -68,7 +68,7 @@ Tensor by_products(const Tensor& g, const Tensor& x) {
 
 Tensor conv_weight(const Tensor& g, const Tensor& x, const Tensor& w) {
   const int64_t groups = x.size(1) / w.size(1), O = w.size(0) / groups, C = w.size(1);
-  if (!x.is_cpu() || std::min(O, C) < kFewChannels) {
+  if (!x.is_cpu() || std::min(O, C) < kFewChannels || x.scalar_type() == at::kBFloat16) {
     return std::get<1>(at::convolution_backward(g, x, w, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, groups,
                                                 {false, true, false}));
   }

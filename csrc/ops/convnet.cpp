@@ -2,8 +2,9 @@
 // graph. Composed of at::convolution and norm_relu_pool; one source for both devices.
 //
 // S students are folded into channels: maps are [B, S·C, H, W], channels-last, and convolutions have S groups. Images
-// that all students see keep their C channels, and the first convolution one group. The formulas, and their names, are
-// those of the reference in ddfast/ops/convnet.py.
+// that all students see keep their C channels, and the first convolution one group. With the precision bfloat16, maps
+// and the weights of convolutions are bfloat16, and everything else is float. The formulas, and their names, are those
+// of the reference in ddfast/ops/convnet.py.
 #include "convnet.h"
 
 #include <ATen/Functions.h>
@@ -11,6 +12,7 @@
 #include <torch/library.h>
 
 #include <array>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -32,6 +34,11 @@ Tensors3 call(const char* name, const Arguments&... arguments) {
 struct Layout {
   int64_t width, depth, num_classes, border;
   double eps;
+  std::string_view precision;
+
+  at::ScalarType map_type(const Tensor& parameters) const {
+    return precision == "bfloat16" ? at::kBFloat16 : parameters.scalar_type();
+  }
 };
 
 struct BlockWeights {
@@ -53,7 +60,7 @@ struct Weights {
     };
     for (int64_t block = 0; block < layout.depth; ++block) {
       const int64_t inputs = block == 0 ? images.size(-3) : width;
-      const Tensor w = next(width * inputs * 9).reshape({S * width, inputs, 3, 3});
+      const Tensor w = next(width * inputs * 9).reshape({S * width, inputs, 3, 3}).to(layout.map_type(flat));
       next(width);  // the bias of the convolution: without effect before an instance norm
       const Tensor gamma = next(width).reshape({S * width});
       blocks.push_back({w, gamma, next(width).reshape({S * width})});
@@ -103,28 +110,33 @@ Tensor channels_last(const Tensor& maps) {
 }
 
 // [B, C, H, W] or [S, B, C, H, W] -> [B, (S·)C, H + 2·border, W + 2·border]
-Tensor fold(const Tensor& images, int64_t border) {
-  const Tensor folded = images.dim() == 5 ? images.transpose(0, 1).flatten(1, 2) : images;
+Tensor fold(const Tensor& images, const Layout& layout) {
+  const int64_t border = layout.border;
+  const Tensor typed = images.to(layout.map_type(images));
+  const Tensor folded = typed.dim() == 5 ? typed.transpose(0, 1).flatten(1, 2) : typed;
   if (border == 0) return channels_last(folded);
   return channels_last(at::constant_pad_nd(folded, {border, border, border, border}));
 }
 
 Tensor unfold(const Tensor& grad, const Tensor& images, int64_t border) {
-  const Tensor inner = grad.narrow(2, border, images.size(-2)).narrow(3, border, images.size(-1));
+  const Tensor inner =
+      grad.narrow(2, border, images.size(-2)).narrow(3, border, images.size(-1)).to(images.scalar_type());
   if (images.dim() == 4) return inner.contiguous();
   return inner.unflatten(1, {images.size(0), images.size(2)}).transpose(0, 1).contiguous();
 }
 
-// [B, S·C, H, W] -> [S, B, C·H·W]
-Tensor features_of(const Tensor& y, int64_t S) {
-  return y.reshape({y.size(0), S, y.size(1) / S, y.size(2), y.size(3)}).transpose(0, 1).flatten(2);
+// [B, S·C, H, W] -> [S, B, C·H·W], to multiply with weight [S, K, C·H·W]
+Tensor features_of(const Tensor& y, const Tensor& weight) {
+  const int64_t S = weight.size(0);
+  const Tensor features = y.reshape({y.size(0), S, y.size(1) / S, y.size(2), y.size(3)}).transpose(0, 1).flatten(2);
+  return features.to(weight.scalar_type());
 }
 
 // [S, B, C·H·W] -> like y
 Tensor unfeatures(const Tensor& features, const Tensor& y) {
   const int64_t S = features.size(0);
   const Tensor maps = features.reshape({S, y.size(0), y.size(1) / S, y.size(2), y.size(3)}).transpose(0, 1);
-  return channels_last(maps.flatten(1, 2));
+  return channels_last(maps.flatten(1, 2).to(y.scalar_type()));
 }
 
 int64_t groups(const Tensor& x, const Tensor& w) { return x.size(1) / w.size(1); }
@@ -151,7 +163,7 @@ struct Forward {
 Forward forward(const Weights& weights, const Tensor& images, const Layout& layout, at::TensorList kept,
                 bool for_backward) {
   Forward out;
-  Tensor x = fold(images, layout.border);
+  Tensor x = fold(images, layout);
   for (int64_t i = 0; i < layout.depth; ++i) {
     const auto& [w, gamma, beta] = weights.blocks[i];
     const Tensor z = kept.empty() ? conv(x, w) : kept[2 * i];
@@ -160,7 +172,7 @@ Forward forward(const Weights& weights, const Tensor& images, const Layout& layo
     x = y;
   }
   out.y = x;
-  out.features = features_of(x, weights.weight.size(0));
+  out.features = features_of(x, weights.weight);
   out.logits = at::baddbmm(weights.bias.unsqueeze(1), out.features, weights.weight.mT());
   return out;
 }
@@ -180,6 +192,10 @@ void check(const Tensor& parameters, const Tensor& images, const Tensor& labels,
               " students, got ", images.sizes());
   TORCH_CHECK_TYPE(images.scalar_type() == parameters.scalar_type(), "images: expected ", parameters.scalar_type(),
                    ", got ", images.scalar_type());
+  TORCH_CHECK_VALUE(layout.precision == "default" || layout.precision == "float32" || layout.precision == "bfloat16",
+                    "precision: expected one of default, float32, bfloat16, got '", layout.precision, "'");
+  TORCH_CHECK_TYPE(layout.precision != "bfloat16" || parameters.scalar_type() == at::kFloat,
+                   "parameters: expected float with the precision bfloat16, got ", parameters.scalar_type());
   if (!labels.defined()) return;
   const int64_t B = images.size(-4);
   std::vector<int64_t> sizes{B};
@@ -189,8 +205,8 @@ void check(const Tensor& parameters, const Tensor& images, const Tensor& labels,
 }
 
 Tensor convnet_forward(const Tensor& parameters, const Tensor& images, int64_t width, int64_t depth,
-                       int64_t num_classes, int64_t border, double eps) {
-  const Layout layout{width, depth, num_classes, border, eps};
+                       int64_t num_classes, int64_t border, double eps, std::string_view precision) {
+  const Layout layout{width, depth, num_classes, border, eps, precision};
   check(parameters, images, {}, layout);
   return forward(Weights(parameters, images, layout), images, layout, {}, false).logits;
 }
@@ -200,8 +216,8 @@ Tensor convnet_forward(const Tensor& parameters, const Tensor& images, int64_t w
 std::tuple<Tensor, Tensor, std::vector<Tensor>> convnet_grad(const Tensor& parameters, const Tensor& images,
                                                              const Tensor& labels, bool keep, int64_t width,
                                                              int64_t depth, int64_t num_classes, int64_t border,
-                                                             double eps) {
-  const Layout layout{width, depth, num_classes, border, eps};
+                                                             double eps, std::string_view precision) {
+  const Layout layout{width, depth, num_classes, border, eps, precision};
   check(parameters, images, labels, layout);
   const Weights weights(parameters, images, layout);
   auto [blocks, y, features, logits] = forward(weights, images, layout, {}, true);
@@ -232,14 +248,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
                                                             const Tensor& labels, const Tensor& direction,
                                                             at::TensorList kept, std::array<bool, 3> wanted,
                                                             int64_t width, int64_t depth, int64_t num_classes,
-                                                            int64_t border, double eps) {
-  const Layout layout{width, depth, num_classes, border, eps};
+                                                            int64_t border, double eps, std::string_view precision) {
+  const Layout layout{width, depth, num_classes, border, eps, precision};
   const auto [want_parameters, want_images, want_labels] = wanted;
   check(parameters, images, labels, layout);
   const Tensor sigma = checked("direction", direction, parameters, parameters.sizes());
   TORCH_CHECK(kept.empty() || static_cast<int64_t>(kept.size()) == 2 * depth, "kept: expected ", 2 * depth,
               " tensors, got ", kept.size());
-  const int64_t S = parameters.size(0);
   const Weights weights(parameters, images, layout), dots(sigma, images, layout);
   auto [blocks, y, f, logits] = forward(weights, images, layout, kept, true);
   Tensor dy;  // undefined: the images' own tangent is 0
@@ -254,7 +269,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
         call("ddfast::norm_relu_pool_jvp", block.dz, dgamma, dbeta, block.z, block.mean, block.rstd, gamma, beta);
   }
 
-  const Tensor df = features_of(dy, S), targets = targets_of(labels, logits);
+  const Tensor df = features_of(dy, weights.weight), targets = targets_of(labels, logits);
   Tensor dlogits = at::baddbmm(dots.bias.unsqueeze(1), df, weights.weight.mT());  // [S, B, K]
   dlogits.baddbmm_(f, dots.weight.mT());
   const double B = static_cast<double>(logits.size(1));
@@ -282,7 +297,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
              block.rstd, block.dmean, block.dcov, gamma, dgamma, beta);
     block.z.reset(), block.dz.reset();
     if (want_parameters) {
-      Tensor h_w = conv_weight(dg_z, block.x, w);
+      Tensor h_w = conv_weight(dg_z, block.x, w).to(parameters.scalar_type());  // before the sum, which is rounded once
       if (block.dx.defined()) h_w.add_(conv_weight(g_z, block.dx, w));
       second.block(h_w, h_gamma, h_beta);
     }

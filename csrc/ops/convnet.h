@@ -5,6 +5,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <array>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -23,11 +24,11 @@ Result call_op(const char* name, const Arguments&... arguments) {
 
 std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> convnet_grad(
     const at::Tensor& parameters, const at::Tensor& images, const at::Tensor& labels, bool keep, int64_t width,
-    int64_t depth, int64_t num_classes, int64_t border, double eps);
+    int64_t depth, int64_t num_classes, int64_t border, double eps, std::string_view precision);
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> convnet_grad_jvp(
     const at::Tensor& parameters, const at::Tensor& images, const at::Tensor& labels, const at::Tensor& direction,
     at::TensorList kept, std::array<bool, 3> wanted, int64_t width, int64_t depth, int64_t num_classes, int64_t border,
-    double eps);
+    double eps, std::string_view precision);
 
 }  // namespace ddfast

@@ -11,28 +11,28 @@ namespace {
 struct Cpu {
   using Guard = NoDeviceGuard;
 
-  template <typename T>
-  static void run(const NormReluPoolArgs<T>& args) {
-    spread<NormReluPool, T>(args);
+  template <typename M>
+  static void run(const NormReluPoolArgs<M>& args) {
+    spread<NormReluPool, M>(args);
   }
-  template <typename T>
-  static void run(const NormReluPoolBackwardArgs<T>& args) {
-    spread<NormReluPoolBackward, T>(args);
+  template <typename M>
+  static void run(const NormReluPoolBackwardArgs<M>& args) {
+    spread<NormReluPoolBackward, M>(args);
   }
-  template <typename T>
-  static void run(const NormReluPoolJvpArgs<T>& args) {
-    spread<NormReluPoolJvp, T>(args);
+  template <typename M>
+  static void run(const NormReluPoolJvpArgs<M>& args) {
+    spread<NormReluPoolJvp, M>(args);
   }
-  template <typename T>
-  static void run(const NormReluPoolBackwardJvpArgs<T>& args) {
-    spread<NormReluPoolBackwardJvp, T>(args);
+  template <typename M>
+  static void run(const NormReluPoolBackwardJvpArgs<M>& args) {
+    spread<NormReluPoolBackwardJvp, M>(args);
   }
 
  private:
-  template <template <typename, int> class Kernel, typename T, typename Args>
+  template <template <typename, int> class Kernel, typename M, typename Args>
   static void spread(const Args& args) {
-    at::parallel_for(0, norm_relu_pool_tasks<T>(args.shape), 1,
-                     [&](int64_t begin, int64_t end) { run_best<Kernel, T>(args, begin, end); });
+    at::parallel_for(0, norm_relu_pool_tasks<M>(args.shape), 1,
+                     [&](int64_t begin, int64_t end) { run_best<Kernel, M>(args, begin, end); });
   }
 };
 

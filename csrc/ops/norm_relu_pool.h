@@ -11,6 +11,7 @@
 
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "../kernels/norm_relu_pool_args.h"
@@ -23,9 +24,12 @@ constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
 
 using Tensors3 = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
+// The sizes and types of all tensors, by those of z: maps are of z's type, everything else of the type that is computed
+// in.
 struct NormReluPoolSizes {
   InstanceShape shape;
   std::vector<int64_t> full, pooled, statistic, channel;
+  at::TensorOptions maps, reals;
 
   explicit NormReluPoolSizes(const at::Tensor& z) {
     TORCH_CHECK(z.dim() == 4 && z.numel() > 0 && z.size(2) >= 2 && z.size(3) >= 2,
@@ -36,28 +40,55 @@ struct NormReluPoolSizes {
     pooled = {shape.N, shape.C, shape.pooled_height(), shape.pooled_width()};
     statistic = {shape.N, shape.C};
     channel = {shape.C};
+    maps = z.options();
+    reals = maps.dtype(z.scalar_type() == at::kBFloat16 ? at::kFloat : z.scalar_type());
   }
 
-  static at::Tensor empty_image(const at::Tensor& like, at::IntArrayRef sizes) {
-    return at::empty(sizes, like.options().memory_format(kChannelsLast));
+  at::Tensor map(const char* name, const at::Tensor& tensor, at::IntArrayRef sizes) const {
+    return checked(name, tensor, sizes, at::typeMetaToScalarType(maps.dtype()), maps.device(), kChannelsLast);
   }
+  at::Tensor real(const char* name, const at::Tensor& tensor, at::IntArrayRef sizes) const {
+    return checked(name, tensor, sizes, at::typeMetaToScalarType(reals.dtype()), reals.device());
+  }
+  at::Tensor empty_map(at::IntArrayRef sizes) const { return at::empty(sizes, maps.memory_format(kChannelsLast)); }
+  at::Tensor empty_statistic() const { return at::empty(statistic, reals); }
 };
+
+// The kernels' name of a type of PyTorch's.
+template <typename scalar_t>
+using Element = std::conditional_t<std::is_same_v<scalar_t, at::BFloat16>, Bfloat16, scalar_t>;
+
+// Calls run(M{}) with the type M of the maps.
+template <typename Run>
+void dispatch_maps(const at::Tensor& z, const Run& run) {
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, z.scalar_type(), "norm_relu_pool", [&] { run(Element<scalar_t>{}); });
+}
+
+// What a tensor holds, as numbers of type T; nullptr of an undefined one. Its type is known to be that.
+template <typename T>
+const T* in(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+template <typename T>
+T* out(const at::Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
 
 template <typename Backend>
 Tensors3 norm_relu_pool(const at::Tensor& z, const at::Tensor& weight, const at::Tensor& bias, double eps) {
   const typename Backend::Guard guard(z.device());
   const NormReluPoolSizes sizes(z);
   const at::Tensor z_ = z.contiguous(kChannelsLast);
-  const at::Tensor weight_ = checked("weight", weight, z, sizes.channel);
-  const at::Tensor bias_ = checked("bias", bias, z, sizes.channel);
-  at::Tensor y = sizes.empty_image(z, sizes.pooled);
-  at::Tensor mean = at::empty(sizes.statistic, z.options());
-  at::Tensor rstd = at::empty(sizes.statistic, z.options());
-  AT_DISPATCH_FLOATING_TYPES(z.scalar_type(), "norm_relu_pool", [&] {
-    Backend::run(NormReluPoolArgs<scalar_t>{sizes.shape, z_.const_data_ptr<scalar_t>(),
-                                            weight_.const_data_ptr<scalar_t>(), bias_.const_data_ptr<scalar_t>(), eps,
-                                            y.mutable_data_ptr<scalar_t>(), mean.mutable_data_ptr<scalar_t>(),
-                                            rstd.mutable_data_ptr<scalar_t>()});
+  const at::Tensor weight_ = sizes.real("weight", weight, sizes.channel);
+  const at::Tensor bias_ = sizes.real("bias", bias, sizes.channel);
+  at::Tensor y = sizes.empty_map(sizes.pooled);
+  at::Tensor mean = sizes.empty_statistic();
+  at::Tensor rstd = sizes.empty_statistic();
+  dispatch_maps(z, [&](auto element) {
+    using M = decltype(element);
+    using T = Real<M>;
+    Backend::run(NormReluPoolArgs<M>{sizes.shape, in<M>(z_), in<T>(weight_), in<T>(bias_), eps, out<M>(y), out<T>(mean),
+                                     out<T>(rstd)});
   });
   return {y, mean, rstd};
 }
@@ -68,20 +99,20 @@ Tensors3 norm_relu_pool_backward(const at::Tensor& grad_y, const at::Tensor& z, 
   const typename Backend::Guard guard(z.device());
   const NormReluPoolSizes sizes(z);
   const at::Tensor z_ = z.contiguous(kChannelsLast);
-  const at::Tensor grad_y_ = checked("grad_y", grad_y, z, sizes.pooled, kChannelsLast);
-  const at::Tensor mean_ = checked("mean", mean, z, sizes.statistic);
-  const at::Tensor rstd_ = checked("rstd", rstd, z, sizes.statistic);
-  const at::Tensor weight_ = checked("weight", weight, z, sizes.channel);
-  const at::Tensor bias_ = checked("bias", bias, z, sizes.channel);
-  at::Tensor grad_z = sizes.empty_image(z, sizes.full);
-  at::Tensor grad_weight = at::empty(sizes.statistic, z.options());
-  at::Tensor grad_bias = at::empty(sizes.statistic, z.options());
-  AT_DISPATCH_FLOATING_TYPES(z.scalar_type(), "norm_relu_pool_backward", [&] {
-    Backend::run(NormReluPoolBackwardArgs<scalar_t>{
-        sizes.shape, grad_y_.const_data_ptr<scalar_t>(), z_.const_data_ptr<scalar_t>(),
-        mean_.const_data_ptr<scalar_t>(), rstd_.const_data_ptr<scalar_t>(), weight_.const_data_ptr<scalar_t>(),
-        bias_.const_data_ptr<scalar_t>(), grad_z.mutable_data_ptr<scalar_t>(), grad_weight.mutable_data_ptr<scalar_t>(),
-        grad_bias.mutable_data_ptr<scalar_t>()});
+  const at::Tensor grad_y_ = sizes.map("grad_y", grad_y, sizes.pooled);
+  const at::Tensor mean_ = sizes.real("mean", mean, sizes.statistic);
+  const at::Tensor rstd_ = sizes.real("rstd", rstd, sizes.statistic);
+  const at::Tensor weight_ = sizes.real("weight", weight, sizes.channel);
+  const at::Tensor bias_ = sizes.real("bias", bias, sizes.channel);
+  at::Tensor grad_z = sizes.empty_map(sizes.full);
+  at::Tensor grad_weight = sizes.empty_statistic();
+  at::Tensor grad_bias = sizes.empty_statistic();
+  dispatch_maps(z, [&](auto element) {
+    using M = decltype(element);
+    using T = Real<M>;
+    Backend::run(NormReluPoolBackwardArgs<M>{sizes.shape, in<M>(grad_y_), in<M>(z_), in<T>(mean_), in<T>(rstd_),
+                                             in<T>(weight_), in<T>(bias_), out<M>(grad_z), out<T>(grad_weight),
+                                             out<T>(grad_bias)});
   });
   return {grad_z, grad_weight.sum(0), grad_bias.sum(0)};
 }
@@ -93,22 +124,22 @@ Tensors3 norm_relu_pool_jvp(const at::Tensor& dz, const at::Tensor& dweight, con
   const typename Backend::Guard guard(z.device());
   const NormReluPoolSizes sizes(z);
   const at::Tensor z_ = z.contiguous(kChannelsLast);
-  const at::Tensor dz_ = checked("dz", dz, z, sizes.full, kChannelsLast);
-  const at::Tensor dweight_ = checked("dweight", dweight, z, sizes.channel);
-  const at::Tensor dbias_ = checked("dbias", dbias, z, sizes.channel);
-  const at::Tensor mean_ = checked("mean", mean, z, sizes.statistic);
-  const at::Tensor rstd_ = checked("rstd", rstd, z, sizes.statistic);
-  const at::Tensor weight_ = checked("weight", weight, z, sizes.channel);
-  const at::Tensor bias_ = checked("bias", bias, z, sizes.channel);
-  at::Tensor dy = sizes.empty_image(z, sizes.pooled);
-  at::Tensor dmean = at::empty(sizes.statistic, z.options());
-  at::Tensor dcov = at::empty(sizes.statistic, z.options());
-  AT_DISPATCH_FLOATING_TYPES(z.scalar_type(), "norm_relu_pool_jvp", [&] {
-    Backend::run(NormReluPoolJvpArgs<scalar_t>{
-        sizes.shape, dz_.const_data_ptr<scalar_t>(), dweight_.const_data_ptr<scalar_t>(),
-        dbias_.const_data_ptr<scalar_t>(), z_.const_data_ptr<scalar_t>(), mean_.const_data_ptr<scalar_t>(),
-        rstd_.const_data_ptr<scalar_t>(), weight_.const_data_ptr<scalar_t>(), bias_.const_data_ptr<scalar_t>(),
-        dy.mutable_data_ptr<scalar_t>(), dmean.mutable_data_ptr<scalar_t>(), dcov.mutable_data_ptr<scalar_t>()});
+  const at::Tensor dz_ = sizes.map("dz", dz, sizes.full);
+  const at::Tensor dweight_ = sizes.real("dweight", dweight, sizes.channel);
+  const at::Tensor dbias_ = sizes.real("dbias", dbias, sizes.channel);
+  const at::Tensor mean_ = sizes.real("mean", mean, sizes.statistic);
+  const at::Tensor rstd_ = sizes.real("rstd", rstd, sizes.statistic);
+  const at::Tensor weight_ = sizes.real("weight", weight, sizes.channel);
+  const at::Tensor bias_ = sizes.real("bias", bias, sizes.channel);
+  at::Tensor dy = sizes.empty_map(sizes.pooled);
+  at::Tensor dmean = sizes.empty_statistic();
+  at::Tensor dcov = sizes.empty_statistic();
+  dispatch_maps(z, [&](auto element) {
+    using M = decltype(element);
+    using T = Real<M>;
+    Backend::run(NormReluPoolJvpArgs<M>{sizes.shape, in<M>(dz_), in<T>(dweight_), in<T>(dbias_), in<M>(z_),
+                                        in<T>(mean_), in<T>(rstd_), in<T>(weight_), in<T>(bias_), out<M>(dy),
+                                        out<T>(dmean), out<T>(dcov)});
   });
   return {dy, dmean, dcov};
 }
@@ -121,28 +152,27 @@ Tensors3 norm_relu_pool_backward_jvp(const at::Tensor& grad_y, const std::option
   const typename Backend::Guard guard(z.device());
   const NormReluPoolSizes sizes(z);
   const at::Tensor z_ = z.contiguous(kChannelsLast);
-  const at::Tensor grad_y_ = checked("grad_y", grad_y, z, sizes.pooled, kChannelsLast);
+  const at::Tensor grad_y_ = sizes.map("grad_y", grad_y, sizes.pooled);
   at::Tensor dgrad_y_;
-  if (dgrad_y.has_value()) dgrad_y_ = checked("dgrad_y", *dgrad_y, z, sizes.pooled, kChannelsLast);
-  const at::Tensor dz_ = checked("dz", dz, z, sizes.full, kChannelsLast);
-  const at::Tensor mean_ = checked("mean", mean, z, sizes.statistic);
-  const at::Tensor rstd_ = checked("rstd", rstd, z, sizes.statistic);
-  const at::Tensor dmean_ = checked("dmean", dmean, z, sizes.statistic);
-  const at::Tensor dcov_ = checked("dcov", dcov, z, sizes.statistic);
-  const at::Tensor weight_ = checked("weight", weight, z, sizes.channel);
-  const at::Tensor dweight_ = checked("dweight", dweight, z, sizes.channel);
-  const at::Tensor bias_ = checked("bias", bias, z, sizes.channel);
-  at::Tensor dgrad_z = sizes.empty_image(z, sizes.full);
-  at::Tensor dgrad_weight = at::empty(sizes.statistic, z.options());
-  at::Tensor dgrad_bias = at::empty(sizes.statistic, z.options());
-  AT_DISPATCH_FLOATING_TYPES(z.scalar_type(), "norm_relu_pool_backward_jvp", [&] {
-    Backend::run(NormReluPoolBackwardJvpArgs<scalar_t>{
-        sizes.shape, grad_y_.const_data_ptr<scalar_t>(),
-        dgrad_y_.defined() ? dgrad_y_.const_data_ptr<scalar_t>() : nullptr, z_.const_data_ptr<scalar_t>(),
-        dz_.const_data_ptr<scalar_t>(), mean_.const_data_ptr<scalar_t>(), rstd_.const_data_ptr<scalar_t>(),
-        dmean_.const_data_ptr<scalar_t>(), dcov_.const_data_ptr<scalar_t>(), weight_.const_data_ptr<scalar_t>(),
-        dweight_.const_data_ptr<scalar_t>(), bias_.const_data_ptr<scalar_t>(), dgrad_z.mutable_data_ptr<scalar_t>(),
-        dgrad_weight.mutable_data_ptr<scalar_t>(), dgrad_bias.mutable_data_ptr<scalar_t>()});
+  if (dgrad_y.has_value()) dgrad_y_ = sizes.map("dgrad_y", *dgrad_y, sizes.pooled);
+  const at::Tensor dz_ = sizes.map("dz", dz, sizes.full);
+  const at::Tensor mean_ = sizes.real("mean", mean, sizes.statistic);
+  const at::Tensor rstd_ = sizes.real("rstd", rstd, sizes.statistic);
+  const at::Tensor dmean_ = sizes.real("dmean", dmean, sizes.statistic);
+  const at::Tensor dcov_ = sizes.real("dcov", dcov, sizes.statistic);
+  const at::Tensor weight_ = sizes.real("weight", weight, sizes.channel);
+  const at::Tensor dweight_ = sizes.real("dweight", dweight, sizes.channel);
+  const at::Tensor bias_ = sizes.real("bias", bias, sizes.channel);
+  at::Tensor dgrad_z = sizes.empty_map(sizes.full);
+  at::Tensor dgrad_weight = sizes.empty_statistic();
+  at::Tensor dgrad_bias = sizes.empty_statistic();
+  dispatch_maps(z, [&](auto element) {
+    using M = decltype(element);
+    using T = Real<M>;
+    Backend::run(NormReluPoolBackwardJvpArgs<M>{sizes.shape, in<M>(grad_y_), in<M>(dgrad_y_), in<M>(z_), in<M>(dz_),
+                                                in<T>(mean_), in<T>(rstd_), in<T>(dmean_), in<T>(dcov_), in<T>(weight_),
+                                                in<T>(dweight_), in<T>(bias_), out<M>(dgrad_z), out<T>(dgrad_weight),
+                                                out<T>(dgrad_bias)});
   });
   return {dgrad_z, dgrad_weight.sum(0), dgrad_bias.sum(0)};
 }

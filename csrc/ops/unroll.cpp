@@ -6,6 +6,7 @@
 
 #include <array>
 #include <optional>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -52,15 +53,17 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> unroll(const Tensor& start, cons
                                                        const Tensor& lr, const Optional& batches, const Optional& rows,
                                                        int64_t syn_steps, double momentum, double weight_decay,
                                                        int64_t stored_steps, int64_t width, int64_t depth,
-                                                       int64_t num_classes, int64_t border, double eps) {
+                                                       int64_t num_classes, int64_t border, double eps,
+                                                       std::string_view precision) {
   const Unroll sweep{images, labels, lr, batches, rows, momentum, weight_decay};
   Tensor states = at::empty({syn_steps, start.size(0), start.size(1)}, start.options());
   Tensor theta = start, velocity;
   std::vector<Tensor> kept;
   for (int64_t n = 0; n < syn_steps; ++n) {
     states.select(0, n).copy_(theta);
-    auto [loss, gradient, step] = convnet_grad(theta, sweep.minibatch(n), sweep.take(labels, n),
-                                               n >= syn_steps - stored_steps, width, depth, num_classes, border, eps);
+    auto [loss, gradient, step] =
+        convnet_grad(theta, sweep.minibatch(n), sweep.take(labels, n), n >= syn_steps - stored_steps, width, depth,
+                     num_classes, border, eps, precision);
     kept.insert(kept.end(), step.begin(), step.end());
     if (weight_decay != 0) gradient.add_(theta, weight_decay);
     if (momentum != 0) {
@@ -79,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> unroll_backward(const Tensor& grad, c
                                                            at::TensorList kept, std::array<bool, 4> wanted,
                                                            int64_t syn_steps, double momentum, double weight_decay,
                                                            int64_t width, int64_t depth, int64_t num_classes,
-                                                           int64_t border, double eps) {
+                                                           int64_t border, double eps, std::string_view precision) {
   const Unroll sweep{images, labels, lr, batches, rows, momentum, weight_decay};
   const auto [want_start, want_images, want_labels, want_lr] = wanted;
   const Tensor empty = at::empty({0}, states.options());
@@ -99,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> unroll_backward(const Tensor& grad, c
     }
     auto [slope, h_sigma, by_images, by_labels] =
         convnet_grad_jvp(theta, sweep.minibatch(n), sweep.take(labels, n), sigma, step,
-                         {earlier, want_images, want_labels}, width, depth, num_classes, border, eps);
+                         {earlier, want_images, want_labels}, width, depth, num_classes, border, eps, precision);
     if (want_images) {
       if (rows.has_value()) by_images = call_op<Tensor>("ddfast::dsa_augment_backward", by_images, rows->select(0, n));
       sweep.scatter(grad_images, n, by_images * -rate);

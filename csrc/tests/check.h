@@ -47,10 +47,15 @@ inline void expect(const std::string& what, bool held) {
   std::printf("FAILED %s\n", what.c_str());
 }
 
-// ‖got − expected‖ / ‖expected‖; the bounds are a few rounding errors of T.
+template <typename T>
+std::string name_of_type() {
+  return sizeof(T) == 2 ? "bfloat16" : sizeof(T) == 4 ? "float" : "double";
+}
+
+// ‖got − expected‖ / ‖expected‖; the bounds are a few rounding errors of T, of bfloat16 the one on storing.
 template <typename T>
 void expect_close(const std::string& what, const std::vector<T>& got, const std::vector<double>& expected) {
-  const double bound = sizeof(T) == 4 ? 2e-6 : 1e-13;
+  const double bound = sizeof(T) == 2 ? 0x1p-8 : sizeof(T) == 4 ? 2e-6 : 1e-13;
   expect(what + " size", got.size() == expected.size());
   if (got.size() != expected.size()) return;
   double difference = 0, size = 0;

@@ -1,21 +1,26 @@
-// Compiles every CUDA kernel for both types, without torch.
+// Compiles every CUDA kernel for all types, without torch.
 #include "../kernels/dsa_augment.cuh"
 #include "../kernels/norm_relu_pool.cuh"
 #include "../kernels/param_distance.cuh"
 
 namespace ddfast {
 
-#define DDFAST_INSTANTIATE(T)                                                                             \
-  template cudaError_t launch_dsa_augment(const DsaAugmentArgs<T>&, cudaStream_t);                        \
-  template cudaError_t launch_dsa_augment(const DsaAugmentBackwardArgs<T>&, cudaStream_t);                \
-  template cudaError_t launch_param_distance(const ParamDistanceArgs<T>&, cudaStream_t);                  \
-  template cudaError_t launch_param_distance_backward(const ParamDistanceBackwardArgs<T>&, cudaStream_t); \
-  template cudaError_t launch_norm_relu_pool(const NormReluPoolArgs<T>&, size_t, cudaStream_t);           \
-  template cudaError_t launch_norm_relu_pool(const NormReluPoolBackwardArgs<T>&, size_t, cudaStream_t);   \
-  template cudaError_t launch_norm_relu_pool(const NormReluPoolJvpArgs<T>&, size_t, cudaStream_t);        \
-  template cudaError_t launch_norm_relu_pool(const NormReluPoolBackwardJvpArgs<T>&, size_t, cudaStream_t);
+#define DDFAST_INSTANTIATE(T)                                                              \
+  template cudaError_t launch_dsa_augment(const DsaAugmentArgs<T>&, cudaStream_t);         \
+  template cudaError_t launch_dsa_augment(const DsaAugmentBackwardArgs<T>&, cudaStream_t); \
+  template cudaError_t launch_param_distance(const ParamDistanceArgs<T>&, cudaStream_t);   \
+  template cudaError_t launch_param_distance_backward(const ParamDistanceBackwardArgs<T>&, cudaStream_t);
+
+#define DDFAST_INSTANTIATE_MAPS(M)                                                                      \
+  template cudaError_t launch_norm_relu_pool(const NormReluPoolArgs<M>&, size_t, cudaStream_t);         \
+  template cudaError_t launch_norm_relu_pool(const NormReluPoolBackwardArgs<M>&, size_t, cudaStream_t); \
+  template cudaError_t launch_norm_relu_pool(const NormReluPoolJvpArgs<M>&, size_t, cudaStream_t);      \
+  template cudaError_t launch_norm_relu_pool(const NormReluPoolBackwardJvpArgs<M>&, size_t, cudaStream_t);
 
 DDFAST_INSTANTIATE(float)
 DDFAST_INSTANTIATE(double)
+DDFAST_INSTANTIATE_MAPS(float)
+DDFAST_INSTANTIATE_MAPS(double)
+DDFAST_INSTANTIATE_MAPS(Bfloat16)
 
 }  // namespace ddfast

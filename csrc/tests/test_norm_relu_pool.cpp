@@ -17,20 +17,21 @@ struct Problem {
   std::vector<double> dgrad_z, dgrad_gamma, dgrad_beta;     // with dgrad
   std::vector<double> second_z, second_gamma, second_beta;  // with dgrad = 0
 
-  template <typename T>
+  template <typename M>
   static Problem make(const InstanceShape& shape) {
+    using T = Real<M>;
     Problem p;
     p.shape = shape;
     const size_t full = shape.N * shape.pixels() * shape.C;
     const size_t pooled = shape.N * shape.pooled_height() * shape.pooled_width() * shape.C;
-    p.z = draw<T>(full, 1);
-    p.dz = draw<T>(full, 2);
+    p.z = draw<M>(full, 1);
+    p.dz = draw<M>(full, 2);
     p.gamma = draw<T>(shape.C, 3);
     p.dgamma = draw<T>(shape.C, 4);
     p.beta = draw<T>(shape.C, 5);
     p.dbeta = draw<T>(shape.C, 6);
-    p.grad = draw<T>(pooled, 7);
-    p.dgrad = draw<T>(pooled, 8);
+    p.grad = draw<M>(pooled, 7);
+    p.dgrad = draw<M>(pooled, 8);
     p.solve();
     return p;
   }
@@ -104,38 +105,39 @@ struct Problem {
   }
 };
 
-template <typename T, typename Run>
+template <typename M, typename Run>
 void check(const Problem& p, const std::string& where, const Run& run) {
+  using T = Real<M>;
   const InstanceShape& s = p.shape;
-  const std::string what = where + (sizeof(T) == 4 ? " float" : " double") + " N=" + std::to_string(s.N) +
-                           " C=" + std::to_string(s.C) + " H=" + std::to_string(s.H) + " W=" + std::to_string(s.W);
-  const auto z = as<T>(p.z), dz = as<T>(p.dz), gamma = as<T>(p.gamma), dgamma = as<T>(p.dgamma), beta = as<T>(p.beta),
-             dbeta = as<T>(p.dbeta), grad = as<T>(p.grad), dgrad = as<T>(p.dgrad), mean = as<T>(p.mean),
-             rstd = as<T>(p.rstd), dmean = as<T>(p.dmean), dcov = as<T>(p.dcov);
-  auto full = poisoned<T>(z.size()), pooled = poisoned<T>(grad.size());
+  const std::string what = where + " " + name_of_type<M>() + " N=" + std::to_string(s.N) + " C=" + std::to_string(s.C) +
+                           " H=" + std::to_string(s.H) + " W=" + std::to_string(s.W);
+  const auto z = as<M>(p.z), dz = as<M>(p.dz), grad = as<M>(p.grad), dgrad = as<M>(p.dgrad);
+  const auto gamma = as<T>(p.gamma), dgamma = as<T>(p.dgamma), beta = as<T>(p.beta), dbeta = as<T>(p.dbeta),
+             mean = as<T>(p.mean), rstd = as<T>(p.rstd), dmean = as<T>(p.dmean), dcov = as<T>(p.dcov);
+  auto full = poisoned<M>(z.size()), pooled = poisoned<M>(grad.size());
   auto first = poisoned<T>(mean.size()), second = poisoned<T>(mean.size());
 
-  run(NormReluPoolArgs<T>{s, z.data(), gamma.data(), beta.data(), kEps, pooled.data(), first.data(), second.data()});
+  run(NormReluPoolArgs<M>{s, z.data(), gamma.data(), beta.data(), kEps, pooled.data(), first.data(), second.data()});
   expect_close(what + " y", pooled, p.y);
   expect_close(what + " mean", first, p.mean);
   expect_close(what + " rstd", second, p.rstd);
 
-  run(NormReluPoolBackwardArgs<T>{s, grad.data(), z.data(), mean.data(), rstd.data(), gamma.data(), beta.data(),
+  run(NormReluPoolBackwardArgs<M>{s, grad.data(), z.data(), mean.data(), rstd.data(), gamma.data(), beta.data(),
                                   full.data(), first.data(), second.data()});
   expect_close(what + " grad_z", full, p.grad_z);
   expect_close(what + " grad_weight", first, p.grad_gamma);
   expect_close(what + " grad_bias", second, p.grad_beta);
 
-  pooled = poisoned<T>(grad.size());
-  run(NormReluPoolJvpArgs<T>{s, dz.data(), dgamma.data(), dbeta.data(), z.data(), mean.data(), rstd.data(),
+  pooled = poisoned<M>(grad.size());
+  run(NormReluPoolJvpArgs<M>{s, dz.data(), dgamma.data(), dbeta.data(), z.data(), mean.data(), rstd.data(),
                              gamma.data(), beta.data(), pooled.data(), first.data(), second.data()});
   expect_close(what + " dy", pooled, p.dy);
   expect_close(what + " dmean", first, p.dmean);
   expect_close(what + " dcov", second, p.dcov);
 
   for (const bool zero : {false, true}) {
-    full = poisoned<T>(z.size());
-    run(NormReluPoolBackwardJvpArgs<T>{s, grad.data(), zero ? nullptr : dgrad.data(), z.data(), dz.data(), mean.data(),
+    full = poisoned<M>(z.size());
+    run(NormReluPoolBackwardJvpArgs<M>{s, grad.data(), zero ? nullptr : dgrad.data(), z.data(), dz.data(), mean.data(),
                                        rstd.data(), dmean.data(), dcov.data(), gamma.data(), dgamma.data(), beta.data(),
                                        full.data(), first.data(), second.data()});
     expect_close(what + (zero ? " second_z" : " dgrad_z"), full, zero ? p.second_z : p.dgrad_z);
@@ -144,38 +146,83 @@ void check(const Problem& p, const std::string& where, const Run& run) {
   }
 }
 
-template <typename T>
+template <typename M>
 struct OnCpu {
   InstructionSet set;
 
-  void operator()(const NormReluPoolArgs<T>& args) const { run<NormReluPool>(args); }
-  void operator()(const NormReluPoolBackwardArgs<T>& args) const { run<NormReluPoolBackward>(args); }
-  void operator()(const NormReluPoolJvpArgs<T>& args) const { run<NormReluPoolJvp>(args); }
-  void operator()(const NormReluPoolBackwardJvpArgs<T>& args) const { run<NormReluPoolBackwardJvp>(args); }
+  void operator()(const NormReluPoolArgs<M>& args) const { run<NormReluPool>(args); }
+  void operator()(const NormReluPoolBackwardArgs<M>& args) const { run<NormReluPoolBackward>(args); }
+  void operator()(const NormReluPoolJvpArgs<M>& args) const { run<NormReluPoolJvp>(args); }
+  void operator()(const NormReluPoolBackwardJvpArgs<M>& args) const { run<NormReluPoolBackwardJvp>(args); }
 
   template <template <typename, int> class Kernel, typename Args>
   void run(const Args& args) const {
-    const int64_t tasks = norm_relu_pool_tasks<T>(args.shape);
-    std::thread other([&] { run_on<Kernel, T>(set, args, 0, tasks / 2); });
-    run_on<Kernel, T>(set, args, tasks / 2, tasks);
+    const int64_t tasks = norm_relu_pool_tasks<M>(args.shape);
+    std::thread other([&] { run_on<Kernel, M>(set, args, 0, tasks / 2); });
+    run_on<Kernel, M>(set, args, tasks / 2, tasks);
     other.join();
   }
 };
 
-template <typename T>
+template <typename M>
 void check_all(const InstanceShape& shape) {
-  const Problem problem = Problem::make<T>(shape);
+  const Problem problem = Problem::make<M>(shape);
   for (const InstructionSet set : {InstructionSet::base, InstructionSet::avx2, InstructionSet::avx512}) {
     if (set > best_instruction_set()) continue;
-    check<T>(problem, name_of(set), OnCpu<T>{set});
+    check<M>(problem, name_of(set), OnCpu<M>{set});
   }
   // Shared memory for all tiles, for narrow tiles only, and for none: the second path.
-  const size_t widest = (kPoolThreads + 3 * shape.pixels() * 32) * sizeof(T);
-  const size_t narrow = (kPoolThreads + 3 * shape.pixels() * (32 / sizeof(T))) * sizeof(T);
+  const size_t sums = kPoolThreads * sizeof(Real<M>);
+  const size_t widest = sums + 3 * shape.pixels() * 32 * sizeof(M), narrow = sums + 3 * shape.pixels() * 32;
   for (const size_t limit : {widest, narrow, size_t{0}}) {
-    check<T>(problem, "cuda with " + std::to_string(limit) + " bytes", [limit](const auto& args) {
+    check<M>(problem, "cuda with " + std::to_string(limit) + " bytes", [limit](const auto& args) {
       expect("launch", launch_norm_relu_pool(args, limit, nullptr) == cudaSuccess);
     });
+  }
+}
+
+struct RoundingArgs {
+  const float* given;  // [16]
+  Bfloat16* stored;    // [16]
+  float* again;        // [16]
+};
+
+template <typename T, int kBytes>
+struct Rounding {
+  static DDFAST_INLINE void run(const RoundingArgs& args, int64_t, int64_t) {
+    Block<T, kBytes>::load(args.given).store(args.stored);
+    Block<T, kBytes>::load(args.stored).store(args.again);
+  }
+};
+
+// A lane of a block is rounded as a single number is: to nearest, ties to even.
+void check_rounding(InstructionSet set) {
+  const float inf = std::numeric_limits<float>::infinity(), ulp = 1.0f / 128;  // of bfloat16, from 1 to 2
+  const std::vector<std::pair<float, float>> cases = {{1, 1},
+                                                      {1 + ulp / 2, 1},
+                                                      {1 + ulp * 1.5f, 1 + 2 * ulp},
+                                                      {1 + ulp * 0.501f, 1 + ulp},
+                                                      {-1 - ulp / 2, -1},
+                                                      {-1 - ulp * 0.51f, -1 - ulp},
+                                                      {0, 0},
+                                                      {-0.0f, -0.0f},
+                                                      {3e38f, 0x1.c4p+127f},
+                                                      {3.4e38f, inf},
+                                                      {-inf, -inf},
+                                                      {inf, inf},
+                                                      {0x1p-133f, 0x1p-133f},
+                                                      {0x1p-149f, 0},
+                                                      {std::nanf(""), std::nanf("")},
+                                                      {7, 7}};
+  std::vector<float> given, again(16);
+  for (const auto& [from, to] : cases) given.push_back(from);
+  std::vector<Bfloat16> stored(16);
+  run_on<Rounding, float>(set, RoundingArgs{given.data(), stored.data(), again.data()}, 0, 1);
+  for (int i = 0; i < 16; ++i) {
+    const float expected = cases[i].second;
+    const auto same = [&](float got) { return std::isnan(expected) ? std::isnan(got) : got == expected; };
+    expect("rounding of " + std::to_string(given[i]) + " " + name_of(set),
+           same(again[i]) && same(stored[i]) && same(Bfloat16(given[i])));
   }
 }
 
@@ -188,6 +235,11 @@ int main() {
         InstanceShape{1, 16, 16, 16}, InstanceShape{2, 150, 3, 5}}) {
     ddfast::test::check_all<float>(shape);
     ddfast::test::check_all<double>(shape);
+    ddfast::test::check_all<ddfast::Bfloat16>(shape);
+  }
+  using ddfast::InstructionSet;
+  for (const InstructionSet set : {InstructionSet::base, InstructionSet::avx2, InstructionSet::avx512}) {
+    if (set <= ddfast::best_instruction_set()) ddfast::test::check_rounding(set);
   }
   return ddfast::test::finish("norm_relu_pool");
 }

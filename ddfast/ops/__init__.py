@@ -3,6 +3,7 @@
 from ddfast.ops._extension import EXTENSION
 from ddfast.ops._layout import channels_last
 from ddfast.ops._library import has_kernel, op_names, reference_mode
+from ddfast.ops._precision import PRECISIONS
 from ddfast.ops.convnet import ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp
 from ddfast.ops.dsa_augment import dsa_augment
 from ddfast.ops.norm_relu_pool import norm_relu_pool
@@ -11,6 +12,7 @@ from ddfast.ops.unroll import Steps, unroll
 
 __all__ = [
     "EXTENSION",
+    "PRECISIONS",
     "ConvNetLayout",
     "Steps",
     "channels_last",

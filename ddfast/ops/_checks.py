@@ -28,14 +28,26 @@ def expect_tensors(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{name}: expected float32 or float64, got {str(tensor.dtype).removeprefix('torch.')}")
+        expect_dtype(name, tensor, torch.float32, torch.float64)
         if tensor.dtype != first.dtype:
             raise TypeError(f"{name}: expected {first.dtype} like {first_name}, got {tensor.dtype}")
-        if tensor.device != first.device:
-            raise ValueError(f"{name}: expected device {first.device} like {first_name}, got {tensor.device}")
+        expect_device(name, tensor, first_name, first)
+
+
+def expect_dtype(name: str, tensor: Tensor, *dtypes: torch.dtype, reason: str = "") -> None:
+    """Raise unless `tensor` is a tensor of one of the dtypes."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in dtypes:
+        *others, last = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise TypeError(f"{name}: expected {expected}{reason}, got {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def expect_device(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
+    """Raise unless both tensors are on one device."""
+    if tensor.device != first.device:
+        raise ValueError(f"{name}: expected device {first.device} like {first_name}, got {tensor.device}")
 
 
 def expect_shape(name: str, tensor: Tensor, shape: tuple[int, ...], letters: str) -> None:

@@ -7,11 +7,13 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from ddfast.ops._checks import expect_shape, expect_tensors, refuse_transforms
+from ddfast.ops._checks import expect_dtype, expect_shape, expect_tensors, refuse_transforms
 from ddfast.ops._layout import channels_last
 from ddfast.ops._library import define, define_autograd, forbid_autograd
+from ddfast.ops._precision import apart_from_autocast, expect_precision
 
-SIZES = "int width, int depth, int num_classes, int border, float eps"  # of a ConvNetLayout, in a schema
+# of a ConvNetLayout, in a schema
+SIZES = "int width, int depth, int num_classes, int border, float eps, str precision"
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,10 @@ class ConvNetLayout:
 
     The row holds what `ddfast.networks.ConvNet.parameters()` yields, in that order: of every block the convolution's
     weight and bias, then the norm's; then the linear layer's. `border` pixels of zeros are put around the images.
+
+    `precision` is that of the convolutions: "default", as PyTorch is set; "float32", without TF32; or "bfloat16", with
+    maps in bfloat16 and everything else (parameters, statistics, gradients, linear layer, loss) in float32. Autocast
+    changes nothing. ValueError for another.
     """
 
     width: int
@@ -27,11 +33,19 @@ class ConvNetLayout:
     num_classes: int
     border: int = 0
     eps: float = 1e-5
+    precision: str = "default"
+
+    def __post_init__(self):
+        expect_precision(self.precision)
 
     @property
-    def sizes(self) -> tuple[int, int, int, int, float]:
+    def sizes(self) -> tuple[int, int, int, int, float, str]:
         """As the ops take them: SIZES."""
-        return self.width, self.depth, self.num_classes, self.border, self.eps
+        return self.width, self.depth, self.num_classes, self.border, self.eps, self.precision
+
+    def map_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of maps, where parameters and images have this one."""
+        return torch.bfloat16 if self.precision == "bfloat16" else dtype
 
     def maps(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) of every convolution's map, then of the last pool's."""
@@ -53,11 +67,12 @@ def convnet_forward(
 ) -> Tensor:  # [S, B, K]
     """Logits of S ConvNets. Not differentiable: `convnet_grad` is its loss's gradient, networks.ConvNet the module.
 
-    Errors: TypeError for other dtypes than one of float32 and float64; ValueError for shapes or devices that do not fit
-    together.
+    Errors: TypeError for other dtypes than one of float32 and float64, or float64 with the precision bfloat16;
+    ValueError for shapes or devices that do not fit together.
     """
     check_convnet(layout, parameters, images)
-    return torch.ops.ddfast.convnet_forward(parameters, images, *layout.sizes)
+    with apart_from_autocast(layout.precision, parameters.device):
+        return torch.ops.ddfast.convnet_forward(parameters, images, *layout.sizes)
 
 
 def convnet_grad(
@@ -78,7 +93,8 @@ def convnet_grad(
     Errors: as convnet_forward, and those of labels.
     """
     check_convnet(layout, parameters, images, labels)
-    return torch.ops.ddfast.convnet_grad(parameters, images, labels, keep, *layout.sizes)
+    with apart_from_autocast(layout.precision, parameters.device):
+        return torch.ops.ddfast.convnet_grad(parameters, images, labels, keep, *layout.sizes)
 
 
 def convnet_grad_jvp(
@@ -103,15 +119,18 @@ def convnet_grad_jvp(
     check_convnet(layout, parameters, images, labels)
     expect_tensors(parameters=parameters, direction=direction)
     expect_shape("direction", direction, tuple(parameters.shape), "[S, P]")
-    return torch.ops.ddfast.convnet_grad_jvp(
-        parameters, images, labels, direction, kept or [], list(wanted), *layout.sizes
-    )
+    with apart_from_autocast(layout.precision, parameters.device):
+        return torch.ops.ddfast.convnet_grad_jvp(
+            parameters, images, labels, direction, kept or [], list(wanted), *layout.sizes
+        )
 
 
 def check_convnet(layout: ConvNetLayout, parameters: Tensor, images: Tensor, labels: Tensor | None = None) -> None:
     """Raise for tensors that are not a ConvNet's of this layout, or do not fit together."""
     soft = {"labels": labels} if isinstance(labels, Tensor) and labels.is_floating_point() else {}
     expect_tensors(parameters=parameters, images=images, **soft)
+    if layout.precision == "bfloat16":
+        expect_dtype("parameters", parameters, torch.float32, reason=" with the precision bfloat16")
     if parameters.dim() != 2 or images.dim() not in (4, 5) or 0 in images.shape:
         raise ValueError(
             f"parameters, images: expected [S, P] and [B, C, H, W] or [S, B, C, H, W], got {list(parameters.shape)} "
@@ -138,7 +157,8 @@ def check_convnet(layout: ConvNetLayout, parameters: Tensor, images: Tensor, lab
 
 
 # The reference. Students are folded into channels: maps are [B, S·C, H, W], convolutions have S groups; images that all
-# students see keep their C channels, and the first convolution one group.
+# students see keep their C channels, and the first convolution one group. Maps and the weights of convolutions have the
+# layout's map_dtype.
 
 
 class _Weights:
@@ -155,6 +175,8 @@ class _Weights:
         *blocks, weight, bias = [p.reshape(len(flat), *shape) for p, shape in zip(pieces, shapes, strict=True)]
         # of every block w [S·O, I, 3, 3], γ [S·O], β [S·O]
         self.blocks = [[p.flatten(0, 1) for p in (blocks[i], *blocks[i + 2 : i + 4])] for i in range(0, len(blocks), 4)]
+        for block in self.blocks:
+            block[0] = block[0].to(layout.map_dtype(flat.dtype))
         self.weight, self.bias = weight, bias  # [S, K, F], [S, K]
 
 
@@ -162,28 +184,28 @@ def _flat(blocks: list[tuple[Tensor, Tensor, Tensor]], weight: Tensor, bias: Ten
     """The inverse of _Weights; biases of convolutions are 0."""
     S = len(weight)
     rows = [piece.reshape(S, -1) for w, gamma, beta in blocks for piece in (w, torch.zeros_like(gamma), gamma, beta)]
-    return torch.cat([*rows, weight.flatten(1), bias], 1)
+    return torch.cat([row.to(weight.dtype) for row in (*rows, weight.flatten(1), bias)], 1)
 
 
-def _fold(images: Tensor, border: int) -> Tensor:  # [B, C, H, W] or [S, B, C, H, W] -> [B, (S·)C, H + 2, W + 2]
+def _fold(images: Tensor, layout: ConvNetLayout) -> Tensor:  # [B, C, H, W] or [S, B, C, H, W] -> [B, (S·)C, H + 2, …]
     folded = images.transpose(0, 1).flatten(1, 2) if images.dim() == 5 else images
-    return channels_last(pad(folded, 4 * [border]))
+    return channels_last(pad(folded.to(layout.map_dtype(images.dtype)), 4 * [layout.border]))
 
 
 def _unfold(grad: Tensor, images: Tensor, border: int) -> Tensor:  # the transpose of _fold
     H, W = images.shape[-2:]
     inner = grad[..., border : border + H, border : border + W]
     folded = inner.unflatten(1, (len(images), -1)).transpose(0, 1) if images.dim() == 5 else inner
-    return folded.contiguous()
+    return folded.to(images.dtype, memory_format=torch.contiguous_format)
 
 
-def _features(y: Tensor, S: int) -> Tensor:  # [B, S·C, H, W] -> [S, B, C·H·W]
-    return y.unflatten(1, (S, -1)).transpose(0, 1).flatten(2)
+def _features(y: Tensor, weights: _Weights) -> Tensor:  # [B, S·C, H, W] -> [S, B, C·H·W], to multiply with its weight
+    return y.unflatten(1, (len(weights.weight), -1)).transpose(0, 1).flatten(2).to(weights.weight.dtype)
 
 
 def _unfeatures(features: Tensor, y: Tensor) -> Tensor:  # [S, B, C·H·W] -> like y
     maps = features.unflatten(2, (-1, *y.shape[2:])).transpose(0, 1).flatten(1, 2)
-    return channels_last(maps)
+    return channels_last(maps.to(y.dtype))
 
 
 def _groups(x: Tensor, w: Tensor) -> int:
@@ -214,13 +236,13 @@ def _forward(
     layout: ConvNetLayout,
     kept: list[Tensor],
 ) -> tuple[list[tuple[Tensor, ...]], Tensor, Tensor]:  # of every block (x, z, mean, rstd); the last y; logits [S, B, K]
-    x, blocks = _fold(images, layout.border), []
+    x, blocks = _fold(images, layout), []
     for i, (w, gamma, beta) in enumerate(weights.blocks):
         z = kept[2 * i] if kept else _conv(x, w)
         y, mean, rstd = torch.ops.ddfast.norm_relu_pool(z, gamma, beta, layout.eps)
         blocks.append((x, z, mean, rstd))
         x = y
-    features = _features(x, len(weights.weight))
+    features = _features(x, weights)
     return blocks, x, torch.baddbmm(weights.bias[:, None], features, weights.weight.mT)
 
 
@@ -242,7 +264,7 @@ def _grad_reference(
     targets, B = _targets(labels, logits), logits.shape[1]
     delta = (targets.sum(-1, keepdim=True) * logits.softmax(2) - targets) / B  # [S, B, K]
     losses = -(targets * logits.log_softmax(2)).sum((1, 2)) / B
-    g_weight, g_bias = delta.mT @ _features(y, len(parameters)), delta.sum(1)
+    g_weight, g_bias = delta.mT @ _features(y, weights), delta.sum(1)
     g_y, gradients, kept = _unfeatures(delta @ weights.weight, y), [], []
     for i in reversed(range(layout.depth)):
         (w, gamma, beta), (x, z, mean, rstd) = weights.blocks[i], blocks[i]
@@ -262,7 +284,7 @@ def _grad_jvp_reference(
     wanted: list[bool],
     *sizes,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # ⟨g, σ⟩ [S], Hσ [S, P], ∂⟨g,σ⟩/∂x like images, ∂⟨g,σ⟩/∂y [(S,) B, K]
-    layout, S = ConvNetLayout(*sizes), len(parameters)
+    layout = ConvNetLayout(*sizes)
     weights, dots = _Weights(parameters, images, layout), _Weights(direction, images, layout)
     blocks, y, logits = _forward(weights, images, layout, kept)
     dy, tangents = None, []  # the images' own tangent is 0
@@ -273,7 +295,7 @@ def _grad_jvp_reference(
         dy, dmean, dcov = torch.ops.ddfast.norm_relu_pool_jvp(dz, dgamma, dbeta, z, mean, rstd, gamma, beta)
         tangents.append((dx, dz, dmean, dcov))
 
-    f, df, targets = _features(y, S), _features(dy, S), _targets(labels, logits)
+    f, df, targets = _features(y, weights), _features(dy, weights), _targets(labels, logits)
     dlogits = df @ weights.weight.mT + f @ dots.weight.mT + dots.bias[:, None]  # [S, B, K]
     B, row_sums, p = logits.shape[1], targets.sum(-1, keepdim=True), logits.softmax(2)
     p_dot = (p * dlogits).sum(2, keepdim=True)
@@ -292,7 +314,7 @@ def _grad_jvp_reference(
             g_y, dg_y, z, dz, mean, rstd, dmean, dcov, gamma, dgamma, beta
         )
         if wanted[0]:
-            h_w = _conv_weight(dg_z, x, w) + (0 if dx is None else _conv_weight(g_z, dx, w))
+            h_w = _conv_weight(dg_z, x, w).to(direction.dtype) + (0 if dx is None else _conv_weight(g_z, dx, w))
             second.insert(0, (h_w, h_gamma, h_beta))
         if i or wanted[1]:
             dg_y = _conv_input(dg_z, x, w) + _conv_input(g_z, x, dw)
@@ -309,14 +331,15 @@ def _grad_jvp_reference(
 
 def _grad_fake(parameters, images, labels, keep, *sizes):
     layout, kept = ConvNetLayout(*sizes), []
+    dtype = layout.map_dtype(parameters.dtype)
     N, C = images.shape[-4], len(parameters) * layout.width
     for H, W in layout.maps(tuple(images.shape[-2:]))[:-1] if keep else ():
         for size in ((H, W), (H // 2, W // 2)):
-            kept.append(channels_last(parameters.new_empty((N, C, *size))))
+            kept.append(channels_last(parameters.new_empty((N, C, *size), dtype=dtype)))
     return parameters.new_empty(len(parameters)), torch.empty_like(parameters), kept
 
 
-def _grad_jvp_fake(parameters, images, labels, direction, kept, wanted, width, depth, num_classes, border, eps):
+def _grad_jvp_fake(parameters, images, labels, direction, kept, wanted, width, depth, num_classes, *_):
     empty = parameters.new_empty(0)
     return (
         parameters.new_empty(len(parameters)),
@@ -340,7 +363,8 @@ def _grad_backward(ctx, _losses, grad_g, _kept):
         return (None,) * (4 + len(ctx.sizes))
     parameters, images, labels, *kept = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:3])
-    _, *results = torch.ops.ddfast.convnet_grad_jvp(parameters, images, labels, grad_g, kept, wanted, *ctx.sizes)
+    with apart_from_autocast(ctx.sizes[-1], parameters.device):
+        _, *results = torch.ops.ddfast.convnet_grad_jvp(parameters, images, labels, grad_g, kept, wanted, *ctx.sizes)
     gradients = [result if want else None for result, want in zip(results, wanted, strict=True)]
     return *gradients, *([None] * (1 + len(ctx.sizes)))
 
@@ -348,7 +372,7 @@ def _grad_backward(ctx, _losses, grad_g, _kept):
 define(
     f"convnet_forward(Tensor parameters, Tensor images, {SIZES}) -> Tensor",
     _forward_reference,
-    lambda parameters, images, width, depth, num_classes, border, eps: parameters.new_empty(
+    lambda parameters, images, width, depth, num_classes, *_: parameters.new_empty(
         (len(parameters), images.shape[-4], num_classes)
     ),
 )

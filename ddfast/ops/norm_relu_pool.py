@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from ddfast.ops._checks import expect_shape, expect_tensors, refuse_transforms
+from ddfast.ops._checks import expect_device, expect_dtype, expect_shape, expect_tensors, refuse_transforms
 from ddfast.ops._library import define, define_autograd, forbid_autograd
 
 
@@ -23,12 +23,14 @@ def norm_relu_pool(
     gradients of weight and bias are then summed over images) and keep nothing but z, m and r; the double backward is
     made of the last two. Twice differentiable in z, weight and bias; a third derivative raises.
 
-    Works in channels-last: other layouts are converted first, and the result is channels-last.
+    Works in channels-last: other layouts are converted first, and the result is channels-last. Maps may be bfloat16,
+    with weight and bias in float32: everything is then computed in float32, and results and gradients that are maps
+    are rounded to bfloat16.
 
-    Errors: TypeError for other dtypes than one of float32 and float64; ValueError for shapes or devices that do not fit
-    together, H or W below 2, or a negative ε.
+    Errors: TypeError for other dtypes than float32, float64, or a bfloat16 z with float32; ValueError for shapes or
+    devices that do not fit together, H or W below 2, or a negative ε.
     """
-    expect_tensors(z=z, weight=weight, bias=bias)
+    _expect_dtypes(z, weight, bias)
     if z.dim() != 4 or 0 in z.shape or min(z.shape[2:]) < 2:
         raise ValueError(f"z: expected [N, C, H, W] with H and W at least 2, got {list(z.shape)}")
     expect_shape("weight", weight, z.shape[1:2], "[C]")
@@ -37,6 +39,25 @@ def norm_relu_pool(
         raise ValueError(f"eps: expected at least 0, got {eps}")
     refuse_transforms("norm_relu_pool", z, weight, bias)
     return torch.ops.ddfast.norm_relu_pool(z.contiguous(memory_format=torch.channels_last), weight, bias, eps)[0]
+
+
+def _expect_dtypes(z: Tensor, weight: Tensor, bias: Tensor) -> None:
+    expect_dtype("z", z, torch.float32, torch.float64, torch.bfloat16)
+    if z.dtype == torch.bfloat16:
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            expect_dtype(name, tensor, torch.float32, reason=" with a bfloat16 z")
+            expect_device(name, tensor, "z", z)
+    else:
+        expect_tensors(z=z, weight=weight, bias=bias)
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    """What is computed in, and the dtype of everything but maps."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def _wide(maps: Tensor) -> Tensor:
+    return maps.to(_real(maps.dtype))
 
 
 def _mean(values: Tensor) -> Tensor:  # [N, C, H, W] -> [N, C, 1, 1]
@@ -71,10 +92,11 @@ def _reference(
     bias: Tensor,  # [C]
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # y [N, C, H // 2, W // 2], mean [N, C], rstd [N, C]
+    dtype, z = z.dtype, _wide(z)
     mean = _mean(z)
     rstd = ((z - mean).square().mean((2, 3)) + eps).rsqrt()
     _, a = _normalise(z, mean[..., 0, 0], rstd, weight, bias)
-    return _pool(a.relu()), mean[..., 0, 0], rstd
+    return _pool(a.relu()).to(dtype), mean[..., 0, 0], rstd
 
 
 def _backward_reference(
@@ -85,11 +107,12 @@ def _backward_reference(
     weight: Tensor,  # [C]
     bias: Tensor,  # [C]
 ) -> tuple[Tensor, Tensor, Tensor]:  # grad_z [N, C, H, W], grad_weight [C], grad_bias [C]
+    dtype, z, grad_y = z.dtype, _wide(z), _wide(grad_y)
     x, a = _normalise(z, mean, rstd, weight, bias)
     q = _where_positive(a, _unpool(grad_y, z))
     e = q - _mean(q) - x * _mean(q * x)
     grad_z = _channel(weight) * _channel(rstd) * e
-    return grad_z.contiguous(memory_format=torch.channels_last), (q * x).sum((0, 2, 3)), q.sum((0, 2, 3))
+    return grad_z.to(dtype, memory_format=torch.channels_last), (q * x).sum((0, 2, 3)), q.sum((0, 2, 3))
 
 
 def _jvp_reference(
@@ -102,12 +125,13 @@ def _jvp_reference(
     weight: Tensor,  # [C]
     bias: Tensor,  # [C]
 ) -> tuple[Tensor, Tensor, Tensor]:  # dy [N, C, OH, OW], dmean = mean dz [N, C], dcov = mean x̂ dz [N, C]
+    dtype, z, dz = z.dtype, _wide(z), _wide(dz)
     x, a = _normalise(z, mean, rstd, weight, bias)
     dmean = _mean(dz)
     dcov = _mean(x * (dz - dmean))
     dx = _channel(rstd) * (dz - dmean - x * dcov)
     da = _channel(dweight) * x + _channel(weight) * dx + _channel(dbias)
-    return _pool(_where_positive(a, da)), dmean[..., 0, 0], dcov[..., 0, 0]
+    return _pool(_where_positive(a, da)).to(dtype), dmean[..., 0, 0], dcov[..., 0, 0]
 
 
 def _backward_jvp_reference(
@@ -123,26 +147,28 @@ def _backward_jvp_reference(
     dweight: Tensor,  # [C]
     bias: Tensor,  # [C]
 ) -> tuple[Tensor, Tensor, Tensor]:  # dgrad_z [N, C, H, W], dgrad_weight [C], dgrad_bias [C]
+    dtype, z, dz, grad_y = z.dtype, _wide(z), _wide(dz), _wide(grad_y)
     x, a = _normalise(z, mean, rstd, weight, bias)
     r, c, gamma = _channel(rstd), _channel(dcov), _channel(weight)
     dx = r * (dz - _channel(dmean) - x * c)
     q = _where_positive(a, _unpool(grad_y, z))
-    dq = torch.zeros_like(q) if dgrad_y is None else _where_positive(a, _unpool(dgrad_y, z))
+    dq = torch.zeros_like(q) if dgrad_y is None else _where_positive(a, _unpool(_wide(dgrad_y), z))
     qx, dqx = q * x, dq * x + q * dx
     e = q - _mean(q) - x * _mean(qx)
     de = dq - _mean(dq) - dx * _mean(qx) - x * _mean(dqx)
     dgrad_z = (_channel(dweight) * r - gamma * r.square() * c) * e + gamma * r * de
-    return dgrad_z.contiguous(memory_format=torch.channels_last), dqx.sum((0, 2, 3)), dq.sum((0, 2, 3))
+    return dgrad_z.to(dtype, memory_format=torch.channels_last), dqx.sum((0, 2, 3)), dq.sum((0, 2, 3))
 
 
 def _pooled_fake(z):
     N, C, H, W = z.shape
     y = z.new_empty((N, C, H // 2, W // 2)).contiguous(memory_format=torch.channels_last)
-    return y, z.new_empty((N, C)), z.new_empty((N, C))
+    return y, *(z.new_empty((N, C), dtype=_real(z.dtype)) for _ in range(2))
 
 
 def _gradient_fake(z):
-    return torch.empty_like(z, memory_format=torch.channels_last), z.new_empty(z.shape[1]), z.new_empty(z.shape[1])
+    by_channel = (z.new_empty(z.shape[1], dtype=_real(z.dtype)) for _ in range(2))
+    return torch.empty_like(z, memory_format=torch.channels_last), *by_channel
 
 
 def _setup_context(ctx, inputs, output):

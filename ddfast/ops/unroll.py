@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ddfast.ops._library import define, define_autograd, forbid_autograd
+from ddfast.ops._precision import apart_from_autocast
 from ddfast.ops.convnet import SIZES, ConvNetLayout, check_convnet
 
 
@@ -34,7 +35,8 @@ def unroll(
     Errors: those of convnet_grad; steps, lr and batches are checked by ddfast.unroll.
     """
     check_convnet(layout, start, images, labels)
-    return torch.ops.ddfast.unroll(start, images, labels, lr, *steps, stored_steps, *layout.sizes)[0]
+    with apart_from_autocast(layout.precision, start.device):
+        return torch.ops.ddfast.unroll(start, images, labels, lr, *steps, stored_steps, *layout.sizes)[0]
 
 
 class _Sweep(NamedTuple):
@@ -134,9 +136,10 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad, _states, _kept):
     syn_steps, momentum, weight_decay, _, *sizes = ctx.settings
     wanted, (kept, ctx.kept) = list(ctx.needs_input_grad[:4]), (ctx.kept, [])
-    results = torch.ops.ddfast.unroll_backward(
-        grad, *ctx.saved_tensors, kept, wanted, syn_steps, momentum, weight_decay, *sizes
-    )
+    with apart_from_autocast(sizes[-1], grad.device):
+        results = torch.ops.ddfast.unroll_backward(
+            grad, *ctx.saved_tensors, kept, wanted, syn_steps, momentum, weight_decay, *sizes
+        )
     gradients = [result if want else None for result, want in zip(results, wanted, strict=True)]
     return *gradients, *[None] * (2 + len(ctx.settings))
 

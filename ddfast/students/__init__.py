@@ -24,6 +24,10 @@ __all__ = [
 ]
 
 
-def student_of(network: nn.Module) -> Student:
-    """The fastest student of a network: ConvNetStudent where the fused ops can run it, else ModuleStudent."""
-    return ModuleStudent(network) if why_not_fused(network) else ConvNetStudent(network)
+def student_of(network: nn.Module, precision: str = "default") -> Student:
+    """The fastest student of a network: ConvNetStudent where the fused ops can run it, else ModuleStudent.
+
+    `precision` is "default" (as PyTorch is set), "float32" (without TF32) or "bfloat16" (convolutions and maps; of a
+    ModuleStudent what autocast chooses); ValueError for another.
+    """
+    return (ModuleStudent if why_not_fused(network) else ConvNetStudent)(network, precision)

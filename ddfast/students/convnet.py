@@ -13,17 +13,18 @@ from ddfast.students.base import GradientJvp, StepBytes, Student, check_labels
 class ConvNetStudent(Student):
     """A ConvNet of instance norm, ReLU and average pooling, whose flat parameters are those of `ConvNet.parameters()`.
 
-    The module's own parameters are never read. ValueError for a network that the fused ops cannot run.
+    The module's own parameters are never read. `precision` is that of ConvNetLayout. ValueError for a network that the
+    fused ops cannot run, or an unknown precision.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, precision: str = "default"):
         reason = why_not_fused(network)
         if reason is not None:
             raise ValueError(f"student: {reason}; use ModuleStudent")
         self.num_parameters = sum(p.numel() for p in network.parameters())
         blocks, K = len(network.features) // 2, network.classifier.out_features
         norm = network.features[1]
-        self.layout = ConvNetLayout(len(norm.weight), blocks, K, network.border, norm.eps)
+        self.layout = ConvNetLayout(len(norm.weight), blocks, K, network.border, norm.eps, precision)
 
     def grad(self, parameters, images, labels, *, step, create_graph=False):
         check_labels(labels, self.layout.num_classes)
@@ -55,9 +56,16 @@ class ConvNetStudent(Student):
             grad = max(grad, before + earlier + Y + A)
             grad_jvp = max(grad_jvp, 2 * before + 2 * earlier + 2 * Y + 2 * A)
             of_kept = max(of_kept, before + 2 * earlier + Y + 2 * A)
-        element = torch.empty((), dtype=dtype).element_size()
-        result = students * self.num_parameters + B * C * (H + 2 * b) * (W + 2 * b)  # g or Hσ; the padded images
-        at_the_peak = (element * (B * maps_alive + result) for maps_alive in (grad, grad_jvp, of_kept))
+        element = layout.map_dtype(dtype).itemsize
+        result = dtype.itemsize * students * self.num_parameters  # g or Hσ
+        result += element * B * C * (H + 2 * b) * (W + 2 * b)  # the padded images
+        copied = layout.map_dtype(dtype) != dtype  # the convolutions' weights, and their tangents
+        weights = sum(torch.Size(shape).numel() for shape in layout.piece_shapes(C, (H, W)) if len(shape) == 4)
+        copies = element * students * weights * copied
+        at_the_peak = (
+            element * B * maps_alive + result + times * copies
+            for maps_alive, times in ((grad, 1), (grad_jvp, 2), (of_kept, 2))
+        )
         return StepBytes(*at_the_peak, element * B * (sum(maps[:-1]) + sum(maps[1:])))
 
     def why_no_micro_batches(self):

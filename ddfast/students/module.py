@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from ddfast.ops._precision import computing_in, expect_precision
 from ddfast.students.base import GradientJvp, Step, StepBytes, Student, Wanted, check_labels
 from ddfast.students.live import LiveBytes
 
@@ -34,10 +35,15 @@ class ModuleStudent(Student):
     eval, that it is in. A replay draws the same random numbers (dropout) and starts from the same buffers, modes and
     autocast as the forward sweep; buffers that the module updates (batch norm's running statistics) are updated in the
     forward sweep only, once per step and student, and a copy per step is kept of those that change.
+
+    `precision` is "default", as PyTorch is set; "float32", without TF32 in `grad` and `grad_jvp` (a FullUnroll's own
+    backward pass runs after them, as PyTorch is set); or "bfloat16", the forward pass under autocast. ValueError for
+    another, and for a module without parameters.
     """
 
-    def __init__(self, module: nn.Module):
-        self.module = module
+    def __init__(self, module: nn.Module, precision: str = "default"):
+        expect_precision(precision)
+        self.module, self.precision = module, precision
         self._names, parameters = [], []
         for name, parameter in module.named_parameters():
             self._names.append(name)
@@ -51,9 +57,10 @@ class ModuleStudent(Student):
         self._step_bytes: dict[tuple[torch.Size, torch.dtype], StepBytes | None] = {}
 
     def grad(self, parameters, images, labels, *, step, create_graph=False):
+        self._check_dtype(parameters)
         losses, gradients = [], []
         for s, row in enumerate(parameters.unbind(0)):
-            with torch.enable_grad():
+            with torch.enable_grad(), computing_in(self.precision):
                 row = row if create_graph and row.requires_grad else row.detach().requires_grad_()
                 pieces = row.split(self._sizes)
                 loss = self._loss(pieces, images, labels, step, s)
@@ -65,6 +72,7 @@ class ModuleStudent(Student):
         return torch.stack(losses), torch.stack(gradients)
 
     def grad_jvp(self, parameters, images, labels, direction, *, step, wanted):
+        self._check_dtype(parameters)
         rows = [
             self._grad_jvp(row, images, labels, sigma, step, s, wanted)
             for s, (row, sigma) in enumerate(zip(parameters.unbind(0), direction.unbind(0), strict=True))
@@ -79,7 +87,7 @@ class ModuleStudent(Student):
 
     def _grad_jvp(self, row, images, labels, sigma, step, s, wanted):
         """One student's ⟨g, σ⟩, Hσ [P], ∂⟨g, σ⟩/∂x and ∂⟨g, σ⟩/∂y; None where not wanted."""
-        with torch.enable_grad():
+        with torch.enable_grad(), computing_in(self.precision):
             pieces = [piece.requires_grad_() for piece in row.detach().split(self._sizes)]
             images = images.detach().requires_grad_(wanted.images)
             labels = labels.detach().requires_grad_(wanted.labels)
@@ -105,7 +113,8 @@ class ModuleStudent(Student):
         return slope, h_sigma, by_images, by_labels
 
     def step_bytes(self, images, students, dtype):
-        """Found by running a step on the meta device, which computes nothing; None for a network that cannot."""
+        """Found by running a step on the meta device, which computes nothing; None for a network that cannot. With the
+        precision bfloat16 this is what float32 would need, which is more."""
         key = (images, dtype)
         if key not in self._step_bytes:
             try:
@@ -122,9 +131,9 @@ class ModuleStudent(Student):
         images = torch.empty(size, dtype=dtype, device="meta")
         arguments = theta, images, torch.empty(len(images), dtype=torch.int64, device="meta")
         with LiveBytes() as grad:
-            ModuleStudent(module).grad(*arguments, step=Step())
+            ModuleStudent(module, self.precision).grad(*arguments, step=Step())
         with LiveBytes() as grad_jvp:
-            ModuleStudent(module).grad_jvp(*arguments, theta, step=Step(), wanted=Wanted(labels=False))
+            ModuleStudent(module, self.precision).grad_jvp(*arguments, theta, step=Step(), wanted=Wanted(labels=False))
         return grad.peak, grad_jvp.peak
 
     def why_no_micro_batches(self):
@@ -149,11 +158,22 @@ class ModuleStudent(Student):
         parameters = {
             name: piece.view(shape) for name, piece, shape in zip(self._names, pieces, self._shapes, strict=True)
         }
-        with self._replayable(step, s, images.device) as buffers:
+        with self._replayable(step, s, images.device) as buffers, self._autocast(images.device):
             given = images.clone()  # a layer may work in place
             logits = functional_call(self.module, {**parameters, **buffers}, (given,))  # [B, K]
             _check_logits(logits, labels)
             return cross_entropy(logits, labels)
+
+    def _check_dtype(self, parameters: Tensor) -> None:
+        if self.precision == "bfloat16" and parameters.dtype != torch.float32:
+            got = str(parameters.dtype).removeprefix("torch.")
+            raise TypeError(f"parameters: expected float32 with the precision bfloat16, got {got}")
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """What the precision asks for; the meta device, where a step's memory is counted, has no autocast."""
+        if self.precision != "bfloat16" or device.type == "meta":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
 
     @contextlib.contextmanager
     def _replayable(self, step: Step, s: int, device: torch.device) -> Iterator[dict[str, Tensor]]:

@@ -1,6 +1,6 @@
 """The fused ConvNet ops against the module under autograd, their reference, and numerical derivatives."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from tests.conftest import normal, relative_error, uniform
 K = 5
 EXACT = 1e-9  # float64
 ROUNDED = 1e-4  # float32: 4 times the error of autograd on the same inputs is some 1e-5
+COARSE = 1.6e-2  # bfloat16
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,11 @@ class Case:
     border: int = 0
     students: int = 1
     images: int = 4
+    precision: str = "default"
 
     @property
     def layout(self) -> ConvNetLayout:
-        return ConvNetLayout(self.width, self.depth, K, self.border)
+        return ConvNetLayout(self.width, self.depth, K, self.border, precision=self.precision)
 
     def network(self) -> ConvNet:
         with torch.random.fork_rng(devices=[]):
@@ -62,8 +64,9 @@ references = pytest.mark.parametrize("reference", [False, True], ids=["kernel", 
 
 def op_arguments(case: Case) -> dict[str, tuple]:
     """Arguments of the raw ops, by name."""
-    parameters, images, labels, direction = case.inputs()
-    sizes = (case.width, case.depth, K, case.border, 1e-5)
+    dtype = torch.float32 if case.precision == "bfloat16" else torch.float64
+    parameters, images, labels, direction = case.inputs(dtype=dtype)
+    sizes = case.layout.sizes
     return {
         "convnet_forward": (parameters, images, *sizes),
         "convnet_grad": (parameters, images, labels, True, *sizes),
@@ -102,6 +105,60 @@ def test_gradient_and_its_jvp_are_those_of_autograd(case, keep, soft, reference,
     expected = by_autograd(case, *case.inputs(soft=soft))
     for got, want in zip(run(reference, by_ops, case, *inputs, keep=keep), expected, strict=True):
         assert relative_error(got, want) < EXACT
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["recomputed", "kept"])
+@cases
+def test_bfloat16_is_as_close_as_the_reference(case, keep, device):
+    inputs = case.inputs(soft=True, dtype=torch.float32, device=device)
+    exact = by_autograd(case, *(t.double().cpu() for t in inputs))
+    low = replace(case, precision="bfloat16")
+    got, reference = (run(where, by_ops, low, *inputs, keep=keep) for where in (False, True))
+    for g, r, e in zip(got, reference, exact, strict=True):
+        assert g.dtype == r.dtype == torch.float32
+        assert relative_error(g, r) < COARSE
+        assert relative_error(g, e) <= 4 * relative_error(r, e)
+
+
+@references
+def test_maps_are_stored_in_the_precision_of_the_convolutions(reference, device):
+    for precision, dtype in (("default", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        case = replace(CASES["students"], precision=precision)
+        parameters, images, labels, _ = case.inputs(dtype=torch.float32, device=device)
+        losses, g, kept = run(reference, convnet_grad, parameters, images, labels, case.layout, keep=True)
+        assert losses.dtype == g.dtype == torch.float32 and {t.dtype for t in kept} == {dtype}
+        assert run(reference, convnet_forward, parameters, images, case.layout).dtype == torch.float32
+
+
+def test_the_precision_float32_changes_nothing_in_float64():
+    case = CASES["colour"]
+    inputs = case.inputs(soft=True)
+    strict = by_ops(replace(case, precision="float32"), *inputs)
+    assert all(torch.equal(a, b) for a, b in zip(by_ops(case, *inputs), strict, strict=True))
+
+
+@references
+def test_autocast_does_not_reach_into_the_ops(reference):
+    for precision in ("default", "bfloat16"):
+        case = replace(CASES["colour"], precision=precision)
+        inputs = case.inputs(soft=True, dtype=torch.float32)
+        expected = run(reference, by_ops, case, *inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = run(reference, by_ops, case, *inputs)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_precision_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="precision: expected one of default, float32, bfloat16, got 'tf32'"):
+        ConvNetLayout(8, 2, K, precision="tf32")
+    case = replace(CASES["colour"], precision="bfloat16")
+    with pytest.raises(ValueError, match="precision: expected one of default, float32, bfloat16, got 'tf32'"):
+        torch.ops.ddfast.convnet_forward(*case.inputs()[:2], *case.layout.sizes[:-1], "tf32")
+    sentence = "parameters: expected float32 with the precision bfloat16, got float64"
+    with pytest.raises(TypeError, match=sentence):
+        by_ops(case, *case.inputs())
+    with pytest.raises(TypeError, match=sentence):
+        convnet_forward(*case.inputs()[:2], case.layout)
 
 
 @cases
@@ -177,7 +234,7 @@ def test_logits_are_not_differentiable_and_say_what_is():
 
 @pytest.mark.parametrize("name", ["convnet_forward", "convnet_grad", "convnet_grad_jvp"])
 def test_opcheck(name):
-    for case in (CASES["grey"], CASES["students"]):
+    for case in (CASES["grey"], CASES["students"], replace(CASES["students"], precision="bfloat16")):
         torch.library.opcheck(getattr(torch.ops.ddfast, name), op_arguments(case)[name])
 
 

@@ -7,6 +7,8 @@ from torch.nn.functional import avg_pool2d, group_norm
 from ddfast.ops import EXTENSION, norm_relu_pool, reference_mode
 from tests.conftest import assert_close, normal, relative_error
 
+BFLOAT16 = torch.bfloat16  # of maps; everything else is then float32
+MAPS = ("z", "dz", "grad_y", "dgrad_y")
 SHAPES = [(1, 1, 2, 2), (2, 3, 5, 4), (3, 35, 4, 7), (2, 16, 16, 16), (1, 64, 33, 32)]
 FACES = ("norm_relu_pool", "norm_relu_pool_backward", "norm_relu_pool_jvp", "norm_relu_pool_backward_jvp")
 EPS = 1e-5
@@ -36,13 +38,16 @@ def directions(shape, dtype=torch.float64, device="cpu"):
 
 
 def face_arguments(shape, dtype=torch.float64, device="cpu"):
-    """Consistent arguments of all four faces, by name; statistics rounded from float64."""
+    """Consistent arguments of all four faces, by name; statistics rounded from float64, of maps as they are rounded."""
     z, weight, bias = inputs(shape)
     d = directions(shape)
+    if dtype == BFLOAT16:
+        z, d = z.to(dtype).double(), {name: t.to(dtype).double() if name in MAPS else t for name, t in d.items()}
     _, mean, rstd = torch.ops.ddfast.norm_relu_pool(z, weight, bias, EPS)
     _, dmean, dcov = torch.ops.ddfast.norm_relu_pool_jvp(d["dz"], d["dweight"], d["dbias"], z, mean, rstd, weight, bias)
     known = {"z": z, "weight": weight, "bias": bias, "mean": mean, "rstd": rstd, "dmean": dmean, "dcov": dcov, **d}
-    known = {name: t.to(device, dtype) for name, t in known.items()}
+    other = torch.float32 if dtype == BFLOAT16 else dtype
+    known = {name: t.to(device, dtype if name in MAPS else other) for name, t in known.items()}
     arguments = {}
     for face in FACES:
         names = [a.name for a in getattr(torch.ops.ddfast, face).default._schema.arguments]
@@ -95,6 +100,47 @@ def test_kernel_is_as_accurate_in_float32_as_the_reference(face, device):
         assert relative_error(g, e) <= min(1e-4, max(4 * relative_error(r, e), 1e-6))
 
 
+def widened(arguments):
+    return tuple(a.double() if isinstance(a, torch.Tensor) else a for a in arguments)
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 40, 9, 7), (1, 150, 3, 5)])
+def test_kernel_matches_the_reference_in_bfloat16(face, shape, device):
+    arguments = face_arguments(shape, BFLOAT16, device)[face]
+    got = getattr(torch.ops.ddfast, face)(*arguments)
+    exact = getattr(torch.ops.ddfast, face)(*widened(arguments))
+    with reference_mode():
+        reference = getattr(torch.ops.ddfast, face)(*arguments)
+    for g, r, e in zip(got, reference, exact, strict=True):
+        assert g.dtype == r.dtype == (BFLOAT16 if g.dim() == 4 else torch.float32)
+        assert_close(g, r)
+        assert relative_error(g, e) <= max(4 * relative_error(r, e), 1e-6)
+        assert g.dim() < 4 or g.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bfloat16_maps_are_differentiated_twice(layout, device):
+    shape = (2, 35, 8, 9)
+    results = []
+    for kind, function in ((BFLOAT16, norm_relu_pool), (torch.float64, layers)):
+        z, *others = (t.to(device) for t in inputs(shape))
+        z, others = z.to(BFLOAT16).to(kind, memory_format=layout), [t.float() for t in others]
+        d = {
+            name: t.to(BFLOAT16) if name in MAPS else t.float() for name, t in directions(shape, device=device).items()
+        }
+        if kind == torch.float64:
+            others, d = [t.double() for t in others], {name: t.double() for name, t in d.items()}
+        tensors = [t.requires_grad_() for t in (z, *others)]
+        y = function(*tensors)
+        first = torch.autograd.grad(y, tensors, d["grad_y"], create_graph=True)
+        second = torch.autograd.grad(first, tensors, (d["dz"], d["dweight"], d["dbias"]))
+        results.append([y, *first, *second])
+    for got, expected in zip(*results, strict=True):
+        assert got.dtype == (BFLOAT16 if got.dim() == 4 else torch.float32)
+        assert relative_error(got.detach(), expected.detach()) <= 1.6e-2
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (1, 2, 5, 3)])
 def test_first_and_second_derivatives_match_finite_differences(shape, device):
     tensors = inputs(shape, device=device, grad=False)
@@ -109,7 +155,7 @@ def test_epsilon_is_an_argument(eps, device):
     assert_close(norm_relu_pool(*tensors, eps), layers(*tensors, eps))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, BFLOAT16])
 @pytest.mark.parametrize("face", FACES)
 def test_opcheck(face, dtype, device):
     arguments = face_arguments((2, 3, 5, 4), dtype, device)[face]
@@ -171,7 +217,12 @@ def test_third_derivatives_are_refused():
         ({"z": torch.zeros(0, 3, 4, 4)}, ValueError, "z: expected"),
         ({"weight": torch.zeros(4)}, ValueError, r"weight: expected \[C\] = \[3\], got \[4\]"),
         ({"bias": torch.zeros(1, 3)}, ValueError, r"bias: expected \[C\] = \[3\], got \[1, 3\]"),
-        ({"z": torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)}, TypeError, "z: expected float32 or float64"),
+        ({"z": torch.zeros(2, 3, 4, 4).half()}, TypeError, "z: expected float32, float64 or bfloat16, got float16"),
+        (
+            {"z": torch.zeros(2, 3, 4, 4).bfloat16(), "bias": torch.zeros(3).bfloat16()},
+            TypeError,
+            "bias: expected float32 with a bfloat16 z, got bfloat16",
+        ),
         ({"bias": torch.zeros(3).double()}, TypeError, "bias: expected torch.float32 like z"),
         ({"bias": torch.zeros(3, device="meta")}, ValueError, "bias: expected device cpu like z, got meta"),
         ({"eps": -1.0}, ValueError, "eps: expected at least 0"),
@@ -190,3 +241,12 @@ def test_direct_calls_with_wrong_sizes_raise_instead_of_reading_past_the_end():
     arguments[2] = arguments[2][:1]  # mean
     with pytest.raises((RuntimeError, IndexError)):
         torch.ops.ddfast.norm_relu_pool_backward(*arguments)
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="the reference promotes; only a kernel could misread")
+def test_direct_calls_with_other_dtypes_raise_instead_of_misreading(device):
+    for which, dtype in ((0, torch.float32), (2, BFLOAT16), (4, BFLOAT16)):  # grad_y, mean, weight
+        arguments = list(face_arguments((2, 3, 5, 4), BFLOAT16, device)["norm_relu_pool_backward"])
+        arguments[which] = arguments[which].to(dtype)
+        with pytest.raises(TypeError, match="expected"):
+            torch.ops.ddfast.norm_relu_pool_backward(*arguments)

@@ -1,5 +1,7 @@
 """The unroll as one op against plain autograd through all steps, its reference, and the loop in Python."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
@@ -8,10 +10,11 @@ from ddfast import seeds
 from ddfast.adjoints import CheckpointedUnroll, FullUnroll
 from ddfast.data import DSA
 from ddfast.data.augment import Draws
-from ddfast.matching import unroll
+from ddfast.matching import match_trajectory, unroll
+from ddfast.networks import ConvNet
 from ddfast.ops import reference_mode
 from ddfast.planner import Plan
-from ddfast.students import ModuleStudent
+from ddfast.students import ConvNetStudent, ModuleStudent
 from tests.conftest import normal, relative_error, uniform
 from tests.networks_for_tests import SIDE, K, make
 
@@ -91,14 +94,54 @@ def test_a_gradient_does_not_depend_on_which_others_are_asked_for():
         assert relative_error(got, expected[which]) < EXACT
 
 
+@pytest.mark.parametrize("precision", ["default", "bfloat16"])
 @pytest.mark.parametrize("stored", [0, 3])
-def test_opcheck(stored):
-    start = parameters_to_vector(make("convnet").parameters()).detach()[None]
-    images, labels, lr = normal(IMAGES, 3, SIDE, SIDE), uniform(IMAGES, K), torch.tensor(0.05, dtype=torch.float64)
-    batches, rows = torch.tensor([[0, 1], [3, 4], [2, 2]]), torch.zeros(3, 2, 16, dtype=torch.float64)
-    settings, sizes = (3, 0.5, 0.1), (8, 2, K, 0, 1e-5)
+def test_opcheck(stored, precision):
+    dtype = torch.float32 if precision == "bfloat16" else torch.float64
+    start = parameters_to_vector(make("convnet").parameters()).detach()[None].to(dtype)
+    images, labels = normal(IMAGES, 3, SIDE, SIDE, dtype=dtype), uniform(IMAGES, K, dtype=dtype)
+    batches, rows, lr = torch.tensor([[0, 1], [3, 4], [2, 2]]), torch.zeros(3, 2, 16, dtype=dtype), torch.tensor(0.05)
+    lr, settings, sizes = lr.to(dtype), (3, 0.5, 0.1), (8, 2, K, 0, 1e-5, precision)
     arguments = (start, images, labels, lr, batches, rows, *settings, stored, *sizes)
     torch.library.opcheck(torch.ops.ddfast.unroll, arguments)
     last, states, kept = torch.ops.ddfast.unroll(*arguments)
     backward = (last, states, images, labels, lr, batches, rows, kept, [True] * 4, *settings, *sizes)
     torch.library.opcheck(torch.ops.ddfast.unroll_backward, backward)
+
+
+def matching_gradients(student, adjoint, draw, dtype=torch.float32):
+    """Of the matching loss, in images, start and lr, for one draw of everything."""
+    P = student.num_parameters
+    start = 0.1 * normal(P, seed=draw)
+    target = start + 0.01 * normal(P, seed=draw + 100)
+    images = normal(8, 3, SIDE, SIDE, seed=draw + 200)
+    given = [t.float().to(dtype) for t in (start, target, images, torch.tensor(0.05))]
+    start, target, images, lr = (t.requires_grad_(i != 1) for i, t in enumerate(given))
+    labels = torch.arange(8) % K
+    loss = match_trajectory(student, start, target, images, labels, lr, syn_steps=T, adjoint=adjoint)
+    return torch.autograd.grad(loss, (images, start, lr))
+
+
+BFLOAT16_PLANS = {"recomputed": Plan(), "stored": Plan(stored_steps=T), "micro-batches": Plan(micro_batch=3)}
+
+
+@pytest.mark.parametrize("reference", [False, True], ids=["kernel", "reference"])
+@pytest.mark.parametrize("plan", BFLOAT16_PLANS.values(), ids=BFLOAT16_PLANS)
+def test_bfloat16_is_as_exact_as_autograd_under_autocast(plan, reference):
+    """Over several draws: of one, an error may be small by chance, that of a single number above all."""
+    network, errors = ConvNet(3, K, width=16, depth=2, image_size=(SIDE, SIDE)), []
+    for draw in range(6):
+        exact = matching_gradients(ModuleStudent(network.double()), FullUnroll(), draw, torch.float64)
+        network.float()
+        with reference_mode() if reference else contextlib.nullcontext():
+            got = matching_gradients(ConvNetStudent(network, "bfloat16"), CheckpointedUnroll(plan=plan), draw)
+        eager = matching_gradients(ModuleStudent(network, "bfloat16"), FullUnroll(), draw)
+        errors.append([[relative_error(g, e) for g, e in zip(a, exact, strict=True)] for a in (got, eager)])
+    by_us, by_eager = torch.tensor(errors).square().mean(0).sqrt()
+    assert (by_us <= 2 * by_eager).all(), (by_us, by_eager)
+    assert by_us.max() < 0.2  # a gradient, and not noise
+
+
+def test_a_precision_is_refused_where_it_cannot_be_kept():
+    with pytest.raises(TypeError, match="parameters: expected float32 with the precision bfloat16, got float64"):
+        call(ConvNetStudent(make("convnet"), "bfloat16"), CheckpointedUnroll(), **OPTIONS["all images"])
