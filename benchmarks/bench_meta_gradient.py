@@ -14,9 +14,10 @@ from torch.nn.utils import parameters_to_vector
 import ddfast
 from benchmarks.measure import DEVICE, bytes_per_second, flops_per_second, relative_error
 from ddfast.adjoints import CheckpointedUnroll
+from ddfast.methods.cuda_graph import Replayed
 from ddfast.networks import ConvNet
 from ddfast.planner import Plan
-from ddfast.students import ModuleStudent
+from ddfast.students import ModuleStudent, student_of
 
 DRAWS = 5
 ROWS = {
@@ -25,21 +26,37 @@ ROWS = {
     "module": "ddfast, any module, recomputing all",
     "recompute": "ddfast, ConvNet, recomputing all",
     "store": "ddfast, ConvNet, all steps stored",
+    "graph": "ddfast, ConvNet, all steps stored, CUDA graph",
+    "eager, bfloat16": "eager full unroll, autocast to bfloat16",
+    "bfloat16": "ddfast, ConvNet, bfloat16, recomputing all",
 }
 # The floor of a row's time, per inner step: convolutions in units of a forward pass, and how often norm, ReLU and pool
 # read or write a map of their input's size and one of their result's, were they one kernel each (eager keeps what it
 # needs). A forward sweep takes value and backward; the way back both again, jvp and backward of jvp; stored steps too.
-FORWARDS = {"eager": 9, "eager, channels-last": 9, "module": 12, "recompute": 11, "store": 9}
-MAPS = {"eager": (8, 5), "eager, channels-last": (8, 5), "module": (11, 7), "recompute": (11, 7), "store": (11, 7)}
+FLOOR = {  # forward passes, maps of the one size and of the other
+    "eager": (9, 8, 5),
+    "eager, channels-last": (9, 8, 5),
+    "module": (12, 11, 7),
+    "recompute": (11, 11, 7),
+    "store": (9, 11, 7),
+    "graph": (9, 11, 7),
+}
+SLOW_ON_CPUS = ("eager, bfloat16", "bfloat16") if DEVICE == "cpu" else ()
 SETTINGS = {  # images × steps, side; the error is measured with error_steps where float64 would take minutes
     "10 images × 20 steps, 32 px, depth 3": {"images": 10, "steps": 20, "side": 32, "error_steps": 5},
-    "100 images × 10 steps, 32 px, depth 3": {"images": 100, "steps": 10, "side": 32, "error_steps": 1},
+    "100 images × 10 steps, 32 px, depth 3": {
+        "images": 100,
+        "steps": 10,
+        "side": 32,
+        "error_steps": 1,
+        "without": SLOW_ON_CPUS,
+    },
     "10 images × 10 steps, 128 px, depth 5": {
         "images": 10,
         "steps": 10,
         "side": 128,
         "error_steps": 1,
-        "without": ("eager, channels-last",),  # minutes
+        "without": ("eager, channels-last", *SLOW_ON_CPUS),  # minutes
     },
 }
 CUDA_SETTINGS = {
@@ -51,7 +68,7 @@ CUDA_SETTINGS = {
         "steps": 80,
         "side": 32,
         "error_steps": 5,
-        "without": ("eager", "eager, channels-last"),  # 223 GiB
+        "without": ("eager", "eager, channels-last", "eager, bfloat16"),  # 223 GiB
     },
     "ImageNet subset ipc 10: 20 images × 20 steps, 128 px": {
         "images": 20,
@@ -103,17 +120,20 @@ def make(variant, images, steps, side, small=False, dtype="float32", seed=0):
     labels = (torch.arange(images) % 10).to(DEVICE)
     lr = torch.tensor(0.01, dtype=dtype, device=DEVICE)
 
+    leaves, half = [pixels.requires_grad_(), lr.requires_grad_()], variant.endswith("bfloat16")
+
     def compute():
-        leaves = [pixels.requires_grad_(), lr.requires_grad_()]
         if eager:
-            loss = eager_loss(network, start, target, pixels, labels, lr, steps)
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=half):
+                loss = eager_loss(network, start, target, pixels, labels, lr, steps)
         else:
-            student = ModuleStudent(network) if variant == "module" else network
-            adjoint = CheckpointedUnroll(plan=Plan(stored_steps=steps if variant == "store" else 0))
+            student = ModuleStudent(network) if variant == "module" else student_of(network, precision)
+            adjoint = CheckpointedUnroll(plan=Plan(stored_steps=steps if variant in ("store", "graph") else 0))
             loss = ddfast.match_trajectory(student, start, target, pixels, labels, lr, syn_steps=steps, adjoint=adjoint)
         return torch.autograd.grad(loss, leaves)
 
-    return compute
+    precision = "bfloat16" if half else "default"
+    return Replayed(compute, []) if variant == "graph" else compute
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -121,12 +141,13 @@ def make(variant, images, steps, side, small=False, dtype="float32", seed=0):
 def test_meta_gradient(measured, setting, variant):
     case = dict(SETTINGS[setting])
     error_steps = case.pop("error_steps")
-    if variant in case.pop("without", ()):
+    if variant in case.pop("without", ()) or (variant == "graph" and DEVICE != "cuda"):
         pytest.skip("takes too long, or too much memory")
     group = f"meta-gradient, {setting}"
     rounds = 3 if case["side"] == 32 else 1
     info = measured(sys.modules[__name__], group, ROWS[variant], rounds=rounds, variant=variant, **case)
-    info["floor"] = case["steps"] * floor(variant, case["images"], case["side"])
+    if variant in FLOOR:
+        info["floor"] = case["steps"] * floor(variant, case["images"], case["side"])
     few = {**case, "images": 10 if case["side"] == 32 else 2, "steps": error_steps}
     # Of the image gradient, the median over draws: one ReLU that switches between the precisions makes it 1e-3.
     info["error"] = statistics.median(_error(variant, **few, seed=seed) for seed in range(DRAWS))
@@ -134,8 +155,8 @@ def test_meta_gradient(measured, setting, variant):
 
 def floor(variant: str, images: int, side: int) -> float:
     """Seconds that an inner step takes at the least, at the speeds of a matrix product and of a copy measured here."""
-    convolutions = FORWARDS[variant] * forward_flops(images, side) / flops_per_second()
-    full, pooled = MAPS[variant]
+    forwards, full, pooled = FLOOR[variant]
+    convolutions = forwards * forward_flops(images, side) / flops_per_second()
     maps = [images * 128 * (side >> i) ** 2 * 4 for i in range(side.bit_length() - 3)]
     return convolutions + sum((full + pooled / 4) * size / bytes_per_second(size) for size in maps)
 

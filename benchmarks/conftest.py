@@ -1,16 +1,13 @@
 """One Markdown table per benchmark group after a run: time, memory and error, with ratios to the group's baseline."""
 
-import datetime
 import os
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-import ddfast
-from benchmarks.measure import DEVICE, peak_bytes
+from benchmarks.measure import DEVICE, described, peak_bytes
 
 MEMORY = ("MALLOC_", "THP_")  # settings of memory that change what is measured
 
@@ -33,13 +30,6 @@ def measured(benchmark):
         return benchmark.extra_info
 
     return run
-
-
-def _device() -> str:
-    if DEVICE == "cuda":
-        return torch.cuda.get_device_name()
-    model = next((line for line in open("/proc/cpuinfo") if line.startswith("model name")), ": unknown")
-    return f"{model.split(':')[1].strip()}, {torch.get_num_threads()} threads"
 
 
 def pytest_addoption(parser):
@@ -73,8 +63,7 @@ def _tables(rows, config) -> Iterator[str]:  # lines
     """What was run, then a table per group."""
     settings = " ".join(f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(MEMORY))
     command = " ".join(filter(None, [settings, "pytest", *map(str, config.invocation_params.args)]))
-    versions = f"torch {torch.__version__}, ddfast {ddfast.build_info()['versions']['ddfast']}"
-    yield f"{_device()}; {versions}, Python {platform.python_version()}; {datetime.date.today()}; `{command}`"
+    yield f"{described()}; `{command}`"
     for group in dict.fromkeys(row.group for row in rows):
         members = [row for row in rows if row.group == group]
         base = members[0]

@@ -1,15 +1,19 @@
 """Peak memory and errors, measured the same way for every benchmark."""
 
+import datetime
 import functools
 import importlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
+
+import ddfast
 
 ROOT = Path(__file__).parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,6 +82,17 @@ def _fastest(call) -> float:  # seconds, of 20
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     return min(times)
+
+
+def described() -> str:
+    """Device, versions and date, for above a table."""
+    if DEVICE == "cuda":
+        device = torch.cuda.get_device_name()
+    else:
+        model = next((line for line in open("/proc/cpuinfo") if line.startswith("model name")), ": unknown")
+        device = f"{model.split(':')[1].strip()}, {torch.get_num_threads()} thread(s)"
+    versions = f"torch {torch.__version__}, ddfast {ddfast.build_info()['versions']['ddfast']}"
+    return f"{device}; {versions}, Python {platform.python_version()}; {datetime.date.today()}"
 
 
 def relative_error(got: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.bench_meta_gradient import make
-from benchmarks.measure import DEVICE, peak_bytes
+from benchmarks.measure import DEVICE, described, peak_bytes
 
 VARIANTS = {"eager": "eager full unroll", "recompute": "ddfast, recomputing all", "store": "ddfast, all steps stored"}
 STEPS = (5, 10, 20, 40, 80)
@@ -31,12 +31,13 @@ def seconds(**case) -> float:
 
 
 def main(path: Path) -> None:
-    """Measure, print a table, and draw it."""
+    """Measure, print a table, draw it, and write the table beside the picture."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    lines = [described()]
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
     for column, (name, values) in enumerate({"inner steps": STEPS, "images": IMAGES}.items()):
         for variant, label in VARIANTS.items():
@@ -45,7 +46,10 @@ def main(path: Path) -> None:
                 images, steps = (FEW_IMAGES, value) if name == "inner steps" else (value, FEW_STEPS)
                 case = {"variant": variant, "images": images, "steps": steps, "side": SIDE}
                 rows.append((seconds(**case), peak_bytes("benchmarks.bench_meta_gradient", **case) / 2**20))
-                print(f"{label:<28} {images:>4} images {steps:>3} steps {rows[-1][0]:8.3f} s {rows[-1][1]:8.1f} MiB")
+                lines.append(
+                    f"{label:<24} {images:>4} images {steps:>3} steps {rows[-1][0]:8.3f} s {rows[-1][1]:8.1f} MiB"
+                )
+                print(lines[-1])
             for axis, numbers, unit in zip(axes[:, column], zip(*rows, strict=True), ("s", "MiB"), strict=True):
                 axis.plot(values, numbers, marker="o", label=label)
                 axis.set(xlabel=name, ylabel=unit, ylim=(0, None), xlim=(0, None))
@@ -54,6 +58,7 @@ def main(path: Path) -> None:
     axes[0, 1].set_title(f"{FEW_STEPS} inner steps, {SIDE} px")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+    path.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

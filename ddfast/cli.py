@@ -118,6 +118,9 @@ PATH = click.Path(path_type=Path)
 memory_option = click.option(
     "--memory-budget", help="What an outer step may use: bytes, 4GiB, 0.5 or 50% of what is free.  [default: 50%]"
 )
+precision_option = click.option(
+    "--precision", help="Of convolutions: default (PyTorch's), float32 (no TF32), or bfloat16.  [default: default]"
+)
 where_options = _options(
     click.option("--data-root", type=PATH, help="Where named data sets are.  [default: DDFAST_DATA, or the cache]"),
     click.option("--download", is_flag=True, help="Fetch a named data set that is not there."),
@@ -154,6 +157,7 @@ evaluation_options = _options(
 @click.option("--output", type=PATH, help="Run folder.  [default: runs/<next number>]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --output, or begin it.")
 @memory_option
+@precision_option
 @click.option("--cuda-graph/--no-cuda-graph", default=None, help="On a GPU: replay an outer step.  [default: no]")
 @click.option("--experts", type=PATH, help="Folder of trained experts.  [default: trained, cached]")
 @training_options
@@ -290,19 +294,20 @@ def evaluate(
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--plan", "preset", metavar="PRESET", help="Instead: how an outer step of a preset would use memory.")
 @memory_option
+@precision_option
 @click.option("--network", help="For --plan: another network than the preset's.")
 @click.option("--syn-steps", type=AT_LEAST_1, help="For --plan: inner steps.")
 @click.option("--batch-syn", type=AT_LEAST_1, help="For --plan: synthetic images per inner step.")
 @click.option("--segments", type=AT_LEAST_1, help="For --plan: experts' segments per outer step.")
 @click.option("--device", help="For --plan: cpu, cuda, …  [default: a GPU if there is one]")
-def info(as_json: bool, preset, memory_budget, network, device, **settings) -> None:
+def info(as_json: bool, preset, memory_budget, precision, network, device, **settings) -> None:
     """Versions, which kernels are built for which devices, and how to get what is missing; or a memory plan."""
     import ddfast
 
     if preset is not None:
         from ddfast.preset_plan import plan_of_preset
 
-        about = plan_of_preset(preset, memory_budget, network, device, settings)
+        about = plan_of_preset(preset, memory_budget, precision or "default", network, device, settings)
         lines = (f"{name}: {about[name]}" for name in ("setting", "network", "budget", "recomputing all", "plan"))
         click.echo(json.dumps(about, indent=2) if as_json else "\n".join(lines))
         return

@@ -24,7 +24,7 @@ log = logging.getLogger("ddfast")
 
 DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": "stretch", "zca": None}
 RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
-RUN |= {"memory_budget": "50%", "cuda_graph": False}  # the budget: of what is free
+RUN |= {"memory_budget": "50%", "precision": "default", "cuda_graph": False}  # the budget: of what is free
 FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "batch_train", "mom", "l2")
 REPORT = {
     "networks": None,
@@ -56,7 +56,8 @@ class Job:
 
     def _unroll(self) -> tuple[Student, UnrollSize]:
         images = torch.Size((self.config["ipc"] * self.data.num_classes, *self.data.train_images.shape[1:]))
-        return student_of(self.network("plan")), self.settings.unroll_size(images, self.device)
+        student = student_of(self.network("plan"), self.config["precision"])
+        return student, self.settings.unroll_size(images, self.device)
 
     def plan_for_budget(self, *, asked: bool) -> None:
         """Set the plan of an outer step; ValueError where nothing fits, or none can be made that was asked for."""

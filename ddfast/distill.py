@@ -67,6 +67,7 @@ class Distillation:
             num_experts=config["num_experts"],
             device=job.device,
             plan=job.plan,
+            precision=config["precision"],
             cuda_graph=config["cuda_graph"],
         )
         self._whole = self._state()
@@ -145,6 +146,7 @@ def distill(
     output: str | Path | None = None,
     preset: str | None = None,
     memory_budget: int | float | str | None = None,
+    precision: str | None = None,
     cuda_graph: bool | None = None,
     network: str | None = None,
     seed: int | None = None,
@@ -167,6 +169,8 @@ def distill(
         memory_budget: what an outer step may use, in bytes, as a size ("4GiB") or a fraction of what is free; None for
             half of that. More memory is less work; the plan is made once per run, and recorded. Where memory runs out
             all the same, the run goes on with a plan for half of it, once.
+        precision: of the convolutions of an outer step: default (PyTorch's settings), float32 (strict, no TF32), or
+            bfloat16 (and of the maps between them); None for default.
         cuda_graph: on a GPU, capture an outer step once and replay it as one launch: faster where steps are small; None
             for no.
         network: a name as ddfast.networks.create takes it, to distil with; None for the experts', or the preset's.
@@ -189,6 +193,7 @@ def distill(
     given = {"dataset": dataset, "method": method, "ipc": ipc, "experts": experts, "iterations": iterations}
     given |= {
         "memory_budget": memory_budget,
+        "precision": precision,
         "cuda_graph": cuda_graph,
         "preset": preset,
         "network": network,

@@ -17,6 +17,7 @@ from ddfast.students import student_of, why_not_fused
 def plan_of_preset(
     name: str,
     memory_budget: int | float | str | None = None,
+    precision: str = "default",
     network: str | None = None,
     device: str | torch.device | None = None,
     settings: dict[str, Any] | None = None,
@@ -42,7 +43,10 @@ def plan_of_preset(
         image_size=(side, side),
         generator=seeds.generator(0),
     )
-    student, size = student_of(module), row.unroll_size(torch.Size((preset.classes * preset.ipc, *shape)), device)
+    student, size = (
+        student_of(module, precision),
+        row.unroll_size(torch.Size((preset.classes * preset.ipc, *shape)), device),
+    )
     budget = parse_budget(RUN["memory_budget"] if memory_budget is None else memory_budget, device)
     plan, reason = make_plan(student, size, budget), why_not_fused(module)
     return {

@@ -147,6 +147,24 @@ def test_a_budget_that_is_too_small_names_the_smallest_before_anything_is_writte
     assert not (tmp_path / "run").exists()
 
 
+def test_precision_is_an_option_that_is_recorded(pair, tmp_path):
+    runs = {
+        precision: ddfast.distill(pair, output=tmp_path / precision, precision=precision, **SMALL)
+        for precision in ("default", "float32", "bfloat16")
+    }
+    images = {precision: run.synthetic.images for precision, run in runs.items()}
+    assert torch.equal(images["float32"], images["default"])  # on a CPU, as PyTorch is set here
+    moved = images["default"] - ddfast.SyntheticSet.load(tmp_path / "default" / "initial").images
+    assert 0 < (images["bfloat16"] - images["default"]).norm() < 0.1 * moved.norm()
+    configs = {precision: json.loads((run.path / "config.json").read_text()) for precision, run in runs.items()}
+    assert all(config["precision"] == precision for precision, config in configs.items())
+    needed = {precision: config["memory_plan"]["predicted_bytes"] for precision, config in configs.items()}
+    assert needed["bfloat16"] < needed["float32"] == needed["default"]
+    with pytest.raises(ValueError, match="precision: expected one of default, float32, bfloat16, got 'half'"):
+        ddfast.distill(pair, output=tmp_path / "half", precision="half", **SMALL)
+    assert not (tmp_path / "half").exists()
+
+
 def test_a_network_that_is_not_the_fused_one_is_distilled_with_too(pair, tmp_path):
     result = ddfast.distill(pair, output=tmp_path / "run", network="convnet:norm=batchnorm:width=8", **SMALL)
     plan = json.loads((result.path / "config.json").read_text())["memory_plan"]

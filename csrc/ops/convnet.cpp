@@ -319,7 +319,9 @@ void register_convnet(torch::Library& m) {
 }
 
 TORCH_LIBRARY_IMPL(ddfast, CPU, m) { register_convnet(m); }
+#ifdef DDFAST_CUDA_VERSION
 TORCH_LIBRARY_IMPL(ddfast, CUDA, m) { register_convnet(m); }
+#endif
 
 }  // namespace
 }  // namespace ddfast

@@ -130,7 +130,9 @@ void register_unroll(torch::Library& m) {
 }
 
 TORCH_LIBRARY_IMPL(ddfast, CPU, m) { register_unroll(m); }
+#ifdef DDFAST_CUDA_VERSION
 TORCH_LIBRARY_IMPL(ddfast, CUDA, m) { register_unroll(m); }
+#endif
 
 }  // namespace
 }  // namespace ddfast

@@ -98,6 +98,7 @@ class MTT:
         num_experts: int | None = None,
         device: str | torch.device | None = None,
         plan: Plan | None = None,
+        precision: str = "default",
         cuda_graph: bool = False,
     ):
         self.num_experts = experts.num_experts if num_experts is None else num_experts
@@ -106,7 +107,7 @@ class MTT:
                 f"num_experts: expected 1 to the {experts.num_experts} in {experts.path}, got {self.num_experts}"
             )
         self.settings, self.generator = settings, generator
-        self.student = student_of(network.to(device))
+        self.student = student_of(network.to(device), precision)
         self.augment = DSA(settings.dsa_strategy)
         self.synthetic = synthetic
         self.images = synthetic.images.detach().clone().to(device).requires_grad_()
