@@ -40,11 +40,13 @@ def make(variant, batch, side, small=False, dtype="float32"):
     training = Training([network], lr=0.01) if variant == "ddfast" else None
 
     def step():
-        x = augment.draw(batch, (side, side), draws).to(DEVICE)(images)
+        x = augment.side_by_side(images[None], [draws])
         if training is not None:
-            training.step(x[None], labels[None])
+            training.step(x, labels[None])
             return [training.optimizer.param_groups[0]["params"][0].grad[0]]
-        x = x.contiguous(memory_format=torch.channels_last if "channels-last" in variant else torch.contiguous_format)
+        x = x[0].contiguous(
+            memory_format=torch.channels_last if "channels-last" in variant else torch.contiguous_format
+        )
         optimizer.zero_grad()
         cross_entropy(network(x), labels).backward()
         optimizer.step()

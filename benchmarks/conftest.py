@@ -1,6 +1,5 @@
 """One Markdown table per benchmark group after a run: time, memory and error, with ratios to the group's baseline."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +7,6 @@ import pytest
 import torch
 
 from benchmarks.measure import DEVICE, described, peak_bytes
-
-MEMORY = ("MALLOC_", "THP_")  # settings of memory that change what is measured
 
 
 @pytest.fixture
@@ -33,17 +30,8 @@ def measured(benchmark):
 
 
 def pytest_addoption(parser):
-    """Where tables go, and the second table that is fair to both sides on a GPU."""
+    """Where tables go."""
     parser.addoption("--tables", metavar="FILE", type=Path, help="write the tables to this Markdown file too")
-    parser.addoption("--strict-float32", action="store_true", help="no TF32 on either side")
-
-
-def pytest_configure(config):
-    """Turn TF32 off for everything, where that is asked for."""
-    if config.getoption("--strict-float32"):
-        backends = torch.backends
-        for setting in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
-            setting.fp32_precision = "ieee"
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -61,9 +49,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def _tables(rows, config) -> Iterator[str]:  # lines
     """What was run, then a table per group."""
-    settings = " ".join(f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(MEMORY))
-    command = " ".join(filter(None, [settings, "pytest", *map(str, config.invocation_params.args)]))
-    yield f"{described()}; `{command}`"
+    yield described(" ".join(["pytest", *map(str, config.invocation_params.args)]))
     for group in dict.fromkeys(row.group for row in rows):
         members = [row for row in rows if row.group == group]
         base = members[0]

@@ -17,6 +17,10 @@ import ddfast
 
 ROOT = Path(__file__).parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+STRICT = "BENCHMARKS_STRICT_FLOAT32"  # set for no TF32 on either side, in the processes that measure memory too
+if os.environ.get(STRICT):
+    for setting in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul):
+        setting.fp32_precision = "ieee"
 
 
 def peak_bytes(module: str, **case) -> int:
@@ -84,15 +88,19 @@ def _fastest(call) -> float:  # seconds, of 20
     return min(times)
 
 
-def described() -> str:
-    """Device, versions and date, for above a table."""
+def described(command: str) -> str:
+    """Device, versions, date and what was run, for above a table."""
     if DEVICE == "cuda":
         device = torch.cuda.get_device_name()
     else:
         model = next((line for line in open("/proc/cpuinfo") if line.startswith("model name")), ": unknown")
         device = f"{model.split(':')[1].strip()}, {torch.get_num_threads()} thread(s)"
     versions = f"torch {torch.__version__}, ddfast {ddfast.build_info()['versions']['ddfast']}"
-    return f"{device}; {versions}, Python {platform.python_version()}; {datetime.date.today()}"
+    settings = (
+        f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(("MALLOC_", "THP_", STRICT))
+    )
+    command = " ".join([*settings, command])
+    return f"{device}; {versions}, Python {platform.python_version()}; {datetime.date.today()}; `{command}`"
 
 
 def relative_error(got: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

@@ -3,6 +3,7 @@
 python -m benchmarks.scaling benchmarks/results/cpu/scaling.png
 """
 
+import functools
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,12 @@ def seconds(**case) -> float:
     return min(times[1:])
 
 
+@functools.cache
+def measured(**case) -> tuple[float, float]:  # s, MiB
+    """Once for both pictures."""
+    return seconds(**case), peak_bytes("benchmarks.bench_meta_gradient", **case) / 2**20
+
+
 def main(path: Path) -> None:
     """Measure, print a table, draw it, and write the table beside the picture."""
     import matplotlib
@@ -37,7 +44,7 @@ def main(path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = [described()]
+    lines = [described(f"python -m benchmarks.scaling {path}")]
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
     for column, (name, values) in enumerate({"inner steps": STEPS, "images": IMAGES}.items()):
         for variant, label in VARIANTS.items():
@@ -45,7 +52,7 @@ def main(path: Path) -> None:
             for value in values:
                 images, steps = (FEW_IMAGES, value) if name == "inner steps" else (value, FEW_STEPS)
                 case = {"variant": variant, "images": images, "steps": steps, "side": SIDE}
-                rows.append((seconds(**case), peak_bytes("benchmarks.bench_meta_gradient", **case) / 2**20))
+                rows.append(measured(**case))
                 lines.append(
                     f"{label:<24} {images:>4} images {steps:>3} steps {rows[-1][0]:8.3f} s {rows[-1][1]:8.1f} MiB"
                 )

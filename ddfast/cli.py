@@ -118,9 +118,6 @@ PATH = click.Path(path_type=Path)
 memory_option = click.option(
     "--memory-budget", help="What an outer step may use: bytes, 4GiB, 0.5 or 50% of what is free.  [default: 50%]"
 )
-precision_option = click.option(
-    "--precision", help="Of convolutions: default (PyTorch's), float32 (no TF32), or bfloat16.  [default: default]"
-)
 where_options = _options(
     click.option("--data-root", type=PATH, help="Where named data sets are.  [default: DDFAST_DATA, or the cache]"),
     click.option("--download", is_flag=True, help="Fetch a named data set that is not there."),
@@ -157,7 +154,7 @@ evaluation_options = _options(
 @click.option("--output", type=PATH, help="Run folder.  [default: runs/<next number>]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --output, or begin it.")
 @memory_option
-@precision_option
+@click.option("--precision", help="Of convolutions: default, float32 (no TF32), or bfloat16.  [default: default]")
 @click.option("--cuda-graph/--no-cuda-graph", default=None, help="On a GPU: replay an outer step.  [default: no]")
 @click.option("--experts", type=PATH, help="Folder of trained experts.  [default: trained, cached]")
 @training_options
@@ -294,7 +291,7 @@ def evaluate(
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--plan", "preset", metavar="PRESET", help="Instead: how an outer step of a preset would use memory.")
 @memory_option
-@precision_option
+@click.option("--precision", help="For --plan: default, float32 or bfloat16.  [default: default]")
 @click.option("--network", help="For --plan: another network than the preset's.")
 @click.option("--syn-steps", type=AT_LEAST_1, help="For --plan: inner steps.")
 @click.option("--batch-syn", type=AT_LEAST_1, help="For --plan: synthetic images per inner step.")

@@ -70,23 +70,27 @@ class Job:
             log.info("memory: not planned, this network cannot say what a step of it needs")
         self.config["memory_plan"] = asdict(plan)
 
-    def plan_again(self, iteration: int) -> None:
+    def plan_again(self, iteration: int, cause: BaseException) -> None:
         """After memory ran out in an iteration: a plan for half of it, once in a run.
 
         MemoryError the second time, and where no plan needs less.
         """
         student, size = self._unroll()
-        before = self.plan
+        before, reason = self.plan, str(cause).splitlines()[0]
         advice = "resume the run with a smaller memory_budget, or begin one with a smaller batch_syn"
+        if before.predicted_bytes is None:
+            advice = "this network cannot be planned; begin a run with a smaller batch_syn, or fewer segments"
         if "memory_ran_out" in self.config or before.predicted_bytes is None:
-            raise MemoryError(f"memory ran out in iteration {iteration} ({before.words(size)}); {advice}")
+            words = f"memory ran out in iteration {iteration} ({before.words(size)}: {reason})"
+            raise MemoryError(f"{words}; {advice}") from cause
         try:
             plan = make_plan(student, size, before.predicted_bytes // 2)
         except BudgetTooSmallError as error:
             plan = make_plan(student, size, error.smallest)
         if plan == before:
-            raise MemoryError(f"memory ran out in iteration {iteration}, and no plan needs less ({plan.words(size)})")
-        log.warning("memory ran out in iteration %d: going on with %s", iteration, plan.words(size))
+            words = f"memory ran out in iteration {iteration} ({reason})"
+            raise MemoryError(f"{words}, and no plan needs less ({plan.words(size)})") from cause
+        log.warning("memory ran out in iteration %d (%s): going on with %s", iteration, reason, plan.words(size))
         self.config["memory_ran_out"] = {"iteration": iteration, "memory_plan": self.config["memory_plan"]}
         self.config["memory_plan"] = asdict(plan)
 
@@ -194,7 +198,7 @@ def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, do
                 f"{name}: the run in {path} has {saved.get(name)!r}, got {value!r}; "
                 f"a run is resumed with its own settings"
             )
-    config = saved | {name: value for name, value in given.items() if name in FREE}
+    config = RUN | saved | {name: value for name, value in given.items() if name in FREE}
     if dataset is None and saved["dataset"] == "custom":
         raise ValueError(f"dataset: the run in {path} had one that was given from Python; give it again")
     data = load_dataset(
@@ -222,7 +226,7 @@ def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, do
     job = _checked(config, data, METHODS[saved["method"]].Settings, store)
     # those that it began with
     job.config |= {name: saved[name] for name in ("threads", "versions")}
-    if config["memory_budget"] == saved["memory_budget"]:
+    if config["memory_budget"] == saved.get("memory_budget"):
         job.config["memory_plan"] = saved["memory_plan"]
     else:
         log.warning("another memory budget than the run began with: last bits may differ")

@@ -1,10 +1,16 @@
 """Where tensors live: the device that a user named, or the best there is, and how much was needed of it."""
 
+import re
 import resource
 from pathlib import Path
 
 import torch
 
+# PyTorch's allocator on a CPU, oneDNN (whose "primitive descriptor" cannot be made of what it does not know), CUDA
+OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|could not create a (primitive|memory)(?! desc)"
+    r"|CUDA error: out of memory|_STATUS_ALLOC_FAILED"
+)
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -31,11 +37,10 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on a CPU it shows in the words of PyTorch's allocator and of oneDNN only."""
+    """Whether memory ran out; often it shows in the words of an allocator or a library only."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    words = ("can't allocate memory", "could not create a primitive", "could not create a memory")
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in words)
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def free_bytes(device: torch.device) -> int:

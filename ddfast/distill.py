@@ -112,9 +112,9 @@ class Distillation:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            # only here are the tensors of the failed step gone
+                cause = error.with_traceback(None)  # which would keep the failed step's tensors
             self.rollback()
-            self._job.plan_again(self.iteration + 1)
+            self._job.plan_again(self.iteration + 1, cause)
             self.method.use_plan(self._job.plan)
             self.on_plan()
 
@@ -232,7 +232,6 @@ def distill(
         trained = {"path": str(store.path.resolve()), "epochs": store.epochs, **store.settings}
         job.config["trained_experts"] = trained
         run.write_config(job.config)
-        distillation.on_plan = lambda: run.write_config(job.config)
         history = _run(run, job, distillation, progress)
         log.info("evaluating")
         accuracy = _accuracy(distillation.synthetic, job, store)
@@ -317,7 +316,11 @@ def _run(
         history.append(record)
         run.append("metrics", record)
 
-    distillation.on_record = keep
+    def keep_plan() -> None:
+        save()  # what was done before it is not done again with it
+        run.write_config(job.config)
+
+    distillation.on_record, distillation.on_plan = keep, keep_plan
     try:
         if is_due() and not any(e["iteration"] == distillation.iteration for e in evaluations):
             evaluate_now()  # the run was killed before it did

@@ -24,8 +24,9 @@ def plan_of_preset(
 ) -> dict[str, Any]:
     """How an outer step of a preset would use memory, without its data and without running it, for people and JSON.
 
-    settings: some of syn_steps, batch_syn and segments, to replace the preset's. Errors: ValueError for an unknown
-    preset or network, or where nothing fits, with the smallest budget that does.
+    precision: of ddfast.ops.PRECISIONS; settings: some of syn_steps, batch_syn and segments, to replace the preset's.
+    Errors: ValueError for an unknown preset, network or precision, or where nothing fits, with the smallest budget that
+    does.
     """
     method, device = name.split("/")[0], resolve_device(device)
     if method not in METHODS:
@@ -34,7 +35,7 @@ def plan_of_preset(
     given = {key: value for key, value in (settings or {}).items() if value is not None}
     names = {field.name for field in fields(METHODS[method].Settings)}
     row = METHODS[method].Settings(**{k: v for k, v in (preset.settings | given).items() if k in names})
-    side, shape = preset.side, (preset.channels, preset.side, preset.side)
+    side = preset.side
     chosen = network or preset.settings["network"]
     module = networks.create(
         chosen,
@@ -43,10 +44,8 @@ def plan_of_preset(
         image_size=(side, side),
         generator=seeds.generator(0),
     )
-    student, size = (
-        student_of(module, precision),
-        row.unroll_size(torch.Size((preset.classes * preset.ipc, *shape)), device),
-    )
+    student = student_of(module, precision)
+    size = row.unroll_size(torch.Size((preset.classes * preset.ipc, preset.channels, side, side)), device)
     budget = parse_budget(RUN["memory_budget"] if memory_budget is None else memory_budget, device)
     plan, reason = make_plan(student, size, budget), why_not_fused(module)
     return {

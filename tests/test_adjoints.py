@@ -111,8 +111,8 @@ PLANS = {
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("name", ["convnet", "convnet-sigmoid-groupnorm-maxpooling"])
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "weight_decay": 0.1}], ids=["plain", "momentum"])
-def test_no_plan_changes_the_gradient(name, plan, options):
-    options = {"syn_steps": 4, "soft": True, "students": 2, **options}
+def test_no_plan_changes_the_gradient(name, plan, options, device):
+    options = {"syn_steps": 4, "soft": True, "students": 2, "device": device, **options}
     got = gradients(name, CheckpointedUnroll(plan=plan), **options)
     for g, e in zip(got, gradients(name, FullUnroll(), **options), strict=True):
         assert relative_error(g, e) < EXACT

@@ -125,46 +125,6 @@ def test_several_segments_are_averaged(data, experts):
     assert relative_error(moved, sum(alone) / 3) < 1e-4  # float32
 
 
-def test_the_memory_plan_is_recorded_and_another_budget_gives_the_same_images(pair, tmp_path):
-    rich = ddfast.distill(pair, output=tmp_path / "rich", **SMALL)
-    needed = json.loads((rich.path / "config.json").read_text())["memory_plan"]["predicted_bytes"]
-    poor = ddfast.distill(pair, output=tmp_path / "poor", memory_budget=needed - 1, **SMALL)
-    plans = [json.loads((r.path / "config.json").read_text())["memory_plan"] for r in (rich, poor)]
-    assert plans[0]["stored_steps"] == SMALL["syn_steps"] and plans[0]["micro_batch"] is None
-    assert plans[1] != plans[0] and plans[1]["predicted_bytes"] < needed
-    assert relative_error(poor.synthetic.images, rich.synthetic.images) < 1e-4  # float32
-    again = ddfast.distill(pair, output=tmp_path / "rich", resume=True, **SMALL | {"iterations": 4})
-    assert json.loads((again.path / "config.json").read_text())["memory_plan"] == plans[0]
-    other = ddfast.distill(
-        pair, output=tmp_path / "rich", resume=True, memory_budget=needed - 1, **SMALL | {"iterations": 5}
-    )
-    assert json.loads((other.path / "config.json").read_text())["memory_plan"] == plans[1]
-
-
-def test_a_budget_that_is_too_small_names_the_smallest_before_anything_is_written(pair, tmp_path):
-    with pytest.raises(ValueError, match=r"memory_budget: 0\.00954 MiB is too little .* smallest that does is \d+ MiB"):
-        ddfast.distill(pair, output=tmp_path / "run", memory_budget="10kB", **SMALL)
-    assert not (tmp_path / "run").exists()
-
-
-def test_precision_is_an_option_that_is_recorded(pair, tmp_path):
-    runs = {
-        precision: ddfast.distill(pair, output=tmp_path / precision, precision=precision, **SMALL)
-        for precision in ("default", "float32", "bfloat16")
-    }
-    images = {precision: run.synthetic.images for precision, run in runs.items()}
-    assert torch.equal(images["float32"], images["default"])  # on a CPU, as PyTorch is set here
-    moved = images["default"] - ddfast.SyntheticSet.load(tmp_path / "default" / "initial").images
-    assert 0 < (images["bfloat16"] - images["default"]).norm() < 0.1 * moved.norm()
-    configs = {precision: json.loads((run.path / "config.json").read_text()) for precision, run in runs.items()}
-    assert all(config["precision"] == precision for precision, config in configs.items())
-    needed = {precision: config["memory_plan"]["predicted_bytes"] for precision, config in configs.items()}
-    assert needed["bfloat16"] < needed["float32"] == needed["default"]
-    with pytest.raises(ValueError, match="precision: expected one of default, float32, bfloat16, got 'half'"):
-        ddfast.distill(pair, output=tmp_path / "half", precision="half", **SMALL)
-    assert not (tmp_path / "half").exists()
-
-
 def test_a_network_that_is_not_the_fused_one_is_distilled_with_too(pair, tmp_path):
     result = ddfast.distill(pair, output=tmp_path / "run", network="convnet:norm=batchnorm:width=8", **SMALL)
     plan = json.loads((result.path / "config.json").read_text())["memory_plan"]

@@ -151,6 +151,7 @@ PEAK = """
     size = UnrollSize(T, images.shape, B)
     print((kilobytes("VmHWM") - idle) * 1024, predict(student_of(network), size, plan))
 """
+HOST = {"host_states": True}
 ROWS = {
     "recomputing all": {"B": 100, "T": 5, "side": 32, "plan": {}},
     "storing all": {"B": 50, "T": 10, "side": 32, "plan": {"stored_steps": 10}},
@@ -179,7 +180,9 @@ def test_the_prediction_is_within_15_percent_of_the_measured_peak(row):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("row", [row for row in ROWS.values() if not row.get("resnet")])
+@pytest.mark.parametrize(
+    "row", [*(row for row in ROWS.values() if "resnet" not in row), {"B": 4, "T": 60, "side": 32, "plan": HOST}]
+)
 def test_the_prediction_is_within_15_percent_of_the_measured_peak_on_a_gpu(row):
     B, T, side, plan = row["B"], row["T"], row["side"], Plan(**row["plan"])
     network = ConvNet(3, 10, image_size=(side, side)).cuda()

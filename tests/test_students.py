@@ -229,4 +229,7 @@ def test_a_step_is_sized_in_every_precision(name):
 
     exact, low = size("float32"), size("bfloat16")
     assert exact == size("default")
-    assert 0 < low.grad <= exact.grad and 0 < low.grad_jvp <= exact.grad_jvp
+    if name == "convnet":
+        assert 0 < low.grad < 0.6 * exact.grad and 0 < low.grad_jvp < 0.6 * exact.grad_jvp
+    else:  # what autocast chooses is not known beforehand
+        assert low is None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,10 +34,6 @@ class Draw:
     def __call__(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
         """Transform images."""
         return images if self.kind == NO_STRATEGY else dsa_augment(images, self.rows.to(images.dtype))
-
-    def to(self, device: torch.device) -> "Draw":
-        """The same on a device."""
-        return replace(self, rows=self.rows.to(device))
 
 
 @dataclass(frozen=True)

@@ -110,10 +110,10 @@ def evaluate(
     data = data_for(synthetic, dataset, **data_options)
     check_evaluation(networks, protocol, data)
     dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
-    training = _Training(epochs, lr, batch, dsa_strategy, protocol, device, at_once)
+    schedule = _Schedule(epochs, lr, batch, dsa_strategy, protocol, device, at_once)
     sets, test = num_eval * [(synthetic.images.to(device), synthetic.targets.to(device))], data.test_batches(device)
     accuracies = {
-        name: training.accuracies(
+        name: schedule.accuracies(
             name, data, test, sets, [seeds.generator(seed, "evaluate", name, n) for n in range(num_eval)]
         )
         for name in networks
@@ -122,7 +122,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Training:
+class _Schedule:
     """How networks are trained on a synthetic set."""
 
     epochs: int
@@ -215,12 +215,12 @@ def evaluate_random_real(
     epochs = _epochs(epochs, protocol)
     expect_whole(num_eval=num_eval, epochs=epochs, batch=batch, at_once=1 if at_once is None else at_once)
     device = resolve_device(device)
-    training = _Training(epochs, BASELINE_LR, batch, dsa_strategy, protocol, device, at_once)
+    schedule = _Schedule(epochs, BASELINE_LR, batch, dsa_strategy, protocol, device, at_once)
     drawn = [dataset.random_real(ipc, seeds.generator(seed, "random_real", n)) for n in range(num_eval)]
     sets = [(images.to(device), labels.to(device)) for images, labels in drawn]
     test = dataset.test_batches(device)
     accuracies = {
-        name: training.accuracies(
+        name: schedule.accuracies(
             name, dataset, test, sets, [seeds.generator(seed, "evaluate random_real", name, n) for n in range(num_eval)]
         )
         for name in networks

@@ -21,8 +21,10 @@ class Replayed:
     called as it is, which is said once; the numbers are the same.
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]], state: Sequence[Tensor]):
-        self._function, self._state = function, state
+    def __init__(
+        self, function: Callable[..., tuple[Tensor, ...]], state: Sequence[Tensor], device: torch.device | str = "cuda"
+    ):
+        self._function, self._state, self._device = function, state, device
         self._graph: torch.cuda.CUDAGraph | None = None
         self._impossible = False
         self._inputs: list[Tensor | None] = []
@@ -30,29 +32,29 @@ class Replayed:
 
     def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """The function's results; a later call overwrites them."""
-        if self._graph is None and not self._impossible:
-            self._capture(inputs)
-        if self._graph is None:
-            return self._function(*inputs)
-        for static, given in zip(self._inputs, inputs, strict=True):
-            if static is not None:
-                static.copy_(given, non_blocking=True)
-        self._graph.replay()
-        return self._results
+        with torch.cuda.device(self._device):
+            if self._graph is None and not self._impossible:
+                self._capture(inputs)
+            if self._graph is None:
+                return self._function(*inputs)
+            for static, given in zip(self._inputs, inputs, strict=True):
+                if static is not None:
+                    static.copy_(given, non_blocking=True)
+            self._graph.replay()
+            return self._results
 
     def _capture(self, inputs: Sequence[Tensor | None]) -> None:
         self._inputs = [None if given is None else given.clone() for given in inputs]
         before = [tensor.detach().clone() for tensor in self._state]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         try:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UPS):
                     self._function(*self._inputs)
-            torch.cuda.current_stream().wait_stream(stream)
-            torch.cuda.empty_cache()  # a graph has a memory pool of its own
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Another thread reads the next segments, and may allocate meanwhile: "thread_local" lets it.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._results = self._function(*self._inputs)
             self._graph = graph
         except RuntimeError as error:
@@ -61,6 +63,7 @@ class Replayed:
             log.warning("cuda_graph: not used, for the step cannot be captured (%s)", str(error).splitlines()[0])
             self._impossible = True
         finally:
+            torch.cuda.current_stream().wait_stream(stream)
             with torch.no_grad():
                 for tensor, value in zip(self._state, before, strict=True):
                     tensor.copy_(value)

@@ -49,10 +49,10 @@ class Descent:
         velocities = [MOMENTUM * v + g for v, g in zip(self._velocities, gradients, strict=True)]
         values = [x - rate * v for x, rate, v in zip(self.learned, self.rates, velocities, strict=True)]
         at = next(i for i, tensor in enumerate(self.learned) if tensor is self._lr)
+        finite = _finite([loss, *gradients])
+        updated = finite & _finite([*values, *velocities])
         below = values[at] < LR_FLOOR
         values[at] = values[at].clamp(min=LR_FLOOR)
-        finite = _finite([loss, *gradients])
-        updated = finite & _finite(values)
         _replace(self._good, self._moving, finite)
         _replace(self._moving, [*values, *velocities], updated)
         self._counts += torch.stack([~updated, updated & below])

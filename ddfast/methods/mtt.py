@@ -122,10 +122,11 @@ class MTT:
             segments=settings.segments,
             device=self.images.device,
         )
-        learned = [(self.images, settings.lr_img), (self.lr, settings.lr_lr)]
+        learned, rates = [self.images, self.lr], [settings.lr_img, settings.lr_lr]
         if synthetic.is_soft and settings.lr_label:
-            learned.append((self.labels.requires_grad_(), settings.lr_label))
-        self.descent = Descent(*zip(*learned, strict=True), self.lr)
+            learned.append(self.labels.requires_grad_())
+            rates.append(settings.lr_label)
+        self.descent = Descent(learned, rates, self.lr)
         why_not = why_not_replayed(self.student, self.images.device) if cuda_graph else None
         if why_not is not None:
             log.warning("cuda_graph: not used, %s", why_not)
@@ -135,7 +136,9 @@ class MTT:
     def use_plan(self, plan: Plan | None) -> None:
         """Compute the next outer steps like this; None: keep no activations."""
         self.adjoint = CheckpointedUnroll(plan=plan)
-        self._run = Replayed(self._iteration, self.descent.state) if self._replays else self._iteration
+        self._run = (
+            Replayed(self._iteration, self.descent.state, self.images.device) if self._replays else self._iteration
+        )
 
     def current(self) -> SyntheticSet:
         """The synthetic set as it is now."""
@@ -158,7 +161,9 @@ class MTT:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`, on this device."""
+        """Go on from a `state_dict`, on this device; ValueError for another kind of one."""
+        if "descent" not in state:
+            raise ValueError("checkpoint.pt: written by another version of ddfast; begin the run anew")
         self.descent.load_state_dict(state["descent"])
         self.generator.set_state(state["generator"])
         self.segments.load_state(state["segments"])

@@ -196,7 +196,7 @@ def _unfold(grad: Tensor, images: Tensor, border: int) -> Tensor:  # the transpo
     H, W = images.shape[-2:]
     inner = grad[..., border : border + H, border : border + W]
     folded = inner.unflatten(1, (len(images), -1)).transpose(0, 1) if images.dim() == 5 else inner
-    return folded.to(images.dtype, memory_format=torch.contiguous_format)
+    return folded.to(images.dtype).contiguous()
 
 
 def _features(y: Tensor, weights: _Weights) -> Tensor:  # [B, S·C, H, W] -> [S, B, C·H·W], to multiply with its weight

@@ -13,7 +13,8 @@ from ddfast.students.base import GradientJvp, StepBytes, Student, check_labels
 class ConvNetStudent(Student):
     """A ConvNet of instance norm, ReLU and average pooling, whose flat parameters are those of `ConvNet.parameters()`.
 
-    The module's own parameters are never read. `precision` is that of ConvNetLayout. ValueError for a network that the
+    The module's own parameters are never read. Images and labels may also be each student's own, [S, B, C, H, W] and
+    [S, B] or [S, B, K]. `precision` is that of ConvNetLayout. ValueError for a network that the
     fused ops cannot run, or an unknown precision.
     """
 

@@ -113,8 +113,10 @@ class ModuleStudent(Student):
         return slope, h_sigma, by_images, by_labels
 
     def step_bytes(self, images, students, dtype):
-        """Found by running a step on the meta device, which computes nothing; None for a network that cannot. With the
-        precision bfloat16 this is what float32 would need, which is more."""
+        """Found by running a step on the meta device, which computes nothing; None for a network that cannot, and for
+        bfloat16, for there is no autocast there."""
+        if self.precision == "bfloat16":
+            return None
         key = (images, dtype)
         if key not in self._step_bytes:
             try:
@@ -170,8 +172,8 @@ class ModuleStudent(Student):
             raise TypeError(f"parameters: expected float32 with the precision bfloat16, got {got}")
 
     def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
-        """What the precision asks for; the meta device, where a step's memory is counted, has no autocast."""
-        if self.precision != "bfloat16" or device.type == "meta":
+        """What the precision asks for."""
+        if self.precision != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(device.type, torch.bfloat16)
 

@@ -29,7 +29,7 @@ BEFORE = {
     "everything": {"all": "tf32"},
     "a backend": {"cuda": "tf32", "mkldnn": "bf16"},
     "a part": {"cuda matmul": "tf32", "mkldnn conv": "bf16"},
-    "a part of a strict backend": {"cuda": "ieee", "cudnn conv": "tf32"},
+    "a part of a strict backend": {"cuda": "ieee", "cuda matmul": "tf32"},
 }
 
 
