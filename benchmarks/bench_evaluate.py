@@ -67,6 +67,6 @@ def make(variant, networks, images, side, small=False, dtype="float32"):
 def test_evaluation(measured, setting, variant):
     case = SETTINGS[setting]
     group = f"evaluation, {setting}, {EPOCHS} epochs"
-    info = measured(sys.modules[__name__], group, ROWS[variant], variant=variant, **case)
+    info = measured(sys.modules[__name__], group, ROWS[variant], against={"variant": "eager"}, variant=variant, **case)
     few = case | {"networks": 2, "images": 10, "small": True}
     info["error"] = relative_error(make(variant, **few)(), make("eager", **few, dtype="float64")())

@@ -59,7 +59,14 @@ def make(variant, batch, side, small=False, dtype="float32"):
 @pytest.mark.parametrize("variant", ROWS)
 def test_expert_training_step(measured, setting, variant):
     case = SETTINGS[setting]
-    info = measured(sys.modules[__name__], f"expert training, {setting}", ROWS[variant], variant=variant, **case)
+    info = measured(
+        sys.modules[__name__],
+        f"expert training, {setting}",
+        ROWS[variant],
+        against={"variant": "eager"},
+        variant=variant,
+        **case,
+    )
     info["floor"] = 3 * forward_flops(case["batch"], case["side"]) / flops_per_second()  # the convolutions'
     few = case | {"batch": 8}
     info["error"] = relative_error(make(variant, **few)(), make("eager", **few, dtype="float64")())

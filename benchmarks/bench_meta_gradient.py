@@ -143,11 +143,15 @@ def test_meta_gradient(measured, setting, variant):
     error_steps = case.pop("error_steps")
     if variant == "graph" and DEVICE != "cuda":
         pytest.skip("needs a GPU")
-    if variant in case.pop("without", ()):
+    without = case.pop("without", ())
+    if variant in without:
         pytest.skip("takes too long, or too much memory")
     group = f"meta-gradient, {setting}"
     rounds = 3 if case["side"] == 32 else 1
-    info = measured(sys.modules[__name__], group, ROWS[variant], rounds=rounds, variant=variant, **case)
+    against = None if "eager" in without else {"variant": "eager"}
+    info = measured(
+        sys.modules[__name__], group, ROWS[variant], against=against, rounds=rounds, variant=variant, **case
+    )
     if variant in FLOOR:
         info["floor"] = case["steps"] * floor(variant, case["images"], case["side"])
     few = {**case, "images": 10 if case["side"] == 32 else 2, "steps": error_steps}

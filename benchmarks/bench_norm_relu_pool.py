@@ -52,6 +52,7 @@ def make(variant, N, C, side, twice, small=False, dtype="float32"):
 def test_norm_relu_pool(measured, size, twice, variant):
     case = dict(zip(("N", "C", "side"), SIZES[size], strict=True), twice=twice)
     group = f"norm_relu_pool, {size}, {'with double backward' if twice else 'value'}"
-    info = measured(sys.modules[__name__], group, variant, rounds=10, variant=variant, **case)
+    against = {"variant": VARIANTS[0]}
+    info = measured(sys.modules[__name__], group, variant, against=against, rounds=10, variant=variant, **case)
     exact = make("PyTorch, NCHW", **case, dtype="float64")()
     info["error"] = relative_error(make(variant, **case)(), exact)

@@ -43,6 +43,7 @@ def make(variant, S, P, backward, small=False, dtype="float32"):
 def test_param_distance(measured, size, backward, variant):
     case = dict(zip("SP", SIZES[size], strict=True), backward=backward)
     group = f"param_distance, {size}, {'value and gradient' if backward else 'value'}"
-    info = measured(sys.modules[__name__], group, variant, rounds=20, variant=variant, **case)
+    against = {"variant": "formula"}
+    info = measured(sys.modules[__name__], group, variant, against=against, rounds=20, variant=variant, **case)
     exact = make("formula", **case, dtype="float64")()
     info["error"] = relative_error(make(variant, **case)(), exact)

@@ -1,6 +1,8 @@
 """One Markdown table per benchmark group after a run: time, memory and error, with ratios to the group's baseline."""
 
-from collections.abc import Iterator
+import statistics
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,20 +13,42 @@ from benchmarks.measure import DEVICE, described, peak_bytes
 
 @pytest.fixture
 def measured(benchmark):
-    """Time `make(**case)()` of a module and note its peak memory and whatever else is to stand in the table."""
+    """Time `make(**case)()` of a module and note its peak memory and whatever else is to stand in the table.
 
-    def run(module, group: str, row: str, *, rounds: int = 5, **case):
-        call = module.make(**case)
+    Before every round the baseline, `make(**case | against)()`, is timed too: machines change their speed, and the
+    ratio of a pair does not.
+    """
 
-        def synchronised():
-            call()
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
+    def run(module, group: str, row: str, *, against: dict | None = None, rounds: int = 5, **case):
+        call, baseline = synchronised(module.make(**case)), None
+        if against is not None and case | against != case:
+            baseline = synchronised(module.make(**case | against))
+        before = []
+
+        def time_the_baseline():
+            if baseline is not None:
+                began = time.perf_counter()
+                baseline()
+                before.append(time.perf_counter() - began)
 
         benchmark.group = group
         benchmark.extra_info |= {"row": row, "peak_mib": peak_bytes(module.__name__, **case) / 2**20}
-        benchmark.pedantic(synchronised, rounds=rounds, warmup_rounds=1)
+        benchmark.pedantic(call, setup=time_the_baseline, rounds=rounds, warmup_rounds=1)
+        if before:
+            pairs = zip(before[-rounds:], benchmark.stats.stats.data, strict=True)
+            benchmark.extra_info["speed_up"] = statistics.median(b / t for b, t in pairs)
         return benchmark.extra_info
+
+    return run
+
+
+def synchronised(call: Callable) -> Callable[[], None]:
+    """The call, and a wait for the device."""
+
+    def run() -> None:
+        call()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
 
     return run
 
@@ -58,8 +82,9 @@ def _tables(rows, config) -> Iterator[str]:  # lines
         yield "|---|---|---|---|---|---|---|"
         for row in members:
             info, error, floor = row.extra_info, row.extra_info.get("error"), row.extra_info.get("floor")
+            speed_up = info.get("speed_up", base.stats.median / row.stats.median)
             yield (
-                f"| {info['row']} | {row.stats.median * 1e3:.4g} | {base.stats.median / row.stats.median:.2f}× | "
+                f"| {info['row']} | {row.stats.median * 1e3:.4g} | {speed_up:.2f}× | "
                 f"{info['peak_mib']:.4g} | {info['peak_mib'] / max(base.extra_info['peak_mib'], 1e-9):.2f} | "
                 f"{'' if error is None else f'{error:.1e}'} | "
                 f"{'' if floor is None else f'{floor / row.stats.median:.0%}'} |"
