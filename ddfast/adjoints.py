@@ -147,6 +147,8 @@ class _Recomputing:
         """
         if memory_budget is not None and plan is not None:
             raise ValueError("memory_budget, plan: expected at most one of them")
+        if plan is not None and not isinstance(plan, Plan):
+            raise TypeError(f"plan: expected a planner.Plan, got {type(plan).__name__}")
         self.memory_budget, self.plan = memory_budget, plan
 
     def __call__(

@@ -27,7 +27,8 @@ def main() -> None:
     except Exception as error:
         if "--traceback" in sys.argv[1:2]:
             raise
-        sentence = " ".join(str(error).split()) or type(error).__name__
+        nameless = "memory ran out" if isinstance(error, MemoryError) else type(error).__name__
+        sentence = " ".join(str(error).split()) or nameless
         if not isinstance(error, EXPECTED):
             sentence = f"{type(error).__name__}: {sentence} (`ddfast --traceback …` shows where)"
         click.echo(f"ddfast: {sentence}", err=True)
@@ -308,7 +309,7 @@ def info(as_json: bool, preset, memory_budget, precision, network, device, **set
         lines = (f"{name}: {about[name]}" for name in ("setting", "network", "budget", "recomputing all", "plan"))
         click.echo(json.dumps(about, indent=2) if as_json else "\n".join(lines))
         return
-    if any(value is not None for value in (memory_budget, network, device, *settings.values())):
+    if any(value is not None for value in (memory_budget, precision, network, device, *settings.values())):
         raise ValueError("info: these options are for --plan; say of which preset")
     about = ddfast.build_info()
     if as_json:

@@ -11,12 +11,12 @@ import torch
 from ddfast import networks, seeds
 from ddfast.arguments import expect_whole
 from ddfast.data import Dataset, Preprocessing, known_name, load_dataset
-from ddfast.devices import resolve_device
+from ddfast.devices import computes_bfloat16, resolve_device
 from ddfast.evaluate import check_evaluation
 from ddfast.experts import SGD, TrajectoryStore
 from ddfast.installation import build_info
 from ddfast.methods import METHODS
-from ddfast.planner import BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
+from ddfast.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
 from ddfast.presets import choose_preset
 from ddfast.students import Student, student_of
 
@@ -67,7 +67,7 @@ class Job:
             plan = make_plan(student, size, budget)
             log.info("memory: %s", plan.words(size))
         else:
-            log.info("memory: not planned, this network cannot say what a step of it needs")
+            log.info("memory: not planned, %s", UNKNOWN)
         self.config["memory_plan"] = asdict(plan)
 
     def plan_again(self, iteration: int, cause: BaseException) -> None:
@@ -79,7 +79,7 @@ class Job:
         before, reason = self.plan, str(cause).splitlines()[0]
         advice = "resume the run with a smaller memory_budget, or begin one with a smaller batch_syn"
         if before.predicted_bytes is None:
-            advice = "this network cannot be planned; begin a run with a smaller batch_syn, or fewer segments"
+            advice = f"{UNKNOWN}; begin a run with a smaller batch_syn, or fewer segments"
         if "memory_ran_out" in self.config or before.predicted_bytes is None:
             words = f"memory ran out in iteration {iteration} ({before.words(size)}: {reason})"
             raise MemoryError(f"{words}; {advice}") from cause
@@ -229,9 +229,11 @@ def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, do
     if config["memory_budget"] == saved.get("memory_budget"):
         job.config["memory_plan"] = saved["memory_plan"]
     else:
-        log.warning("another memory budget than the run began with: last bits may differ")
-        job.config.pop("memory_ran_out", None)
         job.plan_for_budget(asked=True)
+        log.warning("another memory budget than the run began with: last bits may differ")
+        earlier = {name: saved[name] for name in ("memory_plan", "memory_ran_out") if name in saved}
+        job.config["earlier_memory_plans"] = [*saved.get("earlier_memory_plans", []), earlier]
+        job.config.pop("memory_ran_out", None)
     return job
 
 
@@ -296,6 +298,8 @@ def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store:
         "threads": torch.get_num_threads(),
         "versions": build_info()["versions"] | {"python": platform.python_version()},
     }
+    if config["precision"] == "bfloat16" and not computes_bfloat16(device):
+        log.warning("precision: this CPU has no bfloat16 convolutions, and takes about ten times longer for them")
     job = Job({**config, **asdict(settings), **facts}, data, settings, store, device)
     job.network("check")  # refuses an unknown or impossible network
     if store is not None:

@@ -29,6 +29,14 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return resolved
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether convolutions in bfloat16 are as fast as others there."""
+    try:
+        return device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError):  # a PyTorch without oneDNN
+        return False
+
+
 def peak_bytes(device: torch.device) -> int:
     """The most memory so far: of this process on a CPU, of tensors on a GPU."""
     if device.type == "cuda":

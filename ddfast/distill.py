@@ -214,11 +214,11 @@ def distill(
         job = resolve(given, download)
         run = RunFolder.create(output, job.config, resume=resume)
     with run.locked():
-        run.write_config(job.config)
         log.info("settings: %s", job.config["preset"])
         finished = _finished(run, job) if goes_on else None
         if finished is not None:
             return finished
+        run.write_config(job.config)
         try:
             store = _train_experts(job) if job.experts is None else job.experts
             distillation = Distillation(job, store)
@@ -297,7 +297,13 @@ def _run(
     def save() -> None:
         run.write_state(distillation.state_dict())
         run.write_synthetic(distillation.synthetic)
-        save_images(distillation.synthetic, run.path / "images.png")
+
+    def draw() -> None:
+        try:
+            save_images(distillation.synthetic, run.path / "images.png")
+            save_curves(history, run.path / "curves.png")
+        except Exception as error:  # no picture is worth a run, or the error that ended it
+            log.warning("pictures: not drawn (%s: %s)", type(error).__name__, error)
 
     def evaluate_now() -> None:
         result = evaluate(distillation.synthetic, job.data, **_evaluation_options(job)).summary()
@@ -327,6 +333,7 @@ def _run(
         for record in progress(distillation):
             if record["iteration"] % every == 0 or is_due():
                 save()
+                draw()
             if is_due():
                 evaluate_now()
     except KeyboardInterrupt:
@@ -335,7 +342,7 @@ def _run(
     finally:
         distillation.rollback()
         save()
-        save_curves(history, run.path / "curves.png")
+        draw()
     return history
 
 

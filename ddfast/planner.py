@@ -2,15 +2,17 @@
 
 import math
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 
 import torch
 
+from ddfast.arguments import expect_whole
 from ddfast.devices import free_bytes
 from ddfast.students.base import StepBytes, Student
 
 LEAST_BYTES = 1000
+UNKNOWN = "what a step of this network needs in this precision is not known"
 SMALLEST_CHUNK = 32  # images: below, a chunk is used only where nothing else fits; devices want larger ones
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -31,6 +33,11 @@ class Plan:
     state_every: int = 1
     host_states: bool = False
     predicted_bytes: int | None = None
+
+    def __post_init__(self):
+        expect_whole(state_every=self.state_every, micro_batch=1 if self.micro_batch is None else self.micro_batch)
+        if isinstance(self.stored_steps, bool) or not isinstance(self.stored_steps, int) or self.stored_steps < 0:
+            raise ValueError(f"stored_steps: expected a whole number of at least 0, got {self.stored_steps!r}")
 
     def words(self, size: "UnrollSize") -> str:
         """For people."""
@@ -67,7 +74,7 @@ class BudgetTooSmallError(ValueError):
 
     def __init__(self, budget: int, smallest: int):
         super().__init__(
-            f"memory_budget: {budget / 2**20:.3g} MiB is too little for this unroll; the smallest that does is "
+            f"memory_budget: {_mebibytes(budget)} is too little for this unroll; the smallest that does is "
             f"{math.ceil(smallest / 2**20)} MiB"
         )
         self.smallest = smallest  # bytes
@@ -78,7 +85,8 @@ def parse_budget(budget: int | float | str, device: torch.device) -> int:
 
     ValueError for anything else.
     """
-    problem = ValueError(f"memory_budget: expected bytes, a size like 4GiB, or a fraction of 1, got {budget!r}")
+    expected = "bytes, a size like 4GiB or 500MB, or a share of what is free like 0.5 or 50%"
+    problem = ValueError(f"memory_budget: expected {expected}, got {budget!r}")
     if isinstance(budget, str):
         match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?i?B?|%)\s*", budget)
         try:
@@ -89,7 +97,7 @@ def parse_budget(budget: int | float | str, device: torch.device) -> int:
                 budget = number / 100
             else:
                 budget = number if not match.group(2) and number <= 1 else int(number * UNITS[match.group(2)])
-        except (AttributeError, KeyError, ValueError):
+        except (AttributeError, KeyError, ValueError, OverflowError):
             raise problem from None
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
         raise problem
@@ -134,44 +142,55 @@ def make_plan(student: Student, size: UnrollSize, budget: int) -> Plan:
     allows. Where nothing fits, kept states go to host memory on a GPU, and are thinned out on a CPU.
 
     Errors: BudgetTooSmallError, a ValueError, where nothing fits, with the smallest budget that does; ValueError where
-    the student cannot say what it needs.
+    it is not known what a step needs.
     """
-    B = size.batch[0]
+    B, T = size.batch[0], size.syn_steps
     if student.step_bytes(size.batch, size.students, size.dtype) is None:
-        raise ValueError(
-            f"memory_budget: {type(student).__name__} cannot say how much memory a step of this network needs"
-        )
+        raise ValueError(f"memory_budget: {UNKNOWN}")
     chunks = [B] if student.why_no_micro_batches() else sorted({-(-B // n) for n in range(1, B + 1)}, reverse=True)
     elsewhere = size.on_gpu and not size.return_states
+
+    def plans(chunk: int, every: range, host_states: bool) -> list[Plan]:
+        micro_batch = None if chunk == B else chunk
+        return [_predicted(student, size, Plan(micro_batch, 0, k, host_states)) for k in every]
+
+    def fitting(every: range, host_states: bool) -> int:  # the first of the chunks with which a plan does
+        def fits(chunk: int) -> bool:
+            return min(plan.predicted_bytes for plan in plans(chunk, every, host_states)) <= budget
+
+        return bisect_left(chunks, True, key=fits)
+
     for host_states in (False, True) if elsewhere else (False,):
-        best = _with_most_stored(student, size, chunks, budget, host_states)
-        if best is not None:
-            return best
-    chunk = None if chunks[-1] == B else chunks[-1]
-    every = [1] if elsewhere or size.return_states else range(1, size.syn_steps + 1)
-    smallest = [_predicted(student, size, Plan(chunk, 0, k, host_states=elsewhere)) for k in every]
-    fitting = [plan for plan in smallest if plan.predicted_bytes <= budget]
-    if fitting:
-        return fitting[0]
-    raise BudgetTooSmallError(budget, min(plan.predicted_bytes for plan in smallest))
+        first = fitting(range(1, 2), host_states)
+        if first < len(chunks):
+            return _with_most_stored(student, size, chunks[first:], budget, host_states)
+    every = range(1, 2) if elsewhere or size.return_states else range(1, math.isqrt(T) + 2)  # beyond, more is kept
+    first = fitting(every, elsewhere)
+    if first == len(chunks):
+        raise BudgetTooSmallError(budget, min(p.predicted_bytes for p in plans(chunks[-1], every, elsewhere)))
+    return next(plan for plan in plans(chunks[first], every, elsewhere) if plan.predicted_bytes <= budget)
 
 
-def _with_most_stored(
-    student: Student, size: UnrollSize, chunks: list[int], budget: int, host_states: bool
-) -> Plan | None:
-    """The plan with the most stored steps, in the largest chunks that allow as many; None where not even none fit."""
+def _with_most_stored(student: Student, size: UnrollSize, chunks: list[int], budget: int, host_states: bool) -> Plan:
+    """The plan with the most stored steps, in the largest chunks that allow as many; none fit with all the chunks."""
     B, T, best = size.batch[0], size.syn_steps, None
     for chunk in chunks:
         if best is not None and (best.stored_steps == T or chunk < SMALLEST_CHUNK):
             break
         micro_batch = None if chunk == B else chunk
         step: StepBytes = student.step_bytes(torch.Size((chunk, *size.batch[1:])), size.students, size.dtype)
-        plans = [Plan(micro_batch, stored, host_states=host_states) for stored in range(T + 1 if step.kept else 1)]
+        if not step.kept:
+            return _predicted(student, size, Plan(micro_batch, host_states=host_states))
+        plans = [Plan(micro_batch, stored, host_states=host_states) for stored in range(T + 1)]
         fitting = bisect_right(plans, budget, key=lambda plan: predict(student, size, plan))
-        if fitting and (best is None or plans[fitting - 1].stored_steps > best.stored_steps):
+        if best is None or plans[fitting - 1].stored_steps > best.stored_steps:
             best = plans[fitting - 1]
-    return best and _predicted(student, size, best)
+    return _predicted(student, size, best)
 
 
 def _predicted(student: Student, size: UnrollSize, plan: Plan) -> Plan:
     return replace(plan, predicted_bytes=predict(student, size, plan))
+
+
+def _mebibytes(size: float) -> str:
+    return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**20:.3g} MiB"

@@ -41,10 +41,27 @@ def test_a_fraction_is_of_what_is_free(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "given", ["", "4 apples", "150%", "1.5", 2.0, 4, "GiB", "1.2.3GiB", -1, 0, float("nan"), float("inf"), True, [1]]
+    "given",
+    [
+        "",
+        "4 apples",
+        "150%",
+        "1.5",
+        2.0,
+        4,
+        "GiB",
+        "1.2.3GiB",
+        "1" * 400 + "GiB",
+        -1,
+        0,
+        float("nan"),
+        float("inf"),
+        True,
+        [1],
+    ],
 )
 def test_what_is_no_budget_is_refused(given):
-    with pytest.raises(ValueError, match="memory_budget: expected bytes, a size like 4GiB, or a fraction"):
+    with pytest.raises(ValueError, match="memory_budget: expected bytes, a size like 4GiB or 500MB, or a share"):
         parse_budget(given, CPU)
 
 
@@ -65,7 +82,7 @@ def test_states_are_thinned_out_only_where_nothing_else_fits():
     student, size = convnet_setting(B=10, T=100)
     least = predict(student, size, Plan(micro_batch=1))
     plan = make_plan(student, size, least - 2**20)
-    assert plan.state_every > 1 and plan.micro_batch == 1 and plan.stored_steps == 0
+    assert plan.state_every > 1 and plan.micro_batch is None and plan.stored_steps == 0
     with pytest.raises(ValueError, match=r"the smallest that does is (\d+) MiB") as error:
         make_plan(student, size, MIB)
     smallest = int(str(error.value).split()[-2]) * MIB
@@ -91,6 +108,24 @@ def test_on_a_gpu_states_go_to_host_memory_before_anything_is_computed_twice():
     assert not make_plan(student, replace(gpu, return_states=True), 2 * enough).host_states
 
 
+@pytest.mark.parametrize("wrong", [{"state_every": 0}, {"stored_steps": -1}, {"micro_batch": 0}, {"state_every": 1.5}])
+def test_a_plan_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected a whole number"):
+        Plan(**wrong)
+
+
+def test_the_largest_chunk_is_found_without_trying_all():
+    """One step of a large module takes a second on the meta device."""
+    student, sized = student_of(resnet18(3, 10, (32, 32))), []
+    original = student.step_bytes
+    student.step_bytes = lambda images, *rest: sized.append(images[0]) or original(images, *rest)
+    size = UnrollSize(2, torch.Size((200, 3, 32, 32)), 200)
+    best = next(c for c in (100, 67, 50) if predict(student, size, Plan(c)) < predict(student, size, Plan()) * 0.6)
+    sized.clear()
+    plan = make_plan(student, size, predict(student, size, Plan(best)))
+    assert plan.micro_batch == best and len(set(sized)) < 10
+
+
 def test_a_network_that_mixes_images_is_planned_in_whole_minibatches():
     student = ModuleStudent(make("convnet-batchnorm"))
     size = UnrollSize(4, torch.Size((64, 3, 16, 16)), 64, dtype=torch.float64)
@@ -107,7 +142,9 @@ def test_a_student_that_does_not_know_what_it_needs_is_not_planned():
 
     size = UnrollSize(4, torch.Size((4, 3, 8, 8)), 4)
     assert predict(Own(), size, Plan()) is None
-    with pytest.raises(ValueError, match="Own cannot say how much memory a step"):
+    with pytest.raises(
+        ValueError, match="memory_budget: what a step of this network needs in this precision is not known"
+    ):
         make_plan(Own(), size, 2**30)
 
 

@@ -28,6 +28,8 @@ def student_of(network: nn.Module, precision: str = "default") -> Student:
     """The fastest student of a network: ConvNetStudent where the fused ops can run it, else ModuleStudent.
 
     `precision` is "default" (as PyTorch is set), "float32" (without TF32) or "bfloat16" (convolutions and maps; of a
-    ModuleStudent what autocast chooses); ValueError for another.
+    ModuleStudent what autocast chooses); ValueError for another, TypeError for what is no module.
     """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network: expected an nn.Module, got {type(network).__name__}")
     return (ModuleStudent if why_not_fused(network) else ConvNetStudent)(network, precision)
