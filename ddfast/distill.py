@@ -298,12 +298,11 @@ def _run(
         run.write_state(distillation.state_dict())
         run.write_synthetic(distillation.synthetic)
 
-    def draw() -> None:
+    def draw(save_picture: Callable[[Any, Path], None], what: Any, name: str) -> None:
         try:
-            save_images(distillation.synthetic, run.path / "images.png")
-            save_curves(history, run.path / "curves.png")
+            save_picture(what, run.path / name)
         except Exception as error:  # no picture is worth a run, or the error that ended it
-            log.warning("pictures: not drawn (%s: %s)", type(error).__name__, error)
+            log.warning("%s: not drawn (%s: %s)", name, type(error).__name__, error)
 
     def evaluate_now() -> None:
         result = evaluate(distillation.synthetic, job.data, **_evaluation_options(job)).summary()
@@ -333,7 +332,7 @@ def _run(
         for record in progress(distillation):
             if record["iteration"] % every == 0 or is_due():
                 save()
-                draw()
+                draw(save_images, distillation.synthetic, "images.png")
             if is_due():
                 evaluate_now()
     except KeyboardInterrupt:
@@ -342,7 +341,8 @@ def _run(
     finally:
         distillation.rollback()
         save()
-        draw()
+        draw(save_images, distillation.synthetic, "images.png")
+        draw(save_curves, history, "curves.png")
     return history
 
 

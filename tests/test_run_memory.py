@@ -109,6 +109,21 @@ def test_the_second_time_the_run_ends_and_can_be_resumed_with_a_smaller_budget(p
     assert "memory_ran_out" not in config_of(tmp_path / "run")
 
 
+def test_a_picture_that_fails_hides_no_error(pair, tmp_path, failing, monkeypatch, caplog):
+    """Where memory is short, drawing fails too; the first picture of all is drawn before the loop."""
+
+    def failing_picture(synthetic, path):
+        if path.name == "images.png":
+            raise ImportError("cannot map zero-fill pages")
+
+    failing(1, 2)
+    monkeypatch.setattr(sys.modules["ddfast.distill"], "save_images", failing_picture)
+    with pytest.raises(MemoryError, match="memory ran out in iteration 1"):
+        ddfast.distill(pair, output=tmp_path / "run", **OPTIONS)
+    assert "images.png: not drawn" in caplog.text
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
 def test_other_errors_pass_through():
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError())
     for words in ("could not create a primitive", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when"):

@@ -46,11 +46,6 @@ class Draws:
         """Transform the minibatch of step n."""
         return dsa_augment(images, self.rows[n].to(images.dtype))
 
-    @staticmethod
-    def of(draws: list[Draw]) -> "Draws | None":
-        """Those of every step; None where nothing is augmented."""
-        return None if draws[0].kind == NO_STRATEGY else Draws(torch.stack([draw.rows for draw in draws]))
-
 
 class DSA:
     """Draws one transform of a strategy for every minibatch.

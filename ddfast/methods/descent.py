@@ -25,7 +25,8 @@ class Descent:
         rates: Sequence[float],
         lr: Tensor,  # [], the one of them that is α
     ):
-        self.learned, self.rates, self._lr = list(learned), list(rates), lr
+        self.learned, self.rates = list(learned), list(rates)
+        self._at = next(i for i, tensor in enumerate(learned) if tensor is lr)  # of α among them
         self._velocities = [torch.zeros_like(tensor) for tensor in learned]
         self._good = [tensor.detach().clone() for tensor in self._moving]  # where loss and gradient were finite last
         self._counts = torch.zeros(2, dtype=torch.int64, device=lr.device)  # updates left out, projections of α
@@ -48,11 +49,10 @@ class Descent:
         """One update."""
         velocities = [MOMENTUM * v + g for v, g in zip(self._velocities, gradients, strict=True)]
         values = [x - rate * v for x, rate, v in zip(self.learned, self.rates, velocities, strict=True)]
-        at = next(i for i, tensor in enumerate(self.learned) if tensor is self._lr)
         finite = _finite([loss, *gradients])
         updated = finite & _finite([*values, *velocities])
-        below = values[at] < LR_FLOOR
-        values[at] = values[at].clamp(min=LR_FLOOR)
+        below = values[self._at] < LR_FLOOR
+        values[self._at] = values[self._at].clamp(min=LR_FLOOR)
         _replace(self._good, self._moving, finite)
         _replace(self._moving, [*values, *velocities], updated)
         self._counts += torch.stack([~updated, updated & below])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ddfast.adjoints import CheckpointedUnroll
 from ddfast.arguments import expect_whole
 from ddfast.data import DSA, SyntheticSet
-from ddfast.data.augment import FULL_STRATEGY, Draws
+from ddfast.data.augment import FULL_STRATEGY, NO_STRATEGY, Draws
 from ddfast.experts import SegmentReader, TrajectoryStore
 from ddfast.matching import match_trajectory
 from ddfast.methods.cuda_graph import Replayed, why_not_replayed
@@ -212,8 +212,8 @@ class MTT:
     def _augmentations(self, count: int) -> Tensor | None:  # [T, count, 16]; None where nothing is augmented
         """One draw per inner step, made beforehand: the backward replays them."""
         size = tuple(self.images.shape[2:])
-        draws = Draws.of([self.augment.draw(count, size, self.generator) for _ in range(self.settings.syn_steps)])
-        return None if draws is None else draws.rows.to(self.images)
+        draws = [self.augment.draw(count, size, self.generator) for _ in range(self.settings.syn_steps)]
+        return None if draws[0].kind == NO_STRATEGY else torch.stack([draw.rows for draw in draws]).to(self.images)
 
     def _batches(self) -> Tensor | None:  # int64 [T, B]
         """Random permutations of the set, one after another, cut into minibatches; None for all images every step.
