@@ -2,7 +2,9 @@
 
 from ddfast import adjoints, data, networks, ops, students
 from ddfast.data import SyntheticSet, load_dataset
-from ddfast.distill import Distillation, DistillResult, distill
+from ddfast.distances import distance
+from ddfast.distill import DistillResult, distill
+from ddfast.distillation import Distillation, DistillationDivergedError
 from ddfast.evaluate import Evaluation, evaluate
 from ddfast.experts import TrajectoryStore, train_experts
 from ddfast.installation import build_info
@@ -11,12 +13,14 @@ from ddfast.matching import match_trajectory, unroll
 __all__ = [
     "DistillResult",
     "Distillation",
+    "DistillationDivergedError",
     "Evaluation",
     "SyntheticSet",
     "TrajectoryStore",
     "adjoints",
     "build_info",
     "data",
+    "distance",
     "distill",
     "evaluate",
     "load_dataset",

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from ddfast import networks, seeds
-from ddfast.arguments import expect_whole
+from ddfast.arguments import expect_one_of, expect_whole
 from ddfast.data import Dataset, Preprocessing, known_name, load_dataset
 from ddfast.devices import computes_bfloat16, resolve_device
 from ddfast.evaluate import check_evaluation
-from ddfast.experts import SGD, TrajectoryStore
+from ddfast.experts import TrajectoryStore
 from ddfast.installation import build_info
-from ddfast.methods import METHODS
+from ddfast.methods import INITS, METHODS, load_init
 from ddfast.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
 from ddfast.presets import choose_preset
 from ddfast.students import Student, student_of
@@ -25,12 +25,16 @@ log = logging.getLogger("ddfast")
 DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": "stretch", "zca": None}
 RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
 RUN |= {"memory_budget": "50%", "precision": "default", "cuda_graph": False}  # the budget: of what is free
-FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "batch_train", "mom", "l2")
+EXPERT_TRAINING = {"batch_train": 256, "mom": 0.0, "l2": 0.0}
+EXPERT_TRAINING |= {"optimizer": "sgd", "rho": 0.01, "alpha": 1.0, "schedule": "constant"}
+FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "train_dsa_strategy", *EXPERT_TRAINING)
 REPORT = {
     "networks": None,
     "num_eval": 5,
     "eval_epochs": None,
+    "eval_batch": None,
     "protocol": "ddfast",
+    "sam_rho": None,
     "full_epochs": None,
     "eval_every": None,
     "checkpoint_every": 100,
@@ -57,7 +61,8 @@ class Job:
     def _unroll(self) -> tuple[Student, UnrollSize]:
         images = torch.Size((self.config["ipc"] * self.data.num_classes, *self.data.train_images.shape[1:]))
         student = student_of(self.network("plan"), self.config["precision"])
-        return student, self.settings.unroll_size(images, self.device)
+        states = METHODS[self.config["method"]].compares_states
+        return student, self.settings.unroll_size(images, self.device, return_states=states)
 
     def plan_for_budget(self, *, asked: bool) -> None:
         """Set the plan of an outer step; ValueError where nothing fits, or none can be made that was asked for."""
@@ -102,6 +107,11 @@ class Job:
             log.info("train_epochs: %d instead of %d, for a run of these settings uses as many", needed, asked)
         return needed if asked == NEEDED else max(asked, needed)
 
+    @property
+    def train_dsa_strategy(self) -> str:
+        """Augmentation of the real images that experts are trained on."""
+        return self.config.get("train_dsa_strategy") or self.config["dsa_strategy"]
+
     def check_experts(self, store: TrajectoryStore) -> None:
         """ValueError for experts of other data, preprocessing or network, too few, too short, or damaged."""
         wanted = {"fingerprint": self.data.fingerprint, "network": self.config["network"]}
@@ -120,7 +130,8 @@ class Job:
             )
         if store.epochs < self.settings.epochs_needed:
             raise ValueError(
-                f"{store.path} has {store.epochs} epochs, max_start_epoch and expert_epochs need "
+                f"max_start_epoch: the experts in {store.path} have {store.epochs} epochs, starts up to epoch "
+                f"{self.settings.max_start_epoch - 1} with targets {self.settings.expert_epochs} later need "
                 f"{self.settings.epochs_needed}"
             )
         if not 1 <= self.config["num_experts"] <= store.num_experts:
@@ -144,9 +155,7 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
     Errors: ValueError or TypeError for what cannot work, before anything is written.
     """
     given = _without_paths({name: value for name, value in given.items() if value is not None})
-    method = given.get("method", RUN["method"])
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    method = _method(given.get("method"), given.get("preset"))
     _check_names(given, METHODS[method].Settings)
     config = DATA | RUN | REPORT | given
     expect_whole(ipc=config["ipc"])
@@ -163,21 +172,27 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
     store = experts if isinstance(experts, TrajectoryStore) or experts is None else TrajectoryStore(experts)
     side = min(data.image_size)
     preset = choose_preset(method, data.name, config["ipc"], config["preset"], side=side, classes=data.num_classes)
-    config = preset.settings | _of_experts(store, given, preset.settings) | _without_none(config)
+    config = DATA | RUN | REPORT | EXPERT_TRAINING | preset.settings
+    config |= _of_experts(store, given, preset.settings) | given
     config |= {"method": method, "preset": preset.name, "dataset": _spec(dataset, data)}
     config["experts"] = None if store is None else str(store.path.resolve())
     if config["zca"] and data.preprocessing.zca is None:
         data = data.whitened()
     config["zca"] = data.preprocessing.zca is not None
     job = _checked(config, data, METHODS[method].Settings, store)
+    job.settings.check_run(config["iterations"])
+    if job.settings.init not in INITS:
+        load_init(job.settings, data, config["ipc"])  # refuses one that does not fit
     job.plan_for_budget(asked="memory_budget" in given)
     return job
 
 
-def _without_none(config: dict[str, Any]) -> dict[str, Any]:
-    """What is not None, and the defaults that may stay None."""
-    may_be_none = {"data_root", "image_size", "experts", "full_epochs", "eval_every"}
-    return {name: value for name, value in config.items() if value is not None or name in may_be_none}
+def _method(method: str | None, preset: str | None) -> str:
+    """The method that is meant, by its own name or that of a preset."""
+    named = str(preset).split("/")[0] if preset is not None else RUN["method"]
+    method = (named if named in METHODS else RUN["method"]) if method is None else method
+    expect_one_of("method", method, METHODS)
+    return method
 
 
 def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, download: bool = False) -> Job:
@@ -198,7 +213,7 @@ def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, do
                 f"{name}: the run in {path} has {saved.get(name)!r}, got {value!r}; "
                 f"a run is resumed with its own settings"
             )
-    config = RUN | saved | {name: value for name, value in given.items() if name in FREE}
+    config = RUN | REPORT | EXPERT_TRAINING | saved | {name: value for name, value in given.items() if name in FREE}
     if dataset is None and saved["dataset"] == "custom":
         raise ValueError(f"dataset: the run in {path} had one that was given from Python; give it again")
     data = load_dataset(
@@ -237,18 +252,21 @@ def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, do
     return job
 
 
-def expert_options(dataset: Any, ipc: int | None, preset: str | None, options: dict[str, Any]) -> dict[str, Any]:
+def expert_options(
+    dataset: Any, ipc: int | None, method: str | None, preset: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
     """Keyword arguments of train_experts: those given, the others as the preset for `distill` has them."""
     given = {name: value for name, value in options.items() if value is not None}
     names = {"data_root": "root", "image_size": "image_size", "resize": "resize", "download": "download"}
     data = load_dataset(dataset or DATA["dataset"], **{names[n]: v for n, v in given.items() if n in names})
     chosen = choose_preset(
-        RUN["method"], data.name, ipc or 1, preset, side=min(data.image_size), classes=data.num_classes
+        _method(method, preset), data.name, ipc or 1, preset, side=min(data.image_size), classes=data.num_classes
     )
     log.info("settings: %s", chosen.name)
-    row = chosen.settings
+    row = EXPERT_TRAINING | chosen.settings
     defaults = {"epochs": row["train_epochs"], "lr_teacher": row["train_lr"]}
-    defaults |= {n: row[n] for n in ("network", "num_experts", "batch_train", "mom", "l2", "dsa_strategy", "zca")}
+    defaults |= {name: row[name] for name in ("network", "num_experts", "zca", *EXPERT_TRAINING)}
+    defaults["dsa_strategy"] = row.get("train_dsa_strategy") or row["dsa_strategy"]
     merged = defaults | {name: value for name, value in given.items() if name not in names}
     return {"dataset": data.whitened() if merged.pop("zca") else data, **merged}
 
@@ -257,8 +275,8 @@ def _without_paths(given: dict[str, Any]) -> dict[str, Any]:
     """Arguments as JSON can hold them: folders absolute, for a run may be resumed from elsewhere."""
     folders = {
         name: str(Path(given[name]).resolve())
-        for name in ("data_root", "experts")
-        if isinstance(given.get(name), str | Path)
+        for name in ("data_root", "experts", "init")
+        if isinstance(given.get(name), str | Path) and given[name] not in INITS
     }
     return given | folders
 
@@ -274,21 +292,23 @@ def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store:
     """The job of a config whose values all stand, once they are known to make sense."""
     names = [field.name for field in fields(settings_class)]
     settings = settings_class(**{name: config[name] for name in names if name in config})
-    if settings.lr_label:
-        raise ValueError("lr_label: labels start as classes here and are not learned; expected 0")
-    SGD(config["train_lr"], config["mom"], config["l2"], config["batch_train"], config["dsa_strategy"])
+    if settings.canvas > 1 and config["zca"]:
+        raise ValueError(f"canvas: whitening is of whole images; expected zca off or canvas 1, got {settings.canvas}")
     device = resolve_device(config.get("device"))
     if isinstance(config.get("networks"), str):
         raise ValueError(f"networks: expected a tuple of names, got {config['networks']!r}")
     config["networks"] = list(config.get("networks") or [config["network"]])
     epochs = None if config["train_epochs"] == NEEDED else config["train_epochs"]
     wholes = {name: config[name] for name in ("iterations", "num_experts", "batch_train", "num_eval")}
-    maybe = {name: config.get(name) for name in ("eval_every", "checkpoint_every", "full_epochs", "eval_epochs")}
+    maybe = {
+        name: config.get(name)
+        for name in ("eval_every", "checkpoint_every", "full_epochs", "eval_epochs", "eval_batch")
+    }
     maybe["train_epochs"] = epochs
     expect_whole(**wholes, **{name: value for name, value in maybe.items() if value is not None})
     if not isinstance(config["cuda_graph"], bool):
         raise ValueError(f"cuda_graph: expected True or False, got {config['cuda_graph']!r}")
-    data.check_ipc(config["ipc"])
+    data.check_ipc(config["ipc"] * (settings.canvas**2 if settings.init in INITS else 1))
     check_evaluation(config["networks"], config["protocol"], data)
     facts = {
         "fingerprint": data.fingerprint,
@@ -316,8 +336,10 @@ def _of_experts(store: TrajectoryStore | None, given: dict[str, Any], row: dict[
         "num_experts": store.num_experts,
         "network": store.settings.get("network"),
         "zca": bool(preprocessing.get("zca")),
+        "optimizer": store.settings.get("optimizer", EXPERT_TRAINING["optimizer"]),
     }
-    for name in ("network", "zca"):
+    row = EXPERT_TRAINING | row
+    for name in ("network", "zca", "optimizer"):
         if name not in given and decided[name] != row[name]:
             log.info("%s: %s, as the experts were trained (the preset has %s)", name, decided[name], row[name])
     return decided

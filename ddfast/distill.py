@@ -1,31 +1,22 @@
 """The whole job: experts, the outer loop, evaluation, and a run folder."""
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ddfast import seeds
-from ddfast.configuration import Job, resolve, resolve_resumed
+from ddfast.configuration import EXPERT_TRAINING, Job, resolve, resolve_resumed
 from ddfast.data import SyntheticSet
-from ddfast.devices import is_out_of_memory, peak_bytes
+from ddfast.distillation import Distillation
 from ddfast.evaluate import evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
 from ddfast.experts import TrajectoryStore, train_experts
-from ddfast.methods import METHODS
 from ddfast.report import save_curves, save_images
 from ddfast.runs import RunFolder
 
 log = logging.getLogger("ddfast")
-
-MOST_SKIPS = 20  # updates in a row without a finite gradient that end a run
-
-
-class DistillationDivergedError(ValueError):
-    """Too many updates in a row had no finite gradient; the synthetic set is the last good one again."""
 
 
 @dataclass(frozen=True)
@@ -35,105 +26,9 @@ class DistillResult:
     synthetic: SyntheticSet
     history: list[dict[str, Any]]  # one record per iteration
     path: Path  # the run folder
-    accuracy: dict[str, dict[str, Any]]  # distilled, random_real, full_data: mean, std, n, and by network
-
-
-class Distillation:
-    """The outer loop of a run: iterate over it for one record per iteration; `synthetic` is the set as it is.
-
-    Made from a Job that is resolved already; `distill` resolves it, drains this, evaluates and writes the folder.
-    `state_dict` and `load_state_dict` carry a run on bit for bit. An iteration that is interrupted did not happen:
-    `rollback` goes back to the end of the one before.
-    """
-
-    def __init__(self, job: Job, experts: TrajectoryStore):
-        job.check_experts(experts)
-        self._job = job
-        config, data, settings = job.config, job.data, job.settings
-        generator = seeds.generator(config["seed"], "init")
-        images, labels = data.random_real(config["ipc"], generator)
-        if settings.init == "noise":
-            images = torch.randn(images.shape, generator=generator)
-        lr = torch.tensor(settings.lr_teacher)
-        initial = SyntheticSet(images, labels, lr, data.class_names, data.preprocessing, settings.dsa_strategy)
-        self.iterations, self.iteration, self.device = config["iterations"], 0, job.device
-        self._skips = 0  # updates skipped in a row
-        self.method = METHODS[config["method"]](
-            settings,
-            initial,
-            experts,
-            job.network("student"),
-            seeds.generator(config["seed"], "distill"),
-            num_experts=config["num_experts"],
-            device=job.device,
-            plan=job.plan,
-            precision=config["precision"],
-            cuda_graph=config["cuda_graph"],
-        )
-        self._whole = self._state()
-        self.on_record: Callable[[dict[str, Any]], None] = lambda record: None  # called before a record is yielded
-        self.on_plan: Callable[[], None] = lambda: None  # called when the job has another memory plan
-
-    @property
-    def synthetic(self) -> SyntheticSet:
-        """The synthetic set as it is now, detached."""
-        return self.method.current()
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Run to the end.
-
-        DistillationDivergedError after too many updates in a row that had to be skipped; MemoryError where memory runs
-        out again after it was planned again with half.
-        """
-        while self.iteration < self.iterations:
-            began = time.perf_counter()
-            record = self._step()
-            self.iteration += 1
-            self._skips = 0 if record["updated"] else self._skips + 1
-            diverged = self._skips >= MOST_SKIPS
-            if diverged or (self._skips and self.iteration == self.iterations):
-                log.warning("the last %d updates had no finite gradient: back to the images before them", self._skips)
-                self.method.restore()
-            self._whole = self._state()
-            cost = {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes(self.device)}
-            record = {"iteration": self.iteration, **record, **cost}
-            self.on_record(record)
-            yield record
-            if diverged:
-                raise DistillationDivergedError(
-                    f"distillation: {self._skips} updates in a row had no finite gradient; "
-                    f"try a smaller lr_img or lr_lr, or fewer syn_steps"
-                )
-
-    def _step(self) -> dict[str, Any]:
-        while True:
-            try:
-                return self.method.step()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                cause = error.with_traceback(None)  # which would keep the failed step's tensors
-            self.rollback()
-            self._job.plan_again(self.iteration + 1, cause)
-            self.method.use_plan(self._job.plan)
-            self.on_plan()
-
-    def _state(self) -> dict[str, Any]:
-        return {"iteration": self.iteration, "skips": self._skips, "method": self.method.state_dict()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on from the end of the last whole iteration."""
-        return self._whole
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there: on a CPU bit for bit, with the same number of threads."""
-        self.iteration, self._skips = state["iteration"], state["skips"]
-        self.method.load_state_dict(state["method"])
-        self._whole = self._state()
-
-    def rollback(self) -> None:
-        """Undo what an interrupted iteration did."""
-        self.load_state_dict(self._whole)
+    # distilled, averaged where an average is kept, random_real, full_data: mean, std, n, and by network
+    accuracy: dict[str, dict[str, Any]]
+    averaged: SyntheticSet | None = None  # with the average of the images over the iterations (ema_decay)
 
 
 def distill(
@@ -221,7 +116,9 @@ def distill(
         run.write_config(job.config)
         try:
             store = _train_experts(job) if job.experts is None else job.experts
-            distillation = Distillation(job, store)
+            saved = run.path / "initial"
+            initial = SyntheticSet.load(saved) if goes_on and saved.with_suffix(".json").is_file() else None
+            distillation = Distillation(job, store, initial)
         except Exception:
             if not goes_on:
                 run.discard()
@@ -234,9 +131,10 @@ def distill(
         run.write_config(job.config)
         history = _run(run, job, distillation, progress)
         log.info("evaluating")
-        accuracy = _accuracy(distillation.synthetic, job, store)
+        synthetic, averaged = distillation.synthetic, distillation.averaged
+        accuracy = _accuracy({"distilled": synthetic, "averaged": averaged}, job, store)
         run.write_summary(_summary(run, job, accuracy, history))
-        return DistillResult(distillation.synthetic, history, run.path, accuracy)
+        return DistillResult(synthetic, history, run.path, accuracy, averaged)
 
 
 def _check_iterations(run: RunFolder, job: Job) -> None:
@@ -264,19 +162,9 @@ def _summary(run: RunFolder, job: Job, accuracy: dict[str, Any], history: list[d
 
 def _train_experts(job: Job) -> TrajectoryStore:
     config = job.config
-    return train_experts(
-        job.data,
-        network=config["network"],
-        num_experts=config["num_experts"],
-        epochs=job.train_epochs,
-        lr_teacher=config["train_lr"],
-        mom=config["mom"],
-        l2=config["l2"],
-        batch_train=config["batch_train"],
-        dsa_strategy=config["dsa_strategy"],
-        seed=config["seed"],
-        device=job.device,
-    )
+    same = {name: config[name] for name in ("network", "num_experts", "seed", *EXPERT_TRAINING)}
+    own = {"lr_teacher": config["train_lr"], "dsa_strategy": job.train_dsa_strategy, "device": job.device}
+    return train_experts(job.data, epochs=job.train_epochs, **same, **own)
 
 
 def _run(
@@ -297,6 +185,9 @@ def _run(
     def save() -> None:
         run.write_state(distillation.state_dict())
         run.write_synthetic(distillation.synthetic)
+        averaged = distillation.averaged
+        if averaged is not None:
+            run.write_synthetic(averaged, "averaged")
 
     def draw(save_picture: Callable[[Any, Path], None], what: Any, name: str) -> None:
         try:
@@ -352,14 +243,17 @@ def _evaluation_options(job: Job) -> dict[str, Any]:
         "networks": tuple(config["networks"]),
         "num_eval": config["num_eval"],
         "epochs": config.get("eval_epochs"),
+        "batch": config.get("eval_batch"),
         "protocol": config["protocol"],
+        "sam_rho": config.get("sam_rho"),
         "seed": config["seed"],
         "device": str(job.device),
     }
 
 
 def _evaluation_settings(job: Job) -> dict[str, Any]:
-    return {name: job.config.get(name) for name in ("networks", "num_eval", "eval_epochs", "protocol", "full_epochs")}
+    names = ("networks", "num_eval", "eval_epochs", "eval_batch", "protocol", "sam_rho", "full_epochs")
+    return {name: job.config.get(name) for name in names}
 
 
 def _finished(run: RunFolder, job: Job) -> DistillResult | None:
@@ -370,13 +264,14 @@ def _finished(run: RunFolder, job: Job) -> DistillResult | None:
     if summary.get("evaluation") != _evaluation_settings(job):
         return None
     history = run.keep_until("metrics", job.config["iterations"])
-    return DistillResult(SyntheticSet.load(run.path / "synthetic"), history, run.path, summary["accuracy"])
+    averaged = SyntheticSet.load(run.path / "averaged") if "averaged" in summary["accuracy"] else None
+    return DistillResult(SyntheticSet.load(run.path / "synthetic"), history, run.path, summary["accuracy"], averaged)
 
 
-def _accuracy(synthetic: SyntheticSet, job: Job, experts: TrajectoryStore) -> dict[str, dict[str, Any]]:
-    """Accuracy of the distilled set, of as many random real images, and of full data."""
+def _accuracy(sets: dict[str, SyntheticSet | None], job: Job, experts: TrajectoryStore) -> dict[str, dict[str, Any]]:
+    """Accuracy of the distilled sets, of as many random real images, and of full data."""
     config, options = job.config, _evaluation_options(job)
-    distilled = evaluate(synthetic, job.data, **options).summary()
+    distilled = {name: evaluate(s, job.data, **options).summary() for name, s in sets.items() if s is not None}
     random_real = evaluate_random_real(
         job.data, config["ipc"], dsa_strategy=config["dsa_strategy"], **options
     ).summary()
@@ -397,4 +292,4 @@ def _accuracy(synthetic: SyntheticSet, job: Job, experts: TrajectoryStore) -> di
         full = evaluate_snapshots(job.data, config["network"], last, job.device)
     source = "trained anew" if config["full_epochs"] else "the experts"
     full_data = {**full.summary(), "epochs": epochs, "source": source}
-    return {"distilled": distilled, "random_real": random_real, "full_data": full_data}
+    return {**distilled, "random_real": random_real, "full_data": full_data}

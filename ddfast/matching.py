@@ -4,9 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from ddfast.adjoints import Adjoint, Augment, CheckpointedUnroll, FullUnroll, Unroll
-from ddfast.ops import param_distance
+from ddfast.arguments import expect_one_of
+from ddfast.distances import DISTANCES
+from ddfast.distances import distance as distance_between
 from ddfast.ops._checks import expect_tensors
 from ddfast.students import ModuleStudent, Student, student_of
+from ddfast.students.base import layer_sizes
 
 
 def unroll(
@@ -77,12 +80,15 @@ def match_trajectory(
     images: Tensor,  # [I, C, H, W]
     labels: Tensor,  # int64 [I], or target weights [I, K]
     lr: Tensor,  # [] or [T]
+    *,
+    distance: str = "squared",
+    weight: Tensor | None = None,  # [P], or like start
     **options,
 ) -> Tensor:  # [] or [S]
     """The matching loss of MTT (eq. 2): ‖θ_T − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖², with θ_T unrolled from θ*_t.
 
-    Options, derivatives and errors are those of `unroll`, save return_states. A start that equals its target gives inf
-    or nan.
+    distance: another of ddfast.distances.DISTANCES; weight: of the parameters in it. The other options, derivatives and
+    errors are those of `unroll`, save return_states. A start that equals its target gives inf or nan.
     """
     if "return_states" in options:
         raise TypeError("match_trajectory: return_states is not an option here; use unroll and ops.param_distance")
@@ -91,7 +97,11 @@ def match_trajectory(
         raise ValueError(
             f"start, target: expected the same shape, [P] or [S, P], got {list(start.shape)} and {list(target.shape)}"
         )
-    return param_distance(unroll(student, start, images, labels, lr, **options), target, start)
+    expect_one_of("distance", distance, DISTANCES)
+    last, layers = unroll(student, start, images, labels, lr, **options), None
+    if distance == "layerwise":
+        layers = layer_sizes(student) if isinstance(student, nn.Module) else student.layer_sizes
+    return distance_between(last, target, start, distance, weight=weight, layers=layers)
 
 
 def _check_tensors(student: Student, start: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> None:

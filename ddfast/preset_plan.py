@@ -45,12 +45,14 @@ def plan_of_preset(
         generator=seeds.generator(0),
     )
     student = student_of(module, precision)
-    size = row.unroll_size(torch.Size((preset.classes * preset.ipc, preset.channels, side, side)), device)
+    images = torch.Size((preset.classes * preset.ipc, preset.channels, side, side))
+    size = row.unroll_size(images, device, return_states=METHODS[method].compares_states)
     budget = parse_budget(RUN["memory_budget"] if memory_budget is None else memory_budget, device)
     plan, reason = make_plan(student, size, budget), why_not_fused(module)
     return {
         "setting": f"{preset.name}, {size.words()}",
         "network": f"{chosen}, {student.num_parameters} parameters, {f'by autograd: {reason}' if reason else 'fused'}",
+        "gradient": METHODS[method].gradient,
         "budget": f"{budget / 2**20:.0f} MiB",
         "plan": plan.words(size),
         "recomputing all": Plan(predicted_bytes=predict(student, size, Plan())).words(size),

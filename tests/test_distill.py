@@ -12,7 +12,7 @@ import ddfast
 from ddfast import networks, ops, seeds
 from ddfast.configuration import resolve
 from ddfast.data import load_dataset
-from ddfast.distill import MOST_SKIPS, Distillation, DistillationDivergedError
+from ddfast.distillation import MOST_SKIPS, Distillation, DistillationDivergedError
 from ddfast.methods import MTT, MTTSettings
 from ddfast.methods.descent import LR_FLOOR
 from tests.conftest import SMALL, relative_error

@@ -132,14 +132,17 @@ class Dataset:
                 f"{self.class_names[fewest]!r}, got {ipc}"
             )
 
+    def by_class(self, generator: torch.Generator | None = None) -> list[Tensor]:  # K tensors int64
+        """Indices of the training images of each class, in an order drawn from the generator, or as they come."""
+        of_classes = [(self.train_labels == k).nonzero()[:, 0] for k in range(self.num_classes)]
+        if generator is None:
+            return of_classes
+        return [indices[torch.randperm(len(indices), generator=generator)] for indices in of_classes]
+
     def random_real(self, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """ipc random training images of every class, class by class, preprocessed: [K ipc, C, H, W], int64 [K ipc]."""
         self.check_ipc(ipc)
-        chosen = []
-        for k in range(self.num_classes):
-            of_class = (self.train_labels == k).nonzero()[:, 0]
-            chosen.append(of_class[torch.randperm(len(of_class), generator=generator)[:ipc]])
-        indices = torch.cat(chosen)
+        indices = torch.cat([of_class[:ipc] for of_class in self.by_class(generator)])
         return self.preprocessing.apply(self.train_images[indices]), self.train_labels[indices].clone()
 
 

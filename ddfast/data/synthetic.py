@@ -1,6 +1,6 @@
 """SyntheticSet: the distilled images, how to train on them, and how real data must be preprocessed beside them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -69,12 +69,14 @@ class SyntheticSet:
         """The class of each image; of soft labels the largest."""
         return self.labels if self.is_hard else self.labels.argmax(1)
 
+    def with_values(self, images: Tensor, labels: Tensor, lr: Tensor) -> "SyntheticSet":
+        """This set with copies of other tensors, on the CPU."""
+        tensors = (t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in (images, labels, lr))
+        return replace(self, **dict(zip(("images", "labels", "lr"), tensors, strict=True)))
+
     def detached(self) -> "SyntheticSet":
         """A copy on the CPU that shares nothing with this one."""
-        tensors = (
-            t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in (self.images, self.labels, self.lr)
-        )
-        return SyntheticSet(*tensors, self.class_names, self.preprocessing, self.dsa_strategy)
+        return self.with_values(self.images, self.labels, self.lr)
 
     def save(self, path: str | Path) -> None:
         """Write both files, each whole or not at all."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Student(ABC):
     """A network with flat parameters θ, seen through two functions; ℓ is the mean cross-entropy of a minibatch."""
 
     num_parameters: int  # P
+    layer_sizes: tuple[int, ...] | None = None  # parameters of each layer, in order; None where it cannot say
 
     @abstractmethod
     def grad(
@@ -92,6 +93,17 @@ class Student(ABC):
     def why_no_micro_batches(self) -> str | None:
         """Why a minibatch cannot be cut into chunks; None where its images do not see each other."""
         return f"{type(self).__name__} does not say that the images of a minibatch are independent"
+
+
+def layer_sizes(network: nn.Module) -> tuple[int, ...]:
+    """How many parameters each module holds itself, weight and bias together, in the order of the flat parameters."""
+    seen: set[nn.Parameter] = set()
+    sizes = []
+    for module in network.modules():
+        own = [p for p in module.parameters(recurse=False) if p not in seen]
+        seen.update(own)
+        sizes += [sum(p.numel() for p in own)] if own else []
+    return tuple(sizes)
 
 
 def check_labels(

@@ -7,7 +7,7 @@ from torch import nn
 
 from ddfast.networks import ConvNet, NormReLUPool
 from ddfast.ops import ConvNetLayout, convnet_grad, convnet_grad_jvp
-from ddfast.students.base import GradientJvp, StepBytes, Student, check_labels
+from ddfast.students.base import GradientJvp, StepBytes, Student, check_labels, layer_sizes
 
 
 class ConvNetStudent(Student):
@@ -23,6 +23,7 @@ class ConvNetStudent(Student):
         if reason is not None:
             raise ValueError(f"student: {reason}; use ModuleStudent")
         self.num_parameters = sum(p.numel() for p in network.parameters())
+        self.layer_sizes = layer_sizes(network)
         blocks, K = len(network.features) // 2, network.classifier.out_features
         norm = network.features[1]
         self.layout = ConvNetLayout(len(norm.weight), blocks, K, network.border, norm.eps, precision)

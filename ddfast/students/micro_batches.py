@@ -19,6 +19,7 @@ class MicroBatches(Student):
         if size < 1:
             raise ValueError(f"micro_batch: expected at least 1 image, got {size}")
         self.student, self.size, self.num_parameters = student, size, student.num_parameters
+        self.layer_sizes = student.layer_sizes
 
     def grad(self, parameters, images, labels, *, step, create_graph=False):
         losses, gradient = 0, 0

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ddfast.ops._precision import computing_in, expect_precision
-from ddfast.students.base import GradientJvp, Step, StepBytes, Student, Wanted, check_labels
+from ddfast.students.base import GradientJvp, Step, StepBytes, Student, Wanted, check_labels, layer_sizes
 from ddfast.students.live import LiveBytes
 
 
@@ -52,7 +52,7 @@ class ModuleStudent(Student):
             raise ValueError(f"student: {type(module).__name__} has no parameters")
         self._shapes = [parameter.shape for parameter in parameters]
         self._sizes = [parameter.numel() for parameter in parameters]
-        self.num_parameters = sum(self._sizes)
+        self.num_parameters, self.layer_sizes = sum(self._sizes), layer_sizes(module)
         self._kept: dict[str | torch.device, Tensor] = {}
         self._step_bytes: dict[tuple[torch.Size, torch.dtype], StepBytes | None] = {}
 

@@ -1,0 +1,127 @@
+"""The outer loop of a run."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ddfast import seeds
+from ddfast.configuration import Job
+from ddfast.data import SyntheticSet
+from ddfast.devices import is_out_of_memory, peak_bytes
+from ddfast.experts import TrajectoryStore
+from ddfast.methods import METHODS, initial_set
+
+log = logging.getLogger("ddfast")
+
+MOST_SKIPS = 20  # updates in a row without a finite gradient that end a run
+
+
+class DistillationDivergedError(ValueError):
+    """Too many updates in a row had no finite gradient; the synthetic set is the last good one again."""
+
+
+class Distillation:
+    """The outer loop of a run: iterate over it for one record per iteration; `synthetic` is the set as it is.
+
+    Made from a Job that is resolved already; `distill` resolves it, drains this, evaluates and writes the folder.
+    `initial`: the set that it begins with, where it is known; None for what the settings say.
+    `state_dict` and `load_state_dict` carry a run on bit for bit. An iteration that is interrupted did not happen:
+    `rollback` goes back to the end of the one before.
+    """
+
+    def __init__(self, job: Job, experts: TrajectoryStore, initial: SyntheticSet | None = None):
+        job.check_experts(experts)
+        self._job = job
+        config, settings = job.config, job.settings
+        if initial is None:
+            judge = job.network("init").to(job.device)
+            generator = seeds.generator(config["seed"], "init")
+            initial = initial_set(settings, job.data, config["ipc"], experts, config["num_experts"], judge, generator)
+        self.iterations, self.iteration, self.device = config["iterations"], 0, job.device
+        self._skips = 0  # updates skipped in a row
+        self.method = METHODS[config["method"]](
+            settings,
+            initial,
+            experts,
+            job.network("student"),
+            seeds.generator(config["seed"], "distill"),
+            num_experts=config["num_experts"],
+            device=job.device,
+            plan=job.plan,
+            precision=config["precision"],
+            cuda_graph=config["cuda_graph"],
+        )
+        self._mark()
+        self.on_record: Callable[[dict[str, Any]], None] = lambda record: None  # called before a record is yielded
+        self.on_plan: Callable[[], None] = lambda: None  # called when the job has another memory plan
+
+    @property
+    def synthetic(self) -> SyntheticSet:
+        """The synthetic set as it is now, detached."""
+        return self.method.current()
+
+    @property
+    def averaged(self) -> SyntheticSet | None:
+        """The set with the average of its images over the iterations; None where none is kept."""
+        return self.method.averaged()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Run to the end.
+
+        DistillationDivergedError after too many updates in a row that had to be skipped; MemoryError where memory runs
+        out again after it was planned again with half.
+        """
+        while self.iteration < self.iterations:
+            began = time.perf_counter()
+            skipped_before = self.method.skipped
+            record = self._step()
+            self.iteration += 1
+            skipped = self.method.skipped > skipped_before
+            self._skips = self._skips + 1 if skipped else 0
+            diverged = self._skips >= MOST_SKIPS
+            if diverged or (self._skips and self.iteration == self.iterations):
+                log.warning("the last %d updates had no finite gradient: back to the images before them", self._skips)
+                self.method.restore()
+            self._mark()
+            cost = {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes(self.device)}
+            record = {"iteration": self.iteration, **record, **cost}
+            self.on_record(record)
+            yield record
+            if diverged:
+                raise DistillationDivergedError(
+                    f"distillation: {self._skips} updates in a row had no finite gradient; "
+                    f"try a smaller lr_img or lr_lr, or fewer syn_steps"
+                )
+
+    def _step(self) -> dict[str, Any]:
+        while True:
+            try:
+                return self.method.step()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                cause = error.with_traceback(None)  # which would keep the failed step's tensors
+            self.rollback()
+            self._job.plan_again(self.iteration + 1, cause)
+            self.method.use_plan(self._job.plan)
+            self.on_plan()
+
+    def _mark(self) -> None:
+        self._marked = (self.iteration, self._skips)
+        self.method.mark()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Between two iterations: what `load_state_dict` needs to go on."""
+        return {"iteration": self.iteration, "skips": self._skips, "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there: on a CPU bit for bit, with the same number of threads."""
+        self.iteration, self._skips = state["iteration"], state["skips"]
+        self.method.load_state_dict(state["method"])
+        self._mark()
+
+    def rollback(self) -> None:
+        """Undo what an interrupted iteration did."""
+        self.iteration, self._skips = self._marked
+        self.method.rollback()

@@ -1,0 +1,31 @@
+"""ATT: the step of the unroll that is matched is chosen anew in every iteration."""
+
+import torch
+from torch import Tensor
+
+from ddfast.methods.trajectory import TrajectoryMatching
+
+
+class ATT(TrajectoryMatching):
+    """Automatic training trajectories (Liu et al. 2024): match where the student comes nearest.
+
+    The student is unrolled for syn_steps; of its states after 1 to syn_steps steps that of least L1 distance to the
+    target is taken, by each segment for itself, and matched as MTT does. The backward begins there. The published
+    settings average the images as FTD does (ema_decay).
+    """
+
+    compares_states = True
+
+    def compare(self, student: Tensor, target: Tensor, start: Tensor) -> Tensor:  # [T + 1, S, P], [S, P] twice -> [S]
+        """The loss at the nearest state."""
+        with torch.no_grad():
+            nearest = torch.stack([(state - target).abs().sum(1) for state in student[1:]]).argmin(0) + 1  # [S]
+        self.chosen_steps = nearest.tolist()
+        rows = torch.arange(len(target), device=target.device)
+        return super().compare(student[nearest, rows], target, start)
+
+    def step(self):
+        """The chosen step is in the record."""
+        record = super().step()
+        steps = self.chosen_steps
+        return {**record, "matched_step": steps if len(steps) > 1 else steps[0]}

@@ -1,0 +1,151 @@
+"""What a synthetic set starts from: real images, noise, images that the experts know, or a saved set."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
+
+from ddfast.data import Dataset, SyntheticSet
+from ddfast.experts import TrajectoryStore
+from ddfast.methods.settings import INITS, MatchingSettings
+
+log = logging.getLogger("ddfast")
+
+CHUNK = 256  # images that an expert classifies at a time
+
+
+def initial_set(
+    settings: MatchingSettings,
+    data: Dataset,
+    ipc: int,
+    experts: TrajectoryStore,
+    num_experts: int,
+    network: nn.Module,  # of the experts, on the device where they classify
+    generator: torch.Generator,
+) -> SyntheticSet:
+    """The set that a run begins with, class by class.
+
+    Hard labels are the classes. Others begin as logits of the experts' last snapshots (DATM, Guo et al. 2024, section
+    3.4): with init="correct" the mean over those experts that classify the image correctly, or over all where none
+    does; else one expert's, of noise those of as many real images. A canvas is a mosaic of real images of its class,
+    or noise.
+
+    Errors: ValueError for a saved set that does not fit.
+    """
+    judges = _Judges(network, experts, num_experts)
+    if settings.init not in INITS:
+        saved = load_init(settings, data, ipc)
+        if saved.is_soft or settings.labels == "hard":
+            return saved
+        return saved.with_values(saved.images, judges.logits(0, saved.images), saved.lr)
+    tiles = settings.canvas**2
+    chosen = _chosen(settings.init, data, ipc * tiles, judges, generator)
+    images, labels = data.preprocessing.apply(data.train_images[chosen]), data.train_labels[chosen]
+    if settings.labels != "hard":
+        labels = judges.known(images, labels) if settings.init == "correct" else judges.logits(0, images)
+        labels = labels.unflatten(0, (-1, tiles)).mean(1)
+    else:
+        labels = labels[::tiles].clone()
+    if settings.init == "noise":
+        images = torch.randn(images.shape, generator=generator)
+    lr = torch.tensor(settings.lr_teacher)
+    return SyntheticSet(
+        _mosaics(images, settings.canvas),
+        labels,
+        lr,
+        data.class_names,
+        data.preprocessing,
+        settings.dsa_strategy,
+        settings.canvas,
+    )
+
+
+def load_init(settings: MatchingSettings, data: Dataset, ipc: int) -> SyntheticSet:
+    """The saved set that a run begins with, its labels, learning rate and all; ValueError where it does not fit."""
+    path = Path(settings.init)
+    if path.is_dir():  # a run folder
+        path = path / "synthetic"
+    if not Path(f"{str(path).removesuffix('.safetensors').removesuffix('.json')}.json").is_file():
+        raise ValueError(f"init: expected one of {', '.join(INITS)}, or a saved set or run, got {settings.init!r}")
+    saved = SyntheticSet.load(path)
+    expected = [ipc * data.num_classes, data.channels, *(settings.canvas * side for side in data.image_size)]
+    if list(saved.images.shape) != expected:
+        raise ValueError(f"init: expected images {expected}, got {list(saved.images.shape)} in {path}")
+    if saved.class_names != data.class_names or not saved.preprocessing.matches(data.preprocessing):
+        raise ValueError(f"init: {path} was distilled from other classes than {data.name}'s, or preprocessed otherwise")
+    if saved.is_soft and settings.labels == "hard":
+        raise ValueError(f"labels: the set in {path} has label logits; expected soft, got hard")
+    return replace(saved, dsa_strategy=settings.dsa_strategy)
+
+
+def _chosen(init: str, data: Dataset, count: int, judges: "_Judges", generator: torch.Generator) -> Tensor:
+    """Indices of `count` training images of every class, class by class, int64 [K count]."""
+    data.check_ipc(count)
+    if init == "first":
+        return torch.cat([indices[:count] for indices in data.by_class()])
+    of_classes = data.by_class(generator)
+    if init == "correct":
+        of_classes = [_correct(data, k, indices, count, judges) for k, indices in enumerate(of_classes)]
+    return torch.cat([indices[:count] for indices in of_classes])
+
+
+def _correct(data: Dataset, k: int, indices: Tensor, count: int, judges: "_Judges") -> Tensor:  # int64 [count]
+    """Images of class k that an expert classifies correctly; from the next expert where they run out, then any."""
+    found = indices[:0]
+    for expert in range(judges.count):
+        for part in indices.split(CHUNK):
+            if len(found) >= count:
+                return found[:count]
+            part = part[~torch.isin(part, found)]
+            images = data.preprocessing.apply(data.train_images[part])
+            found = torch.cat([found, part[judges.logits(expert, images).argmax(1) == k]])
+    if len(found) < count:
+        name = data.class_names[k]
+        log.warning("init: the experts classify only %d of %d images of %s correctly", len(found), len(indices), name)
+    return torch.cat([found, indices[~torch.isin(indices, found)]])[:count]
+
+
+def _mosaics(images: Tensor, canvas: int) -> Tensor:  # [I c², C, H, W] -> [I, C, cH, cW]
+    tiles = images.unflatten(0, (-1, canvas, canvas))  # [I, c, c, C, H, W]
+    return tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3).contiguous()
+
+
+def as_judge(network: nn.Module) -> nn.Module:
+    """The network as it classifies: without dropout, its batch norms by the statistics of the minibatch, for snapshots
+    hold no others."""
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    return network
+
+
+class _Judges:
+    """The last snapshots of experts, to classify images with."""
+
+    def __init__(self, network: nn.Module, experts: TrajectoryStore, count: int):
+        self.count, self._network, self._experts = count, as_judge(network), experts
+        self._loaded: int | None = None
+
+    @torch.no_grad()
+    def logits(self, expert: int, images: Tensor) -> Tensor:  # [I, C, H, W], on the CPU -> [I, K]
+        """One expert's."""
+        if expert != self._loaded:
+            snapshot = self._experts.snapshot(expert, self._experts.epochs)
+            vector_to_parameters(snapshot.to(next(self._network.parameters()).device), self._network.parameters())
+            self._loaded = expert
+        device = next(self._network.parameters()).device
+        parts = [self._network(part.to(device)).cpu() for part in images.split(CHUNK)]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def known(self, images: Tensor, classes: Tensor) -> Tensor:  # [I, C, H, W], int64 [I] -> [I, K]
+        """The mean over those experts that classify an image correctly; over all of them where none does."""
+        total = right = number = 0
+        for expert in range(self.count):
+            logits = self.logits(expert, images)
+            correct = (logits.argmax(1) == classes)[:, None]
+            total, right, number = total + logits, right + logits * correct, number + correct.long()
+        return torch.where(number > 0, right / number.clamp(min=1), total / self.count)
