@@ -193,6 +193,18 @@ def test_soft_labels_and_how_to_train_come_back_too(synthetic, tmp_path):
     assert json.loads((tmp_path / "set.json").read_text())["labels"] == "logits"
 
 
+def test_a_canvas_comes_back_and_says_what_networks_see(synthetic, tmp_path):
+    assert synthetic.image_size == tuple(synthetic.images.shape[2:])
+    canvases = replace(synthetic, images=uniform(4, 1, 8, 12).float(), canvas=2)
+    assert canvases.image_size == (4, 6) and canvases.detached().canvas == 2
+    canvases.save(tmp_path / "set")
+    assert SyntheticSet.load(tmp_path / "set").canvas == 2
+    about = json.loads((tmp_path / "set.json").read_text())
+    del about["canvas"]
+    (tmp_path / "set.json").write_text(json.dumps(about))
+    assert SyntheticSet.load(tmp_path / "set").canvas == 1  # as files were before there were canvases
+
+
 def test_a_name_with_a_dot_is_kept_whole(synthetic, tmp_path):
     synthetic.save(tmp_path / "lr0.01")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lr0.01.json", "lr0.01.safetensors"]
@@ -239,6 +251,11 @@ def test_a_failed_save_leaves_the_old_files(synthetic, tmp_path, monkeypatch):
         ({"images": torch.zeros(4, 3, 8, 8)}, "images: expected 1 channels as in the preprocessing, got 3"),
         ({"labels": torch.tensor([0, 1, 2, 0])}, "labels: expected classes 0 to 1"),
         ({"lr": torch.zeros(2)}, r"lr: expected \[\], got \[2\]"),
+        ({"canvas": 0}, "canvas: expected a whole number of at least 1, got 0"),
+        (
+            {"images": torch.zeros(4, 1, 8, 6), "canvas": 4},
+            r"canvas: expected a divisor of both sides, \[8, 6\], got 4",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(synthetic, change, sentence):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ddfast.arguments import expect_whole
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.preprocessing import Preprocessing
 from ddfast.files import read_json, replacing, write_json
@@ -26,6 +27,7 @@ class SyntheticSet:
     class_names: tuple[str, ...]  # [K]
     preprocessing: Preprocessing
     dsa_strategy: str = NO_STRATEGY  # augmentation when training on it
+    canvas: int = 1  # how many times the sides of what networks see: random crops of the images where more than 1
 
     def __post_init__(self):
         count, K = len(self.images), len(self.class_names)
@@ -45,9 +47,20 @@ class SyntheticSet:
             raise ValueError(f"labels: expected classes 0 to {K - 1}, got {self.labels.tolist()}")
         if self.lr.shape != ():
             raise ValueError(f"lr: expected [], got {list(self.lr.shape)}")
+        expect_whole(canvas=self.canvas)
+        if any(side % self.canvas for side in self.images.shape[2:]):
+            raise ValueError(
+                f"canvas: expected a divisor of both sides, {list(self.images.shape[2:])}, got {self.canvas}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) in pixels of what networks see."""
+        H, W = (side // self.canvas for side in self.images.shape[2:])
+        return H, W
 
     @property
     def is_hard(self) -> bool:
@@ -92,6 +105,7 @@ class SyntheticSet:
             "class_names": list(self.class_names),
             "preprocessing": self.preprocessing.describe(),
             "dsa_strategy": self.dsa_strategy,
+            "canvas": self.canvas,
         }
         write_json(about_path, about)
 
@@ -117,6 +131,7 @@ class SyntheticSet:
                 tuple(about["class_names"]),
                 Preprocessing.described(about["preprocessing"]),
                 about.get("dsa_strategy", NO_STRATEGY),
+                about.get("canvas", 1),  # sets of ddfast 0.1.0 have none
             )
         except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{tensors_path}: not a ddfast synthetic set ({error})") from None

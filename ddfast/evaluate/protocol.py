@@ -14,6 +14,7 @@ from ddfast import seeds
 from ddfast.arguments import expect_whole
 from ddfast.data import DSA, Batches, Dataset, SyntheticSet, load_dataset
 from ddfast.data.augment import NO_STRATEGY
+from ddfast.data.texture import random_crops
 from ddfast.devices import resolve_device
 from ddfast.students import Training, side_by_side
 
@@ -148,19 +149,25 @@ class _Schedule:
             return all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
 
         while generators:
-            first, images = create(generators[0]), sets[0][0]
-            size = torch.Size((min(self.batch, len(images)), *images.shape[1:]))
+            first = create(generators[0])
+            size = torch.Size((min(self.batch, len(sets[0][0])), data.channels, *data.image_size))
             together = side_by_side(first, len(generators), size, self.device, self.at_once)
             now, generators = generators[:together], generators[together:]
-            epochs_of = [partial(self._epoch, *pair) for pair in sets[:together]]
+            epochs_of = [partial(self._epoch, *pair, data.image_size) for pair in sets[:together]]
             nets, sets, as_mtt = [first, *map(create, now[1:])], sets[together:], self.protocol == "mtt"
             train_networks(nets, epochs_of, augment, self.lr, self.epochs, now, as_mtt=as_mtt)
             results += [accuracy(net, test) for net in nets]
         return results
 
-    def _epoch(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Iterable[tuple[Tensor, Tensor]]:
+    def _epoch(
+        self,
+        images: Tensor,  # [I, C, cH, cW]
+        targets: Tensor,  # int64 [I], or [I, K]
+        size: tuple[int, int],  # (H, W)
+        generator: torch.Generator,
+    ) -> Iterable[tuple[Tensor, Tensor]]:  # images [B, C, H, W], targets
         for chosen in torch.randperm(len(images), generator=generator).to(self.device).split(self.batch):
-            yield images[chosen], targets[chosen]
+            yield random_crops(images[chosen], size, generator), targets[chosen]
 
 
 def _epochs(epochs: int | None, protocol: str) -> int:
@@ -181,14 +188,13 @@ def check_evaluation(networks: Sequence[str], protocol: str, data: Dataset) -> N
 def data_for(synthetic: SyntheticSet, dataset, **data_options) -> Dataset:
     """The data set at the synthetic set's size and with its preprocessing; ValueError where they do not fit."""
     if not isinstance(dataset, Dataset):
-        size = tuple(synthetic.images.shape[2:])
-        options = {"image_size": size, "resize": synthetic.preprocessing.resize} | data_options
+        options = {"image_size": synthetic.image_size, "resize": synthetic.preprocessing.resize} | data_options
         dataset = load_dataset(dataset, **options)
     if synthetic.class_names != dataset.class_names:
         expected, got = (", ".join(names[:5]) for names in (dataset.class_names, synthetic.class_names))
         raise ValueError(f"synthetic: expected the classes of {dataset.name}, {expected}; got {got}")
-    if synthetic.images.shape[1:] != dataset.train_images.shape[1:]:
-        expected, got = list(dataset.train_images.shape[1:]), list(synthetic.images.shape[1:])
+    expected, got = list(dataset.train_images.shape[1:]), [synthetic.images.shape[1], *synthetic.image_size]
+    if got != expected:
         raise ValueError(f"synthetic: expected images {expected} as in {dataset.name}, got {got}")
     return dataset.preprocessed_like(synthetic.preprocessing)
 

@@ -14,7 +14,6 @@ class DATMSettings(MatchingSettings):
     init: str = "correct"
     labels: str = "soft"
     lr_label: float = 2.0
-    threshold: float | None = 1.0
 
 
 class DATM(TrajectoryMatching):

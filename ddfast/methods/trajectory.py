@@ -233,7 +233,7 @@ class TrajectoryMatching:
         return loss.detach(), self.descent(loss.detach(), torch.autograd.grad(loss, self.descent.tensors))
 
     def _noisy(self, start: Tensor) -> Tensor:  # [S, P] -> [S, P]
-        """Robust learning, a comparison of the FTD paper: Gaussian noise on the parameters that the student starts at."""
+        """Robust learning, a comparison of the FTD paper: Gaussian noise on the student's start."""
         if not self.settings.start_noise:
             return start
         noise = torch.randn(start.shape, generator=self.generator)

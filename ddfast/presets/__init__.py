@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -22,26 +22,45 @@ class Preset:
 
 
 def load_presets(method: str) -> dict[str, Preset]:
-    """All presets of a method, by name: `<method>/<dataset>/ipc<n>`."""
+    """All presets of a method, by name: `<method>/<dataset>/ipc<n>`.
+
+    A file's [defaults] are under each of its rows. Its [inherit] takes the rows of another method, those of `datasets`
+    or all, with [inherit.settings] over them; a row of the file itself then changes the inherited one of its name.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
 
     tables = tomllib.loads(files("ddfast.presets").joinpath(f"{method}.toml").read_text(encoding="utf-8"))
-    return {preset.name: preset for preset in _rows(method, tables)}
+    defaults, inherit = tables.pop("defaults", {}), tables.pop("inherit", None)
+    presets = {} if inherit is None else {preset.name: preset for preset in _inherited(method, **inherit)}
+    for preset in _rows(method, tables):
+        inherited = presets.get(preset.name)
+        under = replace(preset, settings=defaults) if inherited is None else inherited
+        presets[preset.name] = replace(under, settings=under.settings | preset.settings)
+    return presets
+
+
+def _inherited(
+    to: str, *, method: str, datasets: list[str] | None = None, settings: dict[str, Any] | None = None
+) -> Iterator[Preset]:
+    """The rows of `method` as those of `to`, these settings over theirs."""
+    for preset in load_presets(method).values():
+        if datasets is None or preset.dataset in datasets:
+            name = preset.name.replace(method, to, 1)
+            yield replace(preset, name=name, settings=preset.settings | (settings or {}))
 
 
 def _rows(method: str, tables: dict[str, Any]) -> Iterator[Preset]:
-    defaults = tables.pop("defaults")
+    """Rows as they are written; joined tables are one row per data set."""
     for names, table in tables.items():
         for dataset in names.split():
             for key, row in table.items():
                 if key.startswith("ipc"):
-                    ipc = int(key.removeprefix("ipc"))
+                    ipc, channels = int(key.removeprefix("ipc")), table.get("channels", 3)
                     name = f"{method}/{dataset}/{key}"
-                    channels = table.get("channels", 3)
-                    yield Preset(name, dataset, ipc, table["side"], table["classes"], channels, defaults | row)
+                    yield Preset(name, dataset, ipc, table["side"], table["classes"], channels, row)
 
 
 def choose_preset(
