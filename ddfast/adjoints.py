@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -140,16 +141,24 @@ class _Recomputing:
 
     second_order: bool
 
-    def __init__(self, memory_budget: int | float | str | None = None, *, plan: Plan | None = None):
+    def __init__(
+        self,
+        memory_budget: int | float | str | None = None,
+        *,
+        plan: Plan | None = None,
+        from_last_used: bool = False,
+    ):
         """Recompute everything (no arguments), make a plan for a budget at every call, or follow one that was made.
 
-        memory_budget: bytes, a size like "4GiB", or a fraction of what the device has free.
+        memory_budget: bytes, a size like "4GiB", or a fraction of what the device has free. from_last_used: with
+        return_states, the backward begins at the last state that the loss depends on (as ATT's does on one of many);
+        it looks at the gradient for that, so that a GPU is waited for.
         """
         if memory_budget is not None and plan is not None:
             raise ValueError("memory_budget, plan: expected at most one of them")
         if plan is not None and not isinstance(plan, Plan):
             raise TypeError(f"plan: expected a planner.Plan, got {type(plan).__name__}")
-        self.memory_budget, self.plan = memory_budget, plan
+        self.memory_budget, self.plan, self.from_last_used = memory_budget, plan, from_last_used
 
     def __call__(
         self,
@@ -174,7 +183,8 @@ class _Recomputing:
             return ops.unroll(start, images, labels, lr, steps, plan.stored_steps, unroll.student.layout)
         if plan.micro_batch is not None:
             unroll = replace(unroll, student=MicroBatches(unroll.student, plan.micro_batch))
-        return _Checkpointed.apply(unroll, plan, self.second_order, start, images, labels, lr)
+        how = _How(unroll, plan, self.second_order, self.from_last_used)
+        return _Checkpointed.apply(how, start, images, labels, lr)
 
 
 def _is_one_op(unroll: Unroll, plan: Plan) -> bool:
@@ -223,11 +233,21 @@ class DetachedUnroll(_Recomputing):
 Adjoint = FullUnroll | CheckpointedUnroll | DetachedUnroll
 
 
+class _How(NamedTuple):
+    """What a _Checkpointed does, all but tensors."""
+
+    unroll: Unroll
+    plan: Plan
+    second_order: bool
+    from_last_used: bool
+
+
 class _Checkpointed(torch.autograd.Function):
     """The forward sweep of an unroll and its adjoint, both without a graph that outlives a step."""
 
     @staticmethod
-    def forward(ctx, unroll: Unroll, plan: Plan, second_order: bool, start, images, labels, lr):  # as in _Recomputing
+    def forward(ctx, how: _How, start, images, labels, lr):  # as in _Recomputing
+        unroll, plan = how.unroll, how.plan
         start, images, labels = start.detach(), images.detach(), labels.detach()
         differentiable = any(ctx.needs_input_grad)
         T = unroll.syn_steps
@@ -250,21 +270,21 @@ class _Checkpointed(torch.autograd.Function):
         if unroll.return_states:
             states[T] = theta
         if differentiable:
-            ctx.unroll, ctx.second_order, ctx.steps, ctx.every = unroll, second_order, steps, every
+            ctx.how, ctx.steps, ctx.every = how, steps, every
             ctx.save_for_backward(states, velocities, images, labels, lr)
         return states if unroll.return_states else theta
 
     @staticmethod
-    def _states(ctx) -> Iterator[tuple[int, Tensor]]:  # n, θ_n [S, P]
-        """The states from the last step back to the first; between kept ones they are computed again."""
+    def _states(ctx, count: int) -> Iterator[tuple[int, Tensor]]:  # n, θ_n [S, P]
+        """The first `count` states, from the last back; between kept ones they are computed again."""
         states, velocities, images, labels, lr = ctx.saved_tensors
-        unroll, every = ctx.unroll, ctx.every
+        unroll, every = ctx.how.unroll, ctx.every
         rates = lr.expand(unroll.syn_steps)
-        for kept in reversed(range(-(-unroll.syn_steps // every))):
+        for kept in reversed(range(-(-count // every))):
             first = kept * every
             segment = [states[kept].to(images.device, non_blocking=True)]
             velocity = velocities[kept] if velocities is not None and kept else None
-            for n in range(first, min(first + every, unroll.syn_steps) - 1):
+            for n in range(first, min(first + every, count) - 1):
                 theta, velocity = unroll.step(segment[-1], velocity, images, labels, rates[n], n, ctx.steps[n])
                 segment.append(theta)
             while segment:
@@ -274,14 +294,17 @@ class _Checkpointed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # [S, P], or [T + 1, S, P] for all states
         _, _, images, labels, lr = ctx.saved_tensors
-        unroll: Unroll = ctx.unroll
+        unroll, second_order = ctx.how.unroll, ctx.how.second_order
         *_, need_start, need_images, need_labels, need_lr = ctx.needs_input_grad
         grad_images = torch.zeros_like(images) if need_images else None
         grad_labels = torch.zeros_like(labels) if need_labels else None
         grad_lr = torch.zeros_like(lr) if need_lr else None
-        lam = grad[-1] if unroll.return_states else grad
+        count = _last_used(grad) if unroll.return_states and ctx.how.from_last_used else unroll.syn_steps
+        for step in ctx.steps[count:]:
+            step.memory = None
+        lam = grad[count] if unroll.return_states else grad
         sigma = torch.zeros_like(lam)
-        for n, theta in _Checkpointed._states(ctx):
+        for n, theta in _Checkpointed._states(ctx, count):
             rate = lr if lr.dim() == 0 else lr[n]
             sigma = lam + unroll.momentum * sigma if unroll.momentum else lam
             earlier = n > 0 or need_start
@@ -294,7 +317,7 @@ class _Checkpointed(torch.autograd.Function):
                 unroll.take(labels, n),
                 sigma,
                 step=ctx.steps[n],
-                wanted=Wanted(ctx.second_order and earlier, need_images, need_labels),
+                wanted=Wanted(second_order and earlier, need_images, need_labels),
             )
             if need_images:
                 by_images = derivative.images
@@ -311,14 +334,22 @@ class _Checkpointed(torch.autograd.Function):
                     grad_lr[n] = -slope
             if earlier:
                 curvature = unroll.weight_decay * sigma if unroll.weight_decay else None
-                if ctx.second_order:
+                if second_order:
                     along = derivative.parameters
                     curvature = along if curvature is None else along + curvature
                 if curvature is not None:
                     lam = lam - rate * curvature
                 if unroll.return_states:
                     lam = lam + grad[n]
-        return None, None, None, lam if need_start else None, grad_images, grad_labels, grad_lr
+        return None, lam if need_start else None, grad_images, grad_labels, grad_lr
+
+
+def _last_used(
+    grad: Tensor,  # [T + 1, S, P], of all states
+) -> int:
+    """The last state whose gradient is not zero."""
+    used = grad.flatten(1).any(1).nonzero()
+    return int(used[-1]) if len(used) else 0
 
 
 def _scatter(

@@ -183,6 +183,7 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
     job.settings.check_run(config["iterations"])
     if job.settings.init not in INITS:
         load_init(job.settings, data, config["ipc"])  # refuses one that does not fit
+        job.config["init"] = str(Path(job.settings.init).resolve())
     job.plan_for_budget(asked="memory_budget" in given)
     return job
 
@@ -206,6 +207,8 @@ def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, do
         given["experts"] = str(given["experts"].path.resolve())
     if "device" in given:
         given["device"] = str(resolve_device(given["device"]))
+    if given.get("init", INITS[0]) not in INITS:
+        given["init"] = str(Path(given["init"]).resolve())
     _check_names(given, METHODS[saved["method"]].Settings)
     for name, value in given.items():
         if name not in FREE and _as_json(name, value) != saved.get(name):
@@ -275,8 +278,8 @@ def _without_paths(given: dict[str, Any]) -> dict[str, Any]:
     """Arguments as JSON can hold them: folders absolute, for a run may be resumed from elsewhere."""
     folders = {
         name: str(Path(given[name]).resolve())
-        for name in ("data_root", "experts", "init")
-        if isinstance(given.get(name), str | Path) and given[name] not in INITS
+        for name in ("data_root", "experts")
+        if isinstance(given.get(name), str | Path)
     }
     return given | folders
 

@@ -75,7 +75,7 @@ def distill(
             not be given again; another memory_budget gives other last bits); where there is none yet, begin it.
         download: fetch a named data set that is not there.
         progress: wraps the Distillation that is iterated over, for a progress bar.
-        options: of load_dataset (data_root, image_size, resize, zca); settings of the method (MTTSettings); of the
+        options: of load_dataset (data_root, image_size, resize, zca); settings of the method (MatchingSettings); of the
             experts (num_experts, train_epochs: a number, or "needed" for those that the run can use; train_lr,
             batch_train, mom, l2); of the evaluation (networks, num_eval, eval_epochs, protocol; full_epochs: train on
             full data anew, for so many epochs); eval_every and checkpoint_every, in iterations.

@@ -9,12 +9,12 @@ import torch
 import ddfast
 from ddfast import networks, seeds
 from ddfast.data import load_dataset
-from ddfast.methods import MTT, MTTSettings
+from ddfast.methods import MTT, MatchingSettings
 from ddfast.methods.cuda_graph import Replayed
 from ddfast.planner import Plan
 from tests.conftest import SMALL
 
-SETTINGS = MTTSettings(
+SETTINGS = MatchingSettings(
     syn_steps=3, expert_epochs=1, max_start_epoch=2, lr_img=10.0, lr_lr=1e-3, lr_teacher=0.05, batch_syn=5
 )
 
@@ -45,7 +45,7 @@ def test_an_outer_step_waits_for_nothing_and_has_static_shapes(pair, experts, ba
     step = method(pair, experts, replace(SETTINGS, batch_syn=batch_syn), device="meta", plan=plan)
     segments, batches = step.segments.next(), step._batches()
     rows = step._augmentations(5 if batch_syn else 12)
-    loss, updated = step._iteration(segments.start, segments.target, batches, rows)
+    loss, updated = step._iteration(segments.start, segments.start, segments.target, batches, *rows)
     assert (loss.shape, updated.shape, updated.dtype) == ((), (), torch.bool)
     with pytest.raises(RuntimeError, match="meta"):
         bool(updated)

@@ -13,11 +13,11 @@ from ddfast import networks, ops, seeds
 from ddfast.configuration import resolve
 from ddfast.data import load_dataset
 from ddfast.distillation import MOST_SKIPS, Distillation, DistillationDivergedError
-from ddfast.methods import MTT, MTTSettings
+from ddfast.methods import MTT, MatchingSettings
 from ddfast.methods.descent import LR_FLOOR
 from tests.conftest import SMALL, relative_error
 
-SETTINGS = MTTSettings(
+SETTINGS = MatchingSettings(
     syn_steps=3, expert_epochs=1, max_start_epoch=2, lr_img=10.0, lr_lr=1e-3, lr_teacher=0.05, dsa_strategy="none"
 )
 
@@ -37,10 +37,10 @@ def distillation(data, experts, settings=SETTINGS, **options):
     return Distillation(resolve(given), experts)
 
 
-def mtt(data, experts, settings, ipc=4, soft=False):
+def mtt(data, experts, settings, ipc=4):
     """The method alone, on real images."""
-    synthetic = distillation(data, experts, replace(settings, lr_label=0.0), ipc=ipc).synthetic
-    if soft:
+    synthetic = distillation(data, experts, replace(settings, lr_label=0.0, labels="hard"), ipc=ipc).synthetic
+    if settings.labels == "soft":
         synthetic = replace(synthetic, labels=4 * one_hot(synthetic.labels).float())
     network = networks.create("convnet", generator=seeds.generator(0), **data.network_arguments)
     return MTT(settings, synthetic, experts, network, seeds.generator(3))
@@ -133,14 +133,14 @@ def test_a_network_that_is_not_the_fused_one_is_distilled_with_too(pair, tmp_pat
 
 def test_soft_labels_are_learned_where_they_have_a_rate(data, experts):
     for rate in (0.0, 1.0):
-        method = mtt(data, experts, replace(SETTINGS, lr_label=rate), soft=True)
+        method = mtt(data, experts, replace(SETTINGS, labels="soft", lr_label=rate))
         before = method.current()
         assert method.step()["updated"]
         after = method.current()
         assert after.is_soft and not torch.equal(before.images, after.images)
         assert torch.equal(before.labels, after.labels) == (rate == 0)
     state = method.state_dict()
-    other = mtt(data, experts, replace(SETTINGS, lr_label=1.0), soft=True)
+    other = mtt(data, experts, replace(SETTINGS, labels="soft", lr_label=1.0))
     other.load_state_dict(state)
     assert torch.equal(other.current().labels, after.labels)
     assert method.step()["loss"] == other.step()["loss"]
@@ -240,7 +240,7 @@ def test_minibatches_are_permutations_cut_into_chunks(data, experts):
 def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(data, experts, monkeypatch):
     method = mtt(data, experts, SETTINGS)
     before = method.current()
-    monkeypatch.setattr("ddfast.methods.mtt.match_trajectory", lambda *a, **k: (a[3].sum() + a[5]) * float("nan"))
+    monkeypatch.setattr(method, "compare", lambda student, *_: student.sum(1) * float("nan"))
     record = method.step()
     assert record["skipped"] == 1 and not record["updated"]
     assert torch.equal(method.current().images, before.images) and method.current().lr == before.lr
@@ -263,7 +263,7 @@ def test_too_many_such_updates_end_the_run_with_the_last_good_images_saved(pair,
 
 def test_a_result_that_is_not_finite_is_taken_back(data, experts):
     method = mtt(data, experts, SETTINGS)
-    method.descent.rates[0] = float("inf")
+    method.descent.learned[0] = method.descent.learned[0]._replace(rate=float("inf"))
     before = method.current()
     assert not method.step()["updated"]
     assert torch.equal(method.current().images, before.images)
@@ -274,10 +274,10 @@ def test_an_overflow_does_not_spoil_the_momentum(data, experts):
     method, other = (mtt(data, experts, SETTINGS) for _ in range(2))
     for run in (method, other):
         run.step()
-    method.descent.rates[0] = float("inf")
+    method.descent.learned[0] = method.descent.learned[0]._replace(rate=float("inf"))
     state, segments = method.generator.get_state(), method.segments.state()
     assert not method.step()["updated"]
-    method.descent.rates[0] = 10.0
+    method.descent.learned[0] = method.descent.learned[0]._replace(rate=10.0)
     method.generator.set_state(state)
     method.segments.load_state(segments)
     assert method.step()["loss"] == other.step()["loss"]
@@ -315,7 +315,7 @@ def test_more_experts_in_the_cache_do_not_change_a_run(pair, tmp_path):
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"method": "mttt"}, "method: expected one of mtt, got 'mttt'"),
+        ({"method": "mttt"}, "method: expected one of mtt, ftd, .*, got 'mttt'"),
         ({"preset": "mtt/digits/ipc7"}, "preset: expected one of .*mtt/digits/ipc1.*, got 'mtt/digits/ipc7'"),
         ({"ipc": 9}, "ipc: expected at most the 8 training images of class '0', got 9"),
         ({"ipc": 0}, "ipc: expected a whole number of at least 1, got 0"),
@@ -332,7 +332,7 @@ def test_more_experts_in_the_cache_do_not_change_a_run(pair, tmp_path):
         ({"num_eval": 0}, "num_eval: expected a whole number of at least 1, got 0"),
         ({"network": "vgg"}, r"network: expected one of convnet, resnet18, .*, got 'vgg'"),
         ({"dataset": "cifar"}, r"dataset: expected one of digits, .*, or an image folder, got 'cifar'"),
-        ({"init": "zeros"}, "init: expected one of real, noise, got 'zeros'"),
+        ({"init": "zeros"}, "init: expected one of real, noise, first, correct, or a saved set or run, got 'zeros'"),
         ({"dsa_strategy": "shear"}, "dsa_strategy: expected some of color"),
         ({"networks": ("convnet", "vgg")}, r"network: expected one of .*, got 'vgg'"),
         ({"networks": ("vgg11",)}, "image_size: expected at least 32 pixels a side for vgg11"),
@@ -342,7 +342,7 @@ def test_more_experts_in_the_cache_do_not_change_a_run(pair, tmp_path):
         ({"train_lr": 0.0}, "lr_teacher: expected a positive number, got 0.0"),
         ({"zca": True, "image_size": 160}, "zca: expected images of at most 20000 values"),
         ({"mom": 1.0}, "mom: expected 0 to below 1, got 1.0"),
-        ({"lr_label": 1.0}, "lr_label: labels start as classes here"),
+        ({"lr_label": 1.0}, "lr_label: hard labels are not learned; expected 0, got"),
         ({"networks": "convnet"}, "networks: expected a tuple of names, got 'convnet'"),
         ({"resume": True, "output": None}, "resume: expected the output folder"),
     ],

@@ -232,7 +232,13 @@ def test_impossible_settings_are_refused(pair, tmp_path, change):
 
 def test_segments_read_ahead_are_the_same_and_go_on_from_a_state(pair, tmp_path):
     store = train_experts(pair, output=tmp_path, **OPTIONS)
-    options = {"num_experts": 2, "max_start_epoch": 3, "expert_epochs": 1, "segments": 2, "device": torch.device("cpu")}
+    options = {
+        "num_experts": 2,
+        "start_epochs": lambda _: (0, 3),
+        "expert_epochs": 1,
+        "segments": 2,
+        "device": torch.device("cpu"),
+    }
     plain, ahead = (SegmentReader(store, seeds.generator(1), ahead=ahead, **options) for ahead in (False, True))
     states, read = [], []
     for _ in range(6):
@@ -253,7 +259,13 @@ def test_a_damaged_file_is_named_when_its_segment_is_used(pair, tmp_path):
     store = train_experts(pair, output=tmp_path, **OPTIONS | {"num_experts": 1, "epochs": 1})
     file = store.path / "expert_0000.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + bytes(4))
-    options = {"num_experts": 1, "max_start_epoch": 1, "expert_epochs": 1, "segments": 1, "device": torch.device("cpu")}
+    options = {
+        "num_experts": 1,
+        "start_epochs": lambda _: (0, 1),
+        "expert_epochs": 1,
+        "segments": 1,
+        "device": torch.device("cpu"),
+    }
     reader = SegmentReader(TrajectoryStore(store.path), seeds.generator(1), ahead=True, **options)
     with pytest.raises(ValueError, match="the snapshot of epoch 1 is damaged"):
         reader.next()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ddfast.adjoints import CheckpointedUnroll
 from ddfast.methods.trajectory import TrajectoryMatching
 
 
@@ -10,11 +11,15 @@ class ATT(TrajectoryMatching):
     """Automatic training trajectories (Liu et al. 2024): match where the student comes nearest.
 
     The student is unrolled for syn_steps; of its states after 1 to syn_steps steps that of least L1 distance to the
-    target is taken, by each segment for itself, and matched as MTT does. The backward begins there. The published
+    target is taken, by each segment for itself, and matched as MTT does. The published
     settings average the images as FTD does (ema_decay).
     """
 
     compares_states = True
+
+    def adjoint_of(self, plan):
+        """The backward begins at the chosen step."""
+        return CheckpointedUnroll(plan=plan, from_last_used=True)
 
     def compare(self, student: Tensor, target: Tensor, start: Tensor) -> Tensor:  # [T + 1, S, P], [S, P] twice -> [S]
         """The loss at the nearest state."""
