@@ -91,6 +91,23 @@ def test_a_loss_of_a_state_in_the_middle():
     assert_equal("convnet", syn_steps=4, return_states=True, loss=lambda states: states[2].square().sum())
 
 
+@pytest.mark.parametrize("plan", [Plan(), Plan(stored_steps=3), Plan(micro_batch=2)])
+@pytest.mark.parametrize("used", [0, 2, 4])
+def test_a_backward_from_the_last_used_state_is_the_same_and_does_no_more(used, plan, monkeypatch):
+    calls = []
+    original = ConvNetStudent.grad_jvp
+    monkeypatch.setattr(ConvNetStudent, "grad_jvp", lambda *a, **k: calls.append(1) or original(*a, **k))
+    options = {"syn_steps": 4, "return_states": True, "momentum": 0.5}
+    options["loss"] = lambda states: states[used].square().sum() + states[used // 2].sum()
+    plain = gradients("convnet", CheckpointedUnroll(plan=plan), **options)
+    all_calls = len(calls)
+    calls.clear()
+    from_used = gradients("convnet", CheckpointedUnroll(plan=plan, from_last_used=True), **options)
+    for one, other in zip(plain, from_used, strict=True):
+        assert torch.equal(one, other)
+    assert len(calls) * 4 == all_calls * used
+
+
 @pytest.mark.parametrize("states", [False, True])
 def test_one_step(states):
     assert_equal("convnet", syn_steps=1, return_states=states)
