@@ -13,7 +13,7 @@ from ddfast.arguments import expect_whole
 from ddfast.data import Dataset, Preprocessing, known_name, load_dataset
 from ddfast.devices import computes_bfloat16, resolve_device
 from ddfast.evaluate import check_evaluation
-from ddfast.experts import SGD, TrajectoryStore
+from ddfast.experts import ExpertTraining, TrajectoryStore
 from ddfast.installation import build_info
 from ddfast.methods import METHODS
 from ddfast.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
@@ -276,7 +276,7 @@ def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store:
     settings = settings_class(**{name: config[name] for name in names if name in config})
     if settings.lr_label:
         raise ValueError("lr_label: labels start as classes here and are not learned; expected 0")
-    SGD(config["train_lr"], config["mom"], config["l2"], config["batch_train"], config["dsa_strategy"])
+    ExpertTraining(config["train_lr"], config["mom"], config["l2"], config["batch_train"], config["dsa_strategy"])
     device = resolve_device(config.get("device"))
     if isinstance(config.get("networks"), str):
         raise ValueError(f"networks: expected a tuple of names, got {config['networks']!r}")
