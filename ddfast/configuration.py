@@ -13,7 +13,7 @@ from ddfast.arguments import expect_one_of, expect_whole
 from ddfast.data import Dataset, Preprocessing, known_name, load_dataset
 from ddfast.devices import computes_bfloat16, resolve_device
 from ddfast.evaluate import check_evaluation
-from ddfast.experts import TrajectoryStore
+from ddfast.experts import ExpertTraining, TrajectoryStore
 from ddfast.installation import build_info
 from ddfast.methods import INITS, METHODS, load_init
 from ddfast.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
@@ -297,6 +297,8 @@ def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store:
     settings = settings_class(**{name: config[name] for name in names if name in config})
     if settings.canvas > 1 and config["zca"]:
         raise ValueError(f"canvas: whitening is of whole images; expected zca off or canvas 1, got {settings.canvas}")
+    strategy = config.get("train_dsa_strategy") or config["dsa_strategy"]
+    ExpertTraining(config["train_lr"], dsa_strategy=strategy, **{name: config[name] for name in EXPERT_TRAINING})
     device = resolve_device(config.get("device"))
     if isinstance(config.get("networks"), str):
         raise ValueError(f"networks: expected a tuple of names, got {config['networks']!r}")

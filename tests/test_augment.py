@@ -9,6 +9,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from ddfast import seeds
 from ddfast.data import DSA
 from ddfast.data.augment import FULL_STRATEGY, TRANSFORMS, Draw
+from ddfast.ops.dsa_augment import IDENTITY
 from tests.conftest import normal, uniform
 
 SIZE = (16, 12)
@@ -18,7 +19,7 @@ def drawn(kind: str, count: int = 64, family: str = "mtt", seed: int = 0) -> Dra
     return DSA(kind, family).draw(count, SIZE, seeds.generator(seed))
 
 
-@pytest.mark.parametrize("kind", TRANSFORMS)
+@pytest.mark.parametrize("kind", [*TRANSFORMS, "crop+flip", "color+cutout+flip+rotate"])
 @pytest.mark.parametrize("family", ["mtt", "dsa"])
 def test_a_draw_is_differentiable_affine_and_always_the_same(kind, family):
     draw = drawn(kind, 2, family)
@@ -103,10 +104,62 @@ def test_color_is_brightness_then_saturation_then_contrast():
     torch.testing.assert_close(draw(x), (saturated - level) * (u["contrast"] + 0.5) + level)
 
 
+@pytest.mark.parametrize("family", ["mtt", "dsa"])
+@pytest.mark.parametrize("joined", ["crop+flip", "rotate+color+cutout", "scale+flip+crop"])
+def test_a_join_is_its_transforms_one_after_another_in_the_ops_order(joined, family):
+    """Drawn in the order of the name; TRANSFORMS has the op's."""
+    images, generator = normal(4, 3, *SIZE), seeds.generator(0)
+    draw = DSA(joined, family).draw(4, SIZE, generator)
+    assert draw.kind == joined
+    again = seeds.generator(0)
+    torch.randint(1, (), generator=again)  # which of the alternatives: one
+    alone = {}
+    for kind in joined.split("+"):
+        values = TRANSFORMS[kind].draw(4 if family == "mtt" else 1, SIZE, again)
+        assert all(torch.equal(draw.values[name], value) for name, value in values.items())
+        parameters = TRANSFORMS[kind].parameters(SIZE, family == "mtt", **values)
+        columns = [parameters.get(name, torch.tensor(value)).double().expand(4) for name, value in IDENTITY.items()]
+        alone[kind] = Draw(kind, values, torch.stack(columns, 1))
+    assert torch.equal(generator.get_state(), again.get_state())
+    expected = images
+    for kind in (kind for kind in TRANSFORMS if kind in alone):
+        expected = alone[kind](expected)
+    torch.testing.assert_close(draw(images), expected)
+    assert not torch.allclose(draw(images), images)
+
+
+def test_joins_are_alternatives_beside_others():
+    generator, strategy = seeds.generator(0), DSA("crop+flip_color")
+    kinds = [strategy.draw(2, SIZE, generator).kind for _ in range(200)]
+    assert set(kinds) == {"crop+flip", "color"} and 70 < kinds.count("color") < 130
+    images = uniform(2, 4, 1, *SIZE)
+    generators = [seeds.generator(seed) for seed in range(2)]
+    together = DSA("crop+flip").side_by_side(images, generators)
+    alone = [DSA("crop+flip").draw(4, SIZE, seeds.generator(seed))(images[seed]) for seed in range(2)]
+    assert torch.equal(together, torch.stack(alone))
+
+
+def test_strategies_draw_the_numbers_that_they_always_drew():
+    """Of a strategy without joins: one number for the choice, then those of the transform."""
+    generator, by_hand = seeds.generator(3), seeds.generator(3)
+    for _ in range(20):
+        draw = DSA(FULL_STRATEGY).draw(3, SIZE, generator)
+        kind = FULL_STRATEGY.split("_")[int(torch.randint(6, (), generator=by_hand))]
+        values = TRANSFORMS[kind].draw(3, SIZE, by_hand)
+        assert draw.kind == kind and all(torch.equal(draw.values[name], values[name]) for name in values)
+    assert torch.equal(generator.get_state(), by_hand.get_state())
+
+
 def test_no_strategy_changes_nothing_and_an_unknown_one_is_refused():
     images = uniform(2, 1, *SIZE)
     assert drawn("none")(images) is images
     with pytest.raises(ValueError, match=r"dsa_strategy: expected some of color, crop, .* got 'flip_shear'"):
         DSA("flip_shear")
+    for strategy in ("crop+shear", "crop+", "none+flip", "flip_none"):
+        with pytest.raises(ValueError, match=r"dsa_strategy: expected some of color, .* got"):
+            DSA(strategy)
+    for strategy in ("flip+flip", "color_scale+rotate", "rotate+crop+scale"):
+        with pytest.raises(ValueError, match=r"joined by \+ to be different, and not scale with rotate, got"):
+            DSA(strategy)
     with pytest.raises(ValueError, match="family: expected one of mtt, dsa, got 'dc'"):
         DSA("flip", "dc")

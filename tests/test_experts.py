@@ -1,5 +1,7 @@
 """Training experts, and their store."""
 
+import math
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -8,6 +10,7 @@ from torch.utils.data import TensorDataset
 from ddfast import TrajectoryStore, load_dataset, networks, seeds, train_experts
 from ddfast.data import DSA
 from ddfast.experts import SegmentReader, train
+from ddfast.students import GSAM, Training
 from tests.conftest import uniform
 
 OPTIONS = {"num_experts": 2, "epochs": 3, "batch_train": 4, "dsa_strategy": "none"}
@@ -52,6 +55,61 @@ def test_an_epoch_is_sgd_over_all_images_in_a_drawn_order(pair, tmp_path, strate
         assert torch.allclose(torch.nn.utils.parameters_to_vector(network.parameters()), got, atol=1e-6)
 
 
+def test_cosine_is_the_rate_of_pytorchs_schedule_by_epoch(pair, tmp_path, monkeypatch):
+    rates, original = [], train.Training.step
+
+    def step(self, *arguments):
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return original(self, *arguments)
+
+    monkeypatch.setattr(train.Training, "step", step)
+    train_experts(pair, output=tmp_path, schedule="cosine", **(OPTIONS | {"epochs": 5, "num_experts": 1}))
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)
+    for epoch in range(5):
+        assert rates[3 * epoch : 3 * epoch + 3] == pytest.approx(3 * schedule.get_last_lr())
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == 0.01 and rates[-1] == pytest.approx(0.005 * (1 + math.cos(0.8 * math.pi)))
+
+
+def test_experts_by_gsam_step_along_its_direction(pair, tmp_path):
+    options = OPTIONS | {"num_experts": 1, "epochs": 1, "lr_teacher": 0.05, "l2": 0.01}
+    store = train_experts(pair, output=tmp_path, optimizer="gsam", rho=0.5, alpha=0.3, **options)
+    data = load_dataset(pair)
+    batches = data.train_batches(torch.device("cpu"))
+    network = networks.create("convnet", generator=seeds.generator(0, "expert", 0), **data.network_arguments)
+    training = Training([network], lr=0.05, weight_decay=0.01, sharpness=GSAM(0.5, 0.3))
+    for chosen in torch.randperm(12, generator=seeds.generator(0, "expert", 0, "epoch", 0)).split(4):
+        images, labels = batches.take(chosen)
+        training.step(images[None], labels[None])
+    assert torch.equal(store.snapshot(0, 1), training.parameters()[0])
+    together = train_experts(
+        pair, output=tmp_path / "2", optimizer="gsam", rho=0.5, alpha=0.3, at_once=2, **(options | {"num_experts": 2})
+    )
+    assert torch.allclose(together.snapshot(0, 1), store.snapshot(0, 1), atol=1e-5)
+
+
+PLAIN = {"lr_teacher": 0.01, "mom": 0.0, "l2": 0.0, "batch_train": 256, "dsa_strategy": "none", "seed": 0}
+OTHERS = {"dataset": "digits", "fingerprint": "0123", "preprocessing": {"mean": [0.5]}, "network": "convnet"}
+
+
+def test_plain_sgd_is_recorded_as_ever_and_anything_else_beside_it(pair, tmp_path):
+    """The name of the cache folder is that of the first version: experts from then are found."""
+    assert train.folder_name({**OTHERS, **PLAIN, "device": "cpu"}, 3) == "digits-convnet-3epochs-ca74ed0147c8"
+    store = train_experts(pair, output=tmp_path, rho=0.05, **OPTIONS)
+    assert list(store.settings) == [*OTHERS, *PLAIN, "device"]
+    for options, recorded in (
+        ({"optimizer": "gsam"}, {"optimizer": "gsam", "rho": 0.01, "alpha": 1.0}),
+        ({"schedule": "cosine"}, {"schedule": "cosine"}),
+    ):
+        name = next(iter(options))
+        other = train_experts(pair, output=tmp_path / name, **options, **OPTIONS)
+        assert other.settings == {**store.settings, **recorded}
+        with pytest.raises(ValueError, match=rf"holds experts with other settings \({name}"):
+            train_experts(pair, output=tmp_path, **options, **OPTIONS)
+
+
 def test_experts_side_by_side_are_those_trained_one_by_one(pair, tmp_path):
     options = OPTIONS | {"num_experts": 3, "mom": 0.5, "l2": 0.01, "dsa_strategy": "flip_scale_color"}
     alone = train_experts(pair, output=tmp_path / "alone", **options)
@@ -86,9 +144,17 @@ def test_side_by_side_training_that_is_interrupted_goes_on(pair, tmp_path, monke
     assert all(torch.allclose(store.snapshot(e, 4), whole.snapshot(e, 4), atol=1e-5) for e in range(2))
 
 
-@pytest.mark.parametrize("mom", [0.0, 0.9])
-def test_an_interrupted_training_goes_on_bit_for_bit(pair, tmp_path, monkeypatch, mom):
-    options = OPTIONS | {"num_experts": 1, "epochs": 4, "mom": mom, "dsa_strategy": "flip_scale"}
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"mom": 0.0},
+        {"mom": 0.9},
+        {"mom": 0.9, "optimizer": "gsam", "schedule": "cosine"},
+        {"mom": 0.9, "optimizer": "gsam", "network": "smallvgg:width=4"},  # with dropout
+    ],
+)
+def test_an_interrupted_training_goes_on_bit_for_bit(pair, tmp_path, monkeypatch, more):
+    options = OPTIONS | {"num_experts": 1, "epochs": 4, "dsa_strategy": "flip_scale"} | more
     whole = train_experts(pair, output=tmp_path / "whole", **options)
     monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
     interrupted_training(pair, monkeypatch, output=tmp_path / "killed", **options)
@@ -116,11 +182,12 @@ def test_experts_of_whitened_images_are_others_and_say_so(pair, tmp_path):
         train_experts(pair, output=tmp_path, **OPTIONS)
 
 
-def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_state_alone(pair, tmp_path):
-    before = torch.get_rng_state()
-    stores = [train_experts(pair, output=tmp_path / name, **OPTIONS) for name in "ab"]
+@pytest.mark.parametrize("network", ["convnet", "smallvgg:width=4"])
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_state_alone(pair, tmp_path, network):
+    before, options = torch.get_rng_state(), OPTIONS | {"network": network}
+    stores = [train_experts(pair, output=tmp_path / name, **options) for name in "ab"]
     assert torch.equal(stores[0].snapshot(1, 3), stores[1].snapshot(1, 3))
-    other = train_experts(pair, output=tmp_path / "c", seed=1, **OPTIONS)
+    other = train_experts(pair, output=tmp_path / "c", seed=1, **options)
     assert not torch.equal(stores[0].snapshot(1, 3), other.snapshot(1, 3))
     assert torch.equal(before, torch.get_rng_state())
 
@@ -220,6 +287,10 @@ def test_an_altered_snapshot_is_found_out(tmp_path):
         {"epochs": 0},
         {"batch_train": 0},
         {"lr_teacher": 0.0},
+        {"optimizer": "adam"},
+        {"rho": 0.0},
+        {"alpha": -1.0},
+        {"schedule": "step"},
     ],
 )
 def test_impossible_settings_are_refused(pair, tmp_path, change):

@@ -42,9 +42,7 @@ def make(pair):
 
 
 def another_network():
-    return networks.create(
-        NETWORK, generator=seeds.generator(5), channels=1, num_classes=3, image_size=(16, 16)
-    )
+    return networks.create(NETWORK, generator=seeds.generator(5), channels=1, num_classes=3, image_size=(16, 16))
 
 
 def ends(method, record):
@@ -156,9 +154,7 @@ def test_label_logits_descend_with_momentum_on_the_loss(make):
 
 
 def test_the_range_of_starts_expands_as_its_formula_says():
-    settings = replace(
-        SETTINGS, min_start_epoch=2, current_max_start_epoch=10, max_start_epoch=20, expansion_end=1000
-    )
+    settings = replace(SETTINGS, min_start_epoch=2, current_max_start_epoch=10, max_start_epoch=20, expansion_end=1000)
     for iteration in (0, 99, 100, 550, 999, 1000, 5000):
         expected = min(10 + int((20 - 10) * iteration / 1000), 20)
         assert settings.start_epochs(iteration) == (2, expected)

@@ -112,6 +112,10 @@ def test_an_unknown_network_lists_what_exists():
         ("vgg11", 3, (32, 32), 9_231_114),
         ("lenet", 1, (28, 28), 61_706),
         ("vgg11", 1, (28, 28), 9_229_962),
+        # by hand: 3·3·c·w + w of each convolution, 2w of each norm, then 8·8·128 (28 px: 7·7·128) → 512 → 10
+        ("smallvgg", 3, (32, 32), 4_441_482),
+        ("smallvgg", 1, (28, 28), 3_457_866),
+        ("smallvgg:width=8:norm=instancenorm:dropout=0", 3, (32, 32), 1_069_674),
     ],
 )
 def test_evaluation_networks_have_their_cifar_forms(name, channels, size, parameters):
@@ -149,7 +153,23 @@ def test_options_are_written_behind_colons():
         made("vgg11:norm=none")
 
 
-@pytest.mark.parametrize("name, smallest", [("vgg11", 32), ("lenet", 16), ("alexnet", 8)])
+def test_smallvgg_drops_out_as_many_percent_as_are_asked_for():
+    def made(options):
+        name = "smallvgg:width=8" + options
+        return create(name, channels=1, num_classes=3, image_size=(28, 28), generator=seeds.generator(0))
+
+    images = torch.randn(8, 1, 28, 28)
+    for options, p in (("", 0.5), (":dropout=0", 0.0), (":dropout=30:norm=instancenorm", 0.3)):
+        network = made(options)
+        assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [p]
+        assert torch.equal(network(images), network(images)) == (p == 0)
+        assert any(isinstance(m, nn.BatchNorm2d) for m in network) == ("instancenorm" not in options)
+    for option in ("100", "0.5", "-1"):
+        with pytest.raises(ValueError, match=r"dropout: expected percent, a whole number from 0 to 99, got"):
+            made(f":dropout={option}")
+
+
+@pytest.mark.parametrize("name, smallest", [("vgg11", 32), ("smallvgg", 4), ("lenet", 16), ("alexnet", 8)])
 def test_images_too_small_for_a_network_are_refused(name, smallest):
     arguments = {"channels": 1, "num_classes": 2, "generator": seeds.generator(0)}
     create(name, image_size=(smallest, smallest), **arguments)

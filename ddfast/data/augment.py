@@ -27,7 +27,7 @@ SCALE = 1.2
 class Draw:
     """One drawn transform: call it on images [B, C, H, W]; differentiable in them, and always the same."""
 
-    kind: str  # a transform of TRANSFORMS, or none
+    kind: str  # a transform of TRANSFORMS, some joined by +, or none
     values: dict[str, Tensor]  # as they were drawn: [B] each, or [1] for one magnitude for the batch
     rows: Tensor  # float64 [B, 16], what ddfast.ops.dsa_augment takes
 
@@ -48,28 +48,36 @@ class Draws:
 
 
 class DSA:
-    """Draws one transform of a strategy for every minibatch.
+    """Draws one transform of a strategy, or one join of several, for every minibatch.
 
     Args:
-        strategy: transforms joined by underscores, of color, crop, cutout, flip, scale, rotate; none for no change.
+        strategy: alternatives joined by underscores, of which one is drawn: color, crop, cutout, flip, scale, rotate,
+            or some of them joined by +, as crop+flip, which are drawn and applied together; none for no change.
         family: mtt (MTT, FTD, TESLA, DATM: magnitudes drawn per image, align_corners=True) or dsa (DC, DSA, DM: one
             magnitude for the whole batch, align_corners=False).
 
     Flip with p = 0.5; scale in [1/1.2, 1.2], x and y apart; rotation by ±15°; crop: a shift of ±12.5% of the side;
     cutout: a box of half the side; color: brightness +(u − 0.5), saturation ×2u about the channel mean, contrast
-    ×(u + 0.5) about the mean of the image, in this order. Bilinear sampling, zero padding.
+    ×(u + 0.5) about the mean of the image, in this order. Bilinear sampling, zero padding. However they are written,
+    joined transforms are applied as ddfast.ops.dsa_augment does: color, crop, cutout, flip, scale or rotate.
 
-    Errors: ValueError that lists the transforms.
+    Errors: ValueError that lists the transforms, or for a join of one with itself, or of scale with rotate: the op has
+    one affine map.
     """
 
     def __init__(self, strategy: str = FULL_STRATEGY, family: str = "mtt"):
         if family not in FAMILIES:
             raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
         kinds = (strategy or NO_STRATEGY).lower().split("_")
-        unknown = [kind for kind in kinds if kind not in TRANSFORMS]
-        if unknown and kinds != [NO_STRATEGY]:
+        joins = [kind.split("+") for kind in kinds]
+        if kinds != [NO_STRATEGY] and not set().union(*joins) <= set(TRANSFORMS):
             raise ValueError(
-                f"dsa_strategy: expected some of {', '.join(TRANSFORMS)} joined by underscores, or none, "
+                f"dsa_strategy: expected some of {', '.join(TRANSFORMS)} joined by underscores, of which one is drawn, "
+                f"or by +, which are applied together; or none; got {strategy!r}"
+            )
+        if any(len(set(join)) < len(join) or {"scale", "rotate"} <= set(join) for join in joins):
+            raise ValueError(
+                f"dsa_strategy: expected transforms joined by + to be different, and not scale with rotate, "
                 f"got {strategy!r}"
             )
         self.kinds, self.family = kinds, family
@@ -84,9 +92,11 @@ class DSA:
         if self.kinds == [NO_STRATEGY]:
             return Draw(NO_STRATEGY, {}, torch.empty(0))
         kind = self.kinds[int(torch.randint(len(self.kinds), (), generator=generator))]
-        transform = TRANSFORMS[kind]
-        values = transform.draw(count if self.family == "mtt" else 1, image_size, generator)
-        parameters = transform.parameters(image_size, self.family == "mtt", **values)
+        values, parameters = {}, {}
+        for transform in (TRANSFORMS[name] for name in kind.split("+")):
+            drawn = transform.draw(count if self.family == "mtt" else 1, image_size, generator)
+            values |= drawn
+            parameters |= transform.parameters(image_size, self.family == "mtt", **drawn)
         columns = [parameters.get(name, torch.tensor(value)).double().expand(count) for name, value in IDENTITY.items()]
         return Draw(kind, values, torch.stack(columns, 1))
 

@@ -55,8 +55,7 @@ def vgg11(
 
     `norm` is instancenorm (GroupNorm(C, C)) or batchnorm. 28-px images are padded to 32; larger maps are averaged.
     """
-    if norm not in NORMALISATIONS:
-        raise ValueError(f"norm: expected one of {', '.join(NORMALISATIONS)}, got {norm!r}")
+    _expect_norm(norm)
     border = 2 if tuple(image_size) == (28, 28) else 0
     _expect_a_map("vgg11", image_size, (min(image_size) + 2 * border) // VGG_SMALLEST, VGG_SMALLEST)
     layers: list[nn.Module] = [nn.ZeroPad2d(border)]
@@ -68,6 +67,39 @@ def vgg11(
         layers += [nn.Conv2d(width, block, 3, padding=1), NORMALISATIONS[norm](block), nn.ReLU()]
         width = block
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+
+
+def smallvgg(
+    channels: int = 3,
+    num_classes: int = 10,
+    image_size: tuple[int, int] = (32, 32),
+    *,
+    width: int = 32,
+    norm: str = "batchnorm",
+    dropout: int = 50,
+) -> nn.Module:
+    """Four convolutions of w, 2w, 4w and 4w channels in pairs, a norm after each and max pooling after each pair, then
+    a linear layer of 512 with dropout and the last one.
+
+    `width` is w; `norm` is batchnorm or instancenorm (GroupNorm(C, C)); `dropout` is in percent.
+    """
+    _expect_norm(norm)
+    expect_whole(width=width)
+    if isinstance(dropout, bool) or not isinstance(dropout, int) or not 0 <= dropout < 100:
+        raise ValueError(f"dropout: expected percent, a whole number from 0 to 99, got {dropout!r}")
+    H, W = (side // 4 for side in image_size)
+    _expect_a_map("smallvgg", image_size, min(H, W), 4)
+    layers: list[nn.Module] = []
+    for inputs, first, second in ((channels, width, 2 * width), (2 * width, 4 * width, 4 * width)):
+        layers += [nn.Conv2d(inputs, first, 3, padding=1), NORMALISATIONS[norm](first), nn.ReLU()]
+        layers += [nn.Conv2d(first, second, 3, padding=1), NORMALISATIONS[norm](second), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Flatten(), nn.Linear(4 * width * H * W, 512), nn.ReLU(), nn.Dropout(dropout / 100)]
+    return nn.Sequential(*layers, nn.Linear(512, num_classes))
+
+
+def _expect_norm(norm: str) -> None:
+    if norm not in NORMALISATIONS:
+        raise ValueError(f"norm: expected one of {', '.join(NORMALISATIONS)}, got {norm!r}")
 
 
 def _expect_a_map(name: str, image_size: tuple[int, int], pixels: int, smallest: int) -> None:

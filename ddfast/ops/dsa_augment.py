@@ -35,10 +35,10 @@ def dsa_augment(
 ) -> Tensor:  # [B, C, H, W], channels-last
     """Augment images by drawn parameters: colour, shift, box of zeros, flip, affine map, in this order.
 
-    The transforms of DSA (Zhao & Bilen 2021), of which one is drawn at a time and the others keep their identity
-    values; bilinear sampling, zeros outside. Affine in the images and differentiable in them as often as wanted: the
-    jvp is the linear part, the backward its transpose, and the backward's own jvp is itself. Shapes and launches do not
-    depend on what was drawn. The rows are constants.
+    The transforms of DSA (Zhao & Bilen 2021); those that are not drawn keep their identity values. Bilinear sampling,
+    zeros outside. Affine in the images and differentiable in them as often as wanted: the jvp is the linear part, the
+    backward its transpose, and the backward's own jvp is itself. Shapes and launches do not depend on what was drawn.
+    The rows are constants.
 
     Errors: TypeError for other dtypes than one of float32 and float64; ValueError for shapes or devices that do not fit
     together, images of a single row or column, or rows that require a gradient.

@@ -4,11 +4,13 @@ from torch import nn
 
 from ddfast.students.base import GradientJvp, Step, StepBytes, Student, Wanted
 from ddfast.students.convnet import ConvNetStudent, why_not_fused
+from ddfast.students.gsam import GSAM
 from ddfast.students.micro_batches import MicroBatches
 from ddfast.students.module import ModuleStudent
 from ddfast.students.training import Training, side_by_side
 
 __all__ = [
+    "GSAM",
     "ConvNetStudent",
     "GradientJvp",
     "MicroBatches",

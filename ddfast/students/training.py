@@ -1,4 +1,4 @@
-"""Plain training of networks side by side: SGD on minibatches, by the fused ops where they can run the network."""
+"""Plain training of networks side by side: SGD or GSAM, by the fused ops where they can run the network."""
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,27 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from ddfast.devices import free_bytes
 from ddfast.students.base import Step
 from ddfast.students.convnet import ConvNetStudent, why_not_fused
+from ddfast.students.gsam import GSAM
 
 
 class Training:
     """S networks of one kind, each on minibatches of its own, by torch.optim.SGD.
 
     The fused ConvNet runs all of them at once on flat parameters, without an autograd graph; any other network is
-    trained alone, by autograd.
+    trained alone, by autograd. With `sharpness` each step goes along GSAM's direction, of two gradients; momentum and
+    weight decay are added to it. Dropout is drawn for each of the two.
     """
 
-    def __init__(self, nets: list[nn.Module], *, lr: float, momentum: float = 0.0, weight_decay: float = 0.0):
-        self.nets, self._student = nets, None
+    def __init__(
+        self,
+        nets: list[nn.Module],
+        *,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        sharpness: GSAM | None = None,
+    ):
+        self.nets, self.sharpness, self._student = nets, sharpness, None
         if why_not_fused(nets[0]) is None:
             self._student = ConvNetStudent(nets[0])
             rows = [parameters_to_vector(net.parameters()).detach() for net in nets]
@@ -35,15 +45,42 @@ class Training:
         labels: Tensor,  # int64 [S, B], or target weights [S, B, K]
     ) -> Tensor:  # [S], the mean cross-entropy of each
         """One step of SGD; the networks' own modules are behind until `write`."""
+        if self.sharpness is None:
+            losses = self._gradients(images, labels)
+        else:
+            losses = self._sharpness_aware(images, labels)
+        self.optimizer.step()
+        return losses
+
+    def _gradients(self, images: Tensor, labels: Tensor) -> Tensor:  # losses [S]; the gradients are left in .grad
         if self._student is not None:
             (parameters,) = self._learned
             losses, parameters.grad = self._student.grad(parameters.detach(), images, labels, step=Step())
-        else:
-            self.optimizer.zero_grad()
-            loss = cross_entropy(self.nets[0](images[0]), labels[0])
-            loss.backward()
-            losses = loss.detach()[None]
-        self.optimizer.step()
+            return losses
+        self.optimizer.zero_grad()
+        loss = cross_entropy(self.nets[0](images[0]), labels[0])
+        loss.backward()
+        return loss.detach()[None]
+
+    def _sharpness_aware(
+        self, images: Tensor, labels: Tensor
+    ) -> Tensor:  # losses [S]; the directions are left in .grad
+        at, buffers = self.parameters(), [b for net in self.nets for b in net.buffers()]
+
+        def gradient(parameters: Tensor) -> tuple[Tensor, Tensor]:  # [S, P] -> losses [S], g [S, P]
+            self.load(parameters)
+            before = [b.clone() for b in buffers]
+            losses = self._gradients(images, labels)
+            if parameters is not at:  # perturbed: batch norm's running statistics are those seen at w alone
+                for buffer, value in zip(buffers, before, strict=True):
+                    buffer.copy_(value)
+            return losses, self._rows([torch.zeros_like(p) if p.grad is None else p.grad for p in self._learned])
+
+        losses, direction = self.sharpness.direction(gradient, at)
+        self.load(at)
+        for learned, piece in zip(self._learned, self._pieces(direction), strict=True):
+            if learned.grad is not None:  # None: the loss does not see it, and SGD leaves it alone
+                learned.grad.copy_(piece)
         return losses
 
     def parameters(self) -> Tensor:  # [S, P]
