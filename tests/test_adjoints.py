@@ -12,6 +12,7 @@ from torch.nn.utils import parameters_to_vector
 from ddfast.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
 from ddfast.matching import match_trajectory, unroll
 from ddfast.planner import Plan
+from ddfast.students import ConvNetStudent
 from tests.conftest import normal, relative_error, uniform
 from tests.networks_for_tests import NETWORKS, SIDE, K, make
 

@@ -61,7 +61,7 @@ def test_a_layer_in_which_the_expert_did_not_move_does_not_count():
 
 def test_what_makes_no_sense_is_refused():
     student, target, start = inputs(9)
-    with pytest.raises(ValueError, match="distance: expected one of squared, l1, .*, got 'l3'"):
+    with pytest.raises(ValueError, match=r"distance: expected one of squared, l1, .*, got 'l3'"):
         distance(student, target, start, "l3")
     with pytest.raises(ValueError, match="layers: expected the sizes of layers of 9 parameters in all, got none"):
         distance(student, target, start, "layerwise")

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "planner": {"students"},
     "adjoints": {"students", "planner", "ops"},
     "distances": {"ops"},
-    "matching": {"students", "adjoints", "distances"},
+    "matching": {"students", "adjoints", "distances", "ops"},
     "data": {"ops"},
     "experts": {"students", "networks", "data"},
     "methods": {"matching", "distances", "adjoints", "planner", "students", "networks", "data", "experts"},

@@ -124,7 +124,7 @@ def test_the_average_follows_the_images_after_every_iteration(make):
     torch.testing.assert_close(method.averaged().images, expected)
     assert not torch.equal(method.averaged().images, method.current().images)
     assert make("mtt").averaged() is None
-    with pytest.raises(ValueError, match="ema_decay: expected more than 0 and less than 1, got 1.0"):
+    with pytest.raises(ValueError, match=r"ema_decay: expected more than 0 and less than 1, got 1\.0"):
         make("ftd", ema_decay=1.0)
 
 
@@ -194,9 +194,9 @@ def test_att_matches_the_nearest_state(make):
 
 
 def test_att_chooses_for_each_segment_and_not_always_the_last(make):
-    method = make("att", syn_steps=6, segments=4, lr_teacher=1.0)
+    method = make("att", syn_steps=10, segments=4, lr_teacher=0.02)
     chosen = {step for _ in range(4) for step in method.step()["matched_step"]}
-    assert len(chosen) > 1 and chosen <= set(range(1, 7))
+    assert len(chosen) > 1 and chosen <= set(range(1, 10))
 
 
 def test_tesla_descends_on_the_detached_adjoint(make):
@@ -296,7 +296,7 @@ def test_the_simplified_variant_is_as_described(make):
         ("tesla", {"labels": "target", "lr_label": 1.0}, "lr_label: target labels are not learned"),
         ("tesla", {"labels": "target", "segments": 2}, "need one segment and canvas 1, got 2 segments, canvas 1"),
         ("mtt", {"min_start_epoch": 2}, "min_start_epoch: expected 0 to below max_start_epoch, 2, got 2"),
-        ("datm", {"current_max_start_epoch": 3, "expansion_end": 5}, "current_max_start_epoch: expected above .* got 3"),
+        ("datm", {"current_max_start_epoch": 3, "expansion_end": 5}, "current_max_start_epoch: .* got 3"),
         ("datm", {"current_max_start_epoch": 1}, "the start epochs would never expand from 1 to 2"),
         ("datm", {"expansion_end": 5}, "the start epochs have nothing to expand from; .* below max_start_epoch, 2"),
         ("datm", {"threshold": 0.0}, "threshold: expected a positive loss, got 0.0"),
@@ -317,6 +317,6 @@ def test_settings_that_contradict_each_other_are_refused(name, change, sentence)
 
 def test_an_expansion_that_a_run_never_ends_is_refused():
     settings = replace(SETTINGS, current_max_start_epoch=1, expansion_end=1000)
-    with pytest.raises(ValueError, match="expected at most the run's 999 iterations, got 1000: .* never reach 2"):
+    with pytest.raises(ValueError, match=r"expected at most the run's 999 iterations, got 1000: .* never reach 2"):
         settings.check_run(999)
     settings.check_run(1000)

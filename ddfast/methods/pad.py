@@ -37,5 +37,5 @@ class PAD(DATM):
             return super().compare(student, target, start)
         with torch.no_grad():
             squares = (student - target).square()
-            kept = torch.ones_like(squares).scatter_(1, squares.argsort(1, stable=True)[:, :dropped], 0.0)
-        return self.distance(student, target, start, kept)
+            kept = squares > squares.kthvalue(dropped, 1, keepdim=True).values
+        return self.distance(student, target, start, kept.to(student.dtype))

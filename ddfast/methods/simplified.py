@@ -1,6 +1,7 @@
 """The simplified variant of trajectory matching, to show what it lacks."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ddfast.methods.settings import MatchingSettings
 from ddfast.methods.trajectory import TrajectoryMatching
@@ -17,6 +18,8 @@ class SimplifiedSettings(MatchingSettings):
     min_start_epoch: int = 1
     distance: str = "unnormalised"
     dsa_strategy: str = "none"
+
+    LABELS: ClassVar[tuple[str, ...]] = ("hard",)
 
 
 class Simplified(TrajectoryMatching):

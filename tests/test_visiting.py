@@ -1,0 +1,105 @@
+"""Sets of which a step uses a part: the same as all of it on the device, and only the part is touched."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ddfast
+from ddfast import networks, seeds
+from ddfast.data import load_dataset
+from ddfast.methods import DATM, MTT
+from ddfast.methods.trajectory import TrajectoryMatching
+from tests.conftest import SMALL, relative_error
+from tests.test_initial import SETTINGS
+
+PART = replace(SETTINGS, batch_syn=3, syn_steps=2, lr_img=10.0)  # 6 of 24 images
+
+
+@pytest.fixture
+def make(pair):
+    experts = ddfast.train_experts(pair, num_experts=2, epochs=2, batch_train=6, lr_teacher=0.05, dsa_strategy="none")
+    data = load_dataset(pair)
+
+    def made(settings=PART, method=MTT, **options):
+        images, labels = data.random_real(8, seeds.generator(0))
+        if settings.labels == "soft":
+            labels = torch.nn.functional.one_hot(labels).float()
+        synthetic = ddfast.SyntheticSet(images, labels, torch.tensor(0.05), data.class_names, data.preprocessing)
+        network = networks.create("convnet", generator=seeds.generator(1), **data.network_arguments)
+        return method(settings, synthetic, experts, network, seeds.generator(2), **options)
+
+    return made
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_images_that_visit_end_as_if_all_stayed(make, soft, monkeypatch):
+    settings = replace(PART, labels="soft", lr_label=0.5) if soft else PART
+    visiting = make(settings)
+    assert visiting.images.shape[0] == 6 and visiting.visiting is not None
+    records = [visiting.step() for _ in range(8)]
+    monkeypatch.setattr(TrajectoryMatching, "_rows_visit", staticmethod(lambda settings: False))
+    staying = make(settings)
+    assert staying.images.shape[0] == 24 and staying.visiting is None
+    for record in records:
+        assert staying.step()["loss"] == pytest.approx(record["loss"], rel=1e-4)
+    before = make(settings).current()
+    for name in ("images", "labels") if soft else ("images",):
+        moves = [getattr(run.current(), name) - getattr(before, name) for run in (visiting, staying)]
+        assert moves[1].abs().max() > 1e-3 and relative_error(*moves) < 1e-4  # float32
+    assert torch.equal(visiting.current().labels.argmax(-1), staying.current().labels.argmax(-1))
+
+
+def test_only_the_images_of_a_step_are_touched(make, monkeypatch):
+    run = make()
+    seen = []
+    original = run.visiting.visit
+    monkeypatch.setattr(run.visiting, "visit", lambda chosen: (seen.append(chosen), original(chosen)))
+    before = [rows.clone() for rows in run.visiting.rows]
+    run.step()
+    changed = (run.visiting.rows[0] != before[0]).flatten(1).any(1).nonzero()[:, 0]
+    assert changed.tolist() == sorted(seen[0].tolist()) and len(changed) == 6
+
+
+def test_an_update_that_is_left_out_leaves_the_set_as_it_was(make, monkeypatch):
+    run = make()
+    run.step()
+    before = run.current()
+    monkeypatch.setattr(run, "compare", lambda student, *_: student.sum(1) * float("nan"))
+    assert run.step()["skipped"] == 1
+    torch.testing.assert_close(run.current().images, before.images)
+
+
+def test_a_checkpoint_and_a_rollback_are_bit_for_bit(make, monkeypatch):
+    one, other = make(), make()
+    for run in (one, other):
+        for _ in range(3):
+            run.step()
+            run.mark()
+    state = {**one.state_dict()}
+    other.step()
+    other.rollback()
+    third = make()
+    third.load_state_dict(state)
+    assert torch.equal(other.current().images, third.current().images)
+    monkeypatch.setattr(other.visiting, "leave", lambda updated: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        other.step()
+    monkeypatch.undo()
+    other.rollback()
+    assert other.step() == third.step()
+    assert torch.equal(other.current().images, third.current().images)
+
+
+def test_an_average_or_adam_moves_all_images_so_they_all_stay(make):
+    for change in ({"ema_decay": 0.9}, {"img_optimizer": "adam"}):
+        assert make(replace(PART, **change)).visiting is None
+    assert make(DATM.Settings(**vars(replace(PART, labels="soft"))), DATM).visiting is not None
+
+
+def test_a_run_of_visiting_images_resumes_bit_for_bit(pair, tmp_path):
+    options = SMALL | {"ipc": 8, "batch_syn": 2}
+    whole = ddfast.distill(pair, output=tmp_path / "whole", **options | {"iterations": 4})
+    ddfast.distill(pair, output=tmp_path / "parts", **options | {"iterations": 2})
+    parts = ddfast.distill(pair, output=tmp_path / "parts", resume=True, iterations=4)
+    assert torch.equal(whole.synthetic.images, parts.synthetic.images)
