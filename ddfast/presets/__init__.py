@@ -25,8 +25,8 @@ def load_presets(method: str) -> dict[str, Preset]:
     """All presets of a method, by name: `<method>/<dataset>/ipc<n>`.
 
     A file's [defaults] are under each of its rows. Its [inherit] takes the rows of another method, those of `datasets`
-    or all, with [inherit.settings] over them; a row of the file itself then changes the inherited one of its name, whose
-    side, classes and channels stay.
+    or all, with [inherit.settings] over them; a row of the file itself then changes the inherited one of its name (not
+    its side, classes and channels).
     """
     if sys.version_info >= (3, 11):
         import tomllib
