@@ -25,7 +25,8 @@ def load_presets(method: str) -> dict[str, Preset]:
     """All presets of a method, by name: `<method>/<dataset>/ipc<n>`.
 
     A file's [defaults] are under each of its rows. Its [inherit] takes the rows of another method, those of `datasets`
-    or all, with [inherit.settings] over them; a row of the file itself then changes the inherited one of its name.
+    or all, with [inherit.settings] over them; a row of the file itself then changes the inherited one of its name (not
+    its side, classes and channels).
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -35,10 +36,10 @@ def load_presets(method: str) -> dict[str, Preset]:
     tables = tomllib.loads(files("ddfast.presets").joinpath(f"{method}.toml").read_text(encoding="utf-8"))
     defaults, inherit = tables.pop("defaults", {}), tables.pop("inherit", None)
     presets = {} if inherit is None else {preset.name: preset for preset in _inherited(method, **inherit)}
-    for preset in _rows(method, tables):
-        inherited = presets.get(preset.name)
-        under = replace(preset, settings=defaults) if inherited is None else inherited
-        presets[preset.name] = replace(under, settings=under.settings | preset.settings)
+    for dataset, key, table in _rows(tables):
+        name, ipc, channels = f"{method}/{dataset}/{key}", int(key.removeprefix("ipc")), table.get("channels", 3)
+        under = presets.get(name) or Preset(name, dataset, ipc, table["side"], table["classes"], channels, defaults)
+        presets[name] = replace(under, settings=under.settings | table[key])
     return presets
 
 
@@ -52,15 +53,13 @@ def _inherited(
             yield replace(preset, name=name, settings=preset.settings | (settings or {}))
 
 
-def _rows(method: str, tables: dict[str, Any]) -> Iterator[Preset]:
-    """Rows as they are written; joined tables are one row per data set."""
+def _rows(tables: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Data set, ipc<n> and the table that holds it; joined tables are one row per data set."""
     for names, table in tables.items():
         for dataset in names.split():
-            for key, row in table.items():
+            for key in table:
                 if key.startswith("ipc"):
-                    ipc, channels = int(key.removeprefix("ipc")), table.get("channels", 3)
-                    name = f"{method}/{dataset}/{key}"
-                    yield Preset(name, dataset, ipc, table["side"], table["classes"], channels, row)
+                    yield dataset, key, table
 
 
 def choose_preset(
