@@ -250,6 +250,9 @@ def expert_options(dataset: Any, ipc: int | None, preset: str | None, options: d
     defaults = {"epochs": row["train_epochs"], "lr_teacher": row["train_lr"]}
     defaults |= {n: row[n] for n in ("network", "num_experts", "batch_train", "mom", "l2", "dsa_strategy", "zca")}
     merged = defaults | {name: value for name, value in given.items() if name not in names}
+    useless = [name for name in ("rho", "alpha") if name in given and merged.get("optimizer") != "gsam"]
+    if useless:
+        raise ValueError(f"{useless[0]}: expected with the optimizer gsam only, got {given[useless[0]]}")
     return {"dataset": data.whitened() if merged.pop("zca") else data, **merged}
 
 
