@@ -115,6 +115,7 @@ AT_LEAST_1 = click.IntRange(min=1)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
 PATH = click.Path(path_type=Path)
+PROTOCOLS = ["ddfast", "mtt", "datm", "simplified"]  # of ddfast.evaluate, which takes seconds to import
 
 memory_option = click.option(
     "--memory-budget", help="What an outer step may use: bytes, 4GiB, 0.5 or 50% of what is free.  [default: 50%]"
@@ -140,12 +141,12 @@ training_options = _options(
     click.option("--batch-train", type=AT_LEAST_1, help="Real images per minibatch of an expert."),
     click.option("--mom", type=NOT_NEGATIVE, help="Momentum of the experts."),
     click.option("--l2", type=NOT_NEGATIVE, help="Weight decay of the experts."),
-    click.option("--dsa-strategy", help="Transforms joined by underscores, or none."),
+    click.option("--dsa-strategy", help="Transforms: _ between those of which one is drawn, + joins; or none."),
 )
 evaluation_options = _options(
     click.option("--num-eval", type=AT_LEAST_1, help="Networks trained from scratch for an evaluation.  [default: 5]"),
-    click.option("--eval-epochs", type=AT_LEAST_1, help="Epochs of each.  [default: 1000]"),
-    click.option("--protocol", type=click.Choice(["ddfast", "mtt"]), help="mtt: as its code.  [default: ddfast]"),
+    click.option("--eval-epochs", type=AT_LEAST_1, help="Epochs of each.  [default: the protocol's, mostly 1000]"),
+    click.option("--protocol", type=click.Choice(PROTOCOLS), help="How: mtt as its code does, ….  [default: ddfast]"),
 )
 
 
@@ -231,6 +232,10 @@ def _print_table(result) -> None:
 @training_options
 @click.option("--epochs", type=AT_LEAST_1, help="Epochs of each; one snapshot after every one.")
 @click.option("--lr-teacher", type=POSITIVE, help="Learning rate.")
+@click.option("--optimizer", type=click.Choice(["sgd", "gsam"]), help="gsam: for flat trajectories.  [default: sgd]")
+@click.option("--rho", type=POSITIVE, help="Of gsam: the length of its ascent.  [default: 0.01]")
+@click.option("--alpha", type=NOT_NEGATIVE, help="Of gsam: 0 is SAM.  [default: 1]")
+@click.option("--schedule", type=click.Choice(["constant", "cosine"]), help="Of the rate.  [default: constant]")
 @click.option("--at-once", type=AT_LEAST_1, help="Experts trained side by side.  [default: what fits a GPU; CPU: 1]")
 @click.option("--output", type=PATH, help="Folder.  [default: one in the user's cache]")
 def experts(dataset, ipc, preset, **options) -> None:
@@ -247,8 +252,10 @@ def experts(dataset, ipc, preset, **options) -> None:
 @click.option("--dataset", help="Name or folder of the data set to test on.  [default: the run's]")
 @where_options
 @click.option("--networks", type=_Names(), help="Separated by commas.  [default: the run's, or convnet]")
-@click.option("--lr", type=POSITIVE, help="Learning rate.  [default: the one in the set]")
-@click.option("--dsa-strategy", help="Transforms joined by underscores, or none.  [default: the set's]")
+@click.option("--lr", type=POSITIVE, help="Learning rate.  [default: the set's, or the protocol's]")
+@click.option("--dsa-strategy", help="As in `ddfast distill`.  [default: the set's]")
+@click.option("--batch", type=AT_LEAST_1, help="Images per minibatch.  [default: the protocol's, mostly 256]")
+@click.option("--sam-rho", type=POSITIVE, help="Train with SAM, its ascent of this length.  [default: plain SGD]")
 @click.option("--seed", default=0, help="Same seed, same result.")
 @click.option("--random-real/--no-random-real", default=True, show_default=True, help="The baseline beside it.")
 @evaluation_options

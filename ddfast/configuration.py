@@ -271,6 +271,9 @@ def expert_options(
     defaults |= {name: row[name] for name in ("network", "num_experts", "zca", *EXPERT_TRAINING)}
     defaults["dsa_strategy"] = row.get("train_dsa_strategy") or row["dsa_strategy"]
     merged = defaults | {name: value for name, value in given.items() if name not in names}
+    useless = [name for name in ("rho", "alpha") if name in given and merged.get("optimizer") != "gsam"]
+    if useless:
+        raise ValueError(f"{useless[0]}: expected with the optimizer gsam only, got {given[useless[0]]}")
     return {"dataset": data.whitened() if merged.pop("zca") else data, **merged}
 
 

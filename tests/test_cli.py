@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ddfast import seeds
+from ddfast import cli, seeds
+from ddfast.evaluate import PROTOCOLS
 
 SMALL = (
     "--iterations 2 --num-experts 1 --train-epochs 1 --batch-train 500 --syn-steps 2 --expert-epochs 1 "
@@ -43,6 +44,9 @@ def test_distill_then_evaluate_from_the_run_folder(tmp_path):
     assert (tmp_path / "runs" / "0001" / "images.png").read_bytes().startswith(b"\x89PNG")
     done = ddfast("evaluate", "runs/0001", "--num-eval", "1", "--eval-epochs", "2", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("convnet: "), done.stderr
+    flat = "--num-eval 1 --eval-epochs 2 --protocol simplified --batch 5 --sam-rho 0.05".split()
+    sam = ddfast("evaluate", "runs/0001", *flat, cwd=tmp_path)
+    assert sam.returncode == 0 and sam.stdout.count("%") == 2 and sam.stdout != done.stdout, sam.stderr
     again = ddfast("distill", *SMALL, "--output", "runs/0001", cwd=tmp_path)
     assert (again.returncode, again.stderr.splitlines()[-1]) == (
         1, "ddfast: runs/0001: holds a run already; choose another output folder, or resume it"
@@ -76,6 +80,7 @@ def test_a_run_that_is_told_to_end_saves_what_it_has(name, tmp_path):
 
 def test_experts_are_trained_into_a_folder_that_distill_takes(tmp_path):
     options = ["--num-experts", "1", "--epochs", "1", "--batch-train", "500", "--output", str(tmp_path / "experts")]
+    options += "--optimizer gsam --rho 0.02 --alpha 0.3 --schedule cosine --dsa-strategy crop+flip".split()
     done = ddfast("experts", *options)
     assert done.returncode == 0 and done.stdout.startswith("1 experts of 1 epochs in"), done.stderr
     assert "settings: mtt/digits/ipc1" in done.stderr
@@ -83,6 +88,8 @@ def test_experts_are_trained_into_a_folder_that_distill_takes(tmp_path):
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["trained_experts"]["lr_teacher"] == 0.02 and config["experts"] == str(tmp_path / "experts")
+    asked = {"optimizer": "gsam", "rho": 0.02, "alpha": 0.3, "schedule": "cosine", "dsa_strategy": "crop+flip"}
+    assert config["trained_experts"].items() >= asked.items()
 
 
 def test_a_folder_of_photographs_of_odd_sizes_from_the_command_line(tmp_path):
@@ -151,6 +158,10 @@ def test_info_shows_the_plan_of_a_preset_without_its_data():
     assert "by autograd: its blocks are not instance norm, ReLU and average pooling" in other
 
 
+def test_the_protocols_to_choose_from_are_those_there_are():
+    assert list(PROTOCOLS) == cli.PROTOCOLS
+
+
 def test_presets_are_listed_and_shown():
     assert "mtt/digits/ipc1" in ddfast("presets").stdout.splitlines()
     assert "syn_steps = 20" in ddfast("presets", "mtt/digits/ipc1").stdout.splitlines()
@@ -176,6 +187,8 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         ("distill --networks convnet,vgg", 1, "ddfast: network: expected one of convnet, resnet18,"),
         ("experts --dataset /nowhere", 1, "ddfast: dataset: expected one of digits,"),
         ("experts --mom 1", 1, "ddfast: mom: expected 0 to below 1"),
+        ("experts --optimizer adam", 2, "Error: Invalid value for '--optimizer'"),
+        ("experts --alpha 0.3", 1, "ddfast: alpha: expected with the optimizer gsam only, got 0.3"),
         ("distill --method dc", 1, "ddfast: method: expected one of mtt, got 'dc'"),
         ("distill --network vgg", 1, "ddfast: network: expected one of convnet, resnet18, vgg11,"),
         ("distill --preset x", 1, "ddfast: preset: expected one of mtt/digits/ipc1, mtt/mnist/ipc1,"),

@@ -9,6 +9,7 @@ import torch
 from ddfast import SyntheticSet, networks, seeds, train_experts
 from ddfast.data import Preprocessing, load_dataset
 from ddfast.evaluate import Evaluation, evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
+from ddfast.students import GSAM
 from tests.conftest import uniform
 
 protocol = importlib.import_module("ddfast.evaluate.protocol")
@@ -66,27 +67,85 @@ def test_soft_labels_are_aimed_at(data, good):
     assert evaluate(flat, data, **options).mean < as_soft.mean
 
 
-@pytest.mark.parametrize("protocol, drop, loses", [("ddfast", 4, False), ("mtt", 5, True)])
-def test_training_is_sgd_with_momentum_decay_and_a_drop(data, good, monkeypatch, protocol, drop, loses):
+@pytest.mark.parametrize(
+    "name, drops, loses",
+    [("ddfast", (4,), False), ("mtt", (5,), True), ("datm", (5,), True), ("simplified", (4, 6), False)],
+)
+@pytest.mark.parametrize("sam_rho", [None, 0.1])
+def test_training_is_sgd_with_momentum_decay_and_drops(data, good, monkeypatch, name, drops, loses, sam_rho):
     """Against the formula: 0.9, 5e-4, a tenth from half of the epochs; MTT's code a little later, without momentum."""
     trained = []
     original = networks.create
     monkeypatch.setattr(networks, "create", lambda *a, **k: trained.append(original(*a, **k)) or trained[-1])
-    evaluate(good, data, networks=("mlp",), num_eval=1, epochs=7, lr=0.05, protocol=protocol, batch=4)
+    options = {"epochs": 7, "lr": 0.05, "batch": 4, "sam_rho": sam_rho}
+    evaluate(good, data, networks=("mlp",), num_eval=1, protocol=name, **options)
     generator = seeds.generator(0, "evaluate", "mlp", 0)
     net = original("mlp", generator=generator, **data.network_arguments)
     velocities = [torch.zeros_like(p) for p in net.parameters()]
     for epoch in range(7):
-        if epoch == drop and loses:
+        if epoch in drops and loses:
             velocities = [torch.zeros_like(p) for p in net.parameters()]
+        lr = 0.05 * 0.1 ** sum(drop <= epoch for drop in drops)
         for chosen in torch.randperm(9, generator=generator).split(4):
-            loss = torch.nn.functional.cross_entropy(net(good.images[chosen]), good.labels[chosen])
-            grads = torch.autograd.grad(loss, list(net.parameters()))
+
+            def gradients(chosen=chosen):
+                loss = torch.nn.functional.cross_entropy(net(good.images[chosen]), good.labels[chosen])
+                return torch.autograd.grad(loss, list(net.parameters()))
+
+            grads = gradients()
+            if sam_rho is not None:
+                before = [p.data.clone() for p in net.parameters()]
+                length = sum((w * g).square().sum() for w, g in zip(before, grads, strict=True)).sqrt()
+                for p, g in zip(net.parameters(), grads, strict=True):
+                    p.data += sam_rho * p.data**2 * g / length
+                grads = gradients()
+                for p, w in zip(net.parameters(), before, strict=True):
+                    p.data = w
             for p, grad, velocity in zip(net.parameters(), grads, velocities, strict=True):
                 velocity.mul_(0.9).add_(grad + 5e-4 * p.data)
-                p.data -= (0.05 if epoch < drop else 0.005) * velocity
+                p.data -= lr * velocity
     for p, expected in zip(trained[-1].parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_protocols_are_the_papers(data, good, monkeypatch):
+    """Epochs, minibatch, rate for a set of rate 0.03 and for real images, and the epochs at which the rate drops."""
+    used = []
+    monkeypatch.setattr(protocol, "train_networks", lambda nets, e, a, chosen, *_, **o: used.append((chosen, o)))
+    good = replace(good, lr=torch.tensor(0.03))
+    for name, epochs, batch, lr, drops in (
+        ("ddfast", 1000, 256, 0.03, (500,)),
+        ("mtt", 1001, 256, 0.03, (502,)),
+        ("datm", 1001, 128, 0.03, (502,)),
+        ("simplified", 200, 100, 0.01, (100, 150)),
+    ):
+        options = {"num_eval": 1, "networks": ("mlp",), "protocol": name}
+        evaluate(good, data, **options)
+        evaluate(good, data, lr=0.02, epochs=3, batch=5, **options)
+        evaluate_random_real(data, 1, **options)
+        (chosen, _), (given, _), (baseline, _) = used[-3:]
+        assert (chosen.epochs, chosen.batch, chosen.drops(epochs)) == (epochs, batch, drops)
+        assert chosen.lr == pytest.approx(lr) and baseline == replace(chosen, lr=0.01)
+        assert given == replace(chosen, lr=0.02, epochs=3, batch=5)
+    assert len(protocol.PROTOCOLS) == 4 and all(options["sharpness"] is None for _, options in used)
+    evaluate_random_real(data, 1, num_eval=1, networks=("mlp",), sam_rho=0.05)
+    assert used[-1][1]["sharpness"] == GSAM(0.05, 0.0)
+
+
+def test_dropout_follows_the_seed_and_leaves_the_global_state_alone(data, good):
+    before, options = torch.get_rng_state(), {"num_eval": 1, "epochs": 5, "networks": ("smallvgg:width=4",), "lr": 0.05}
+    trained = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "accuracy", lambda net, test: trained.append(net) or 0.0)
+        for seed in (0, 0, 1):
+            evaluate(good, data, seed=seed, **options)
+            torch.rand(3)  # another global state the next time
+    weights = [torch.nn.utils.parameters_to_vector(net.parameters()) for net in trained]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    torch.set_rng_state(before)
+    evaluate(good, data, **options)
+    evaluate_snapshots(data, "smallvgg:width=4", [weights[0].detach()])
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_the_sets_own_augmentation_is_used_unless_told_otherwise(data, good):
@@ -152,7 +211,9 @@ def test_what_does_not_fit_together_is_refused(data, pair, good):
         ({"networks": ("convnet", "vgg")}, "network: expected one of convnet"),
         ({"epochs": 0}, "epochs: expected a whole number of at least 1"),
         ({"lr": -1.0}, "lr: expected a positive number, got -1.0"),
-        ({"protocol": "dc"}, "protocol: expected one of ddfast, mtt"),
+        ({"protocol": "dc"}, "protocol: expected one of ddfast, mtt, datm, simplified, got 'dc'"),
+        ({"batch": 0}, "batch: expected a whole number of at least 1"),
+        ({"sam_rho": 0.0}, "sam_rho: expected a positive number, got 0.0"),
     ):
         with pytest.raises(ValueError, match=sentence):
             evaluate(good, data, **change)

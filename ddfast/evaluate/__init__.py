@@ -1,7 +1,9 @@
 """What a synthetic set is worth."""
 
 from ddfast.evaluate.protocol import (
+    PROTOCOLS,
     Evaluation,
+    Protocol,
     check_evaluation,
     data_for,
     evaluate,
@@ -11,7 +13,9 @@ from ddfast.evaluate.protocol import (
 )
 
 __all__ = [
+    "PROTOCOLS",
     "Evaluation",
+    "Protocol",
     "check_evaluation",
     "data_for",
     "evaluate",

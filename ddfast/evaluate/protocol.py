@@ -1,7 +1,7 @@
 """How good a training set is: networks trained on it from scratch, and their accuracy on real test images."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, stdev
 
@@ -16,12 +16,42 @@ from ddfast.data import DSA, Batches, Dataset, SyntheticSet, load_dataset
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.texture import random_crops
 from ddfast.devices import resolve_device
-from ddfast.students import Training, side_by_side
+from ddfast.students import GSAM, Training, side_by_side
 
 BASELINE_LR = 0.01  # for sets that bring no learning rate of their own
 BATCH = 256
-EPOCHS = 1000
-PROTOCOLS = ("ddfast", "mtt")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How networks are trained on a set: SGD with momentum 0.9 and weight decay 5e-4, by default for so many epochs."""
+
+    epochs: int
+    batch: int
+    drops: Callable[[int], tuple[int, ...]]  # of E epochs: those, from 0, that begin at a tenth of the rate before
+    loses_momentum: bool = False  # at the drops
+    lr: float | None = None  # None: the set's own, or 0.01 for one that has none
+
+
+def _at_half(epochs: int) -> tuple[int, ...]:
+    return ((epochs + 1) // 2,)
+
+
+def _as_mtt(epochs: int) -> tuple[int, ...]:
+    """1001 epochs: 502 at the full rate, as MTT's code does after its epoch of index 501."""
+    return ((epochs - 1) // 2 + 2,)
+
+
+def _at_half_and_three_quarters(epochs: int) -> tuple[int, ...]:
+    return (epochs + 1) // 2, (3 * epochs + 3) // 4
+
+
+PROTOCOLS = {
+    "ddfast": Protocol(1000, BATCH, _at_half),
+    "mtt": Protocol(1001, BATCH, _as_mtt, loses_momentum=True),
+    "datm": Protocol(1001, 128, _as_mtt, loses_momentum=True),
+    "simplified": Protocol(200, 100, _at_half_and_three_quarters, lr=0.01),
+}
 
 
 @dataclass(frozen=True)
@@ -69,9 +99,10 @@ def evaluate(
     num_eval: int = 5,
     epochs: int | None = None,
     lr: float | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
     dsa_strategy: str | None = None,
     protocol: str = "ddfast",
+    sam_rho: float | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     at_once: int | None = None,
@@ -79,16 +110,20 @@ def evaluate(
 ) -> Evaluation:
     """Train `num_eval` networks of each name from scratch on the synthetic set, and test each after its last epoch.
 
-    SGD with momentum 0.9, weight decay 5e-4, minibatches of 256, DSA, learning rate `lr` cut to a tenth after half of
-    the epochs. The test images get the preprocessing that the set was distilled with.
+    SGD with momentum 0.9, weight decay 5e-4 and DSA; learning rate `lr`, cut to a tenth after half of the epochs. The
+    test images get the preprocessing that the set was distilled with.
 
     Args:
         dataset: what to test on, as load_dataset takes it; images are brought to the set's size.
         networks: names as ddfast.networks.create takes them.
-        epochs: None for the protocol's: 1000, or 1001 for mtt.
-        lr: None for the set's own.
+        epochs, batch: None for the protocol's.
+        lr: None for the set's own, or the protocol's where it has one.
         dsa_strategy: None for the set's own.
-        protocol: ddfast (momentum kept when the rate drops), or mtt (MTT's published code: lost there).
+        protocol: ddfast (1000 epochs, minibatches of 256; momentum is kept when the rate drops); mtt (MTT's published
+            code: 1001 epochs, momentum is lost there); datm (as mtt, minibatches of 128); simplified (200 epochs,
+            minibatches of 100, learning rate 0.01 whatever the set's, a tenth after 1/2 and again after 3/4 of them).
+        sam_rho: train with SAM of this ρ, adaptive as ddfast.students.GSAM has it, at two gradients a step: "MTT + flat
+            minimum" of Du et al. 2023, with 0.005 to 0.1. None for plain SGD.
         at_once: networks trained side by side; None for one on a CPU, on a GPU as many as fit. Others than the fused
             ConvNet are trained one by one.
         data_options: root and download of load_dataset.
@@ -100,19 +135,16 @@ def evaluate(
     if unknown or not isinstance(synthetic, SyntheticSet):
         got = f"the option {', '.join(sorted(unknown))}" if unknown else f"{type(synthetic).__name__} for synthetic"
         raise TypeError(f"evaluate: expected a SyntheticSet and the options that its documentation lists, got {got}")
-    epochs = _epochs(epochs, protocol)
-    expect_whole(num_eval=num_eval, epochs=epochs, batch=batch, at_once=1 if at_once is None else at_once)
-    device = resolve_device(device)
-    lr = float(synthetic.lr) if lr is None else lr
-    if not 0 < lr < float("inf"):
-        raise ValueError(f"lr: expected a positive number, got {lr}")
+    if lr is None and _named(protocol).lr is None:
+        lr = float(synthetic.lr)
+    dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
+    schedule = _schedule(protocol, epochs, batch, lr, dsa_strategy, sam_rho, num_eval, device, at_once)
     if not synthetic.images.isfinite().all():
         raise ValueError("synthetic: its images hold values that are not finite")
     data = data_for(synthetic, dataset, **data_options)
     check_evaluation(networks, protocol, data)
-    dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
-    schedule = _Schedule(epochs, lr, batch, dsa_strategy, protocol, device, at_once)
-    sets, test = num_eval * [(synthetic.images.to(device), synthetic.targets.to(device))], data.test_batches(device)
+    pair = synthetic.images.to(schedule.device), synthetic.targets.to(schedule.device)
+    sets, test = num_eval * [pair], data.test_batches(schedule.device)
     accuracies = {
         name: schedule.accuracies(
             name, data, test, sets, [seeds.generator(seed, "evaluate", name, n) for n in range(num_eval)]
@@ -126,11 +158,9 @@ def evaluate(
 class _Schedule:
     """How networks are trained on a synthetic set."""
 
-    epochs: int
-    lr: float
-    batch: int
+    protocol: Protocol  # with its rate
     dsa_strategy: str
-    protocol: str
+    sharpness: GSAM | None
     device: torch.device
     at_once: int | None  # networks side by side
 
@@ -150,12 +180,12 @@ class _Schedule:
 
         while generators:
             first = create(generators[0])
-            size = torch.Size((min(self.batch, len(sets[0][0])), data.channels, *data.image_size))
+            size = torch.Size((min(self.protocol.batch, len(sets[0][0])), data.channels, *data.image_size))
             together = side_by_side(first, len(generators), size, self.device, self.at_once)
             now, generators = generators[:together], generators[together:]
             epochs_of = [partial(self._epoch, *pair, data.image_size) for pair in sets[:together]]
-            nets, sets, as_mtt = [first, *map(create, now[1:])], sets[together:], self.protocol == "mtt"
-            train_networks(nets, epochs_of, augment, self.lr, self.epochs, now, as_mtt=as_mtt)
+            nets, sets = [first, *map(create, now[1:])], sets[together:]
+            train_networks(nets, epochs_of, augment, self.protocol, now, sharpness=self.sharpness)
             results += [accuracy(net, test) for net in nets]
         return results
 
@@ -166,18 +196,42 @@ class _Schedule:
         size: tuple[int, int],  # (H, W)
         generator: torch.Generator,
     ) -> Iterable[tuple[Tensor, Tensor]]:  # images [B, C, H, W], targets
-        for chosen in torch.randperm(len(images), generator=generator).to(self.device).split(self.batch):
+        for chosen in torch.randperm(len(images), generator=generator).to(self.device).split(self.protocol.batch):
             yield random_crops(images[chosen], size, generator), targets[chosen]
 
 
-def _epochs(epochs: int | None, protocol: str) -> int:
-    return EPOCHS + (protocol == "mtt") if epochs is None else epochs
+def _schedule(
+    name: str,  # of the protocol
+    epochs: int | None,
+    batch: int | None,
+    lr: float | None,
+    dsa_strategy: str,
+    sam_rho: float | None,
+    num_eval: int,
+    device: str | torch.device | None,
+    at_once: int | None,
+) -> _Schedule:
+    """A protocol, with what was given in the place of its own; ValueError for what makes no sense."""
+    given = {"epochs": epochs, "batch": batch, "lr": lr}
+    protocol = replace(_named(name), **{field: value for field, value in given.items() if value is not None})
+    at_once_or_1 = 1 if at_once is None else at_once
+    expect_whole(num_eval=num_eval, epochs=protocol.epochs, batch=protocol.batch, at_once=at_once_or_1)
+    for option, value in (("lr", protocol.lr), ("sam_rho", sam_rho)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{option}: expected a positive number, got {value}")
+    sharpness = None if sam_rho is None else GSAM(sam_rho, alpha=0.0)
+    return _Schedule(protocol, dsa_strategy, sharpness, resolve_device(device), at_once)
+
+
+def _named(protocol: str) -> Protocol:
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    return PROTOCOLS[protocol]
 
 
 def check_evaluation(networks: Sequence[str], protocol: str, data: Dataset) -> None:
     """ValueError for an unknown protocol or network, or images too small for it: before any training."""
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    _named(protocol)
     if isinstance(networks, str) or not networks:
         expected = ", ".join(all_networks.NETWORKS)
         raise ValueError(f"networks: expected a tuple of names out of {expected}, got {networks!r}")
@@ -206,9 +260,10 @@ def evaluate_random_real(
     networks: tuple[str, ...] = ("convnet",),
     num_eval: int = 5,
     epochs: int | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
     dsa_strategy: str = NO_STRATEGY,
     protocol: str = "ddfast",
+    sam_rho: float | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     at_once: int | None = None,
@@ -218,13 +273,10 @@ def evaluate_random_real(
     Learning rate 0.01; the preprocessing is that of the Dataset.
     """
     check_evaluation(networks, protocol, dataset)
-    epochs = _epochs(epochs, protocol)
-    expect_whole(num_eval=num_eval, epochs=epochs, batch=batch, at_once=1 if at_once is None else at_once)
-    device = resolve_device(device)
-    schedule = _Schedule(epochs, BASELINE_LR, batch, dsa_strategy, protocol, device, at_once)
+    schedule = _schedule(protocol, epochs, batch, BASELINE_LR, dsa_strategy, sam_rho, num_eval, device, at_once)
     drawn = [dataset.random_real(ipc, seeds.generator(seed, "random_real", n)) for n in range(num_eval)]
-    sets = [(images.to(device), labels.to(device)) for images, labels in drawn]
-    test = dataset.test_batches(device)
+    sets = [(images.to(schedule.device), labels.to(schedule.device)) for images, labels in drawn]
+    test = dataset.test_batches(schedule.device)
     accuracies = {
         name: schedule.accuracies(
             name, dataset, test, sets, [seeds.generator(seed, "evaluate random_real", name, n) for n in range(num_eval)]
@@ -248,13 +300,14 @@ def evaluate_full_data(
     expect_whole(num_eval=num_eval, epochs=epochs)
     device = resolve_device(device)
     train, test = dataset.train_batches(device), dataset.test_batches(device)
+    protocol = replace(PROTOCOLS["ddfast"], epochs=epochs, lr=BASELINE_LR)
     accuracies: dict[str, list[float]] = {name: [] for name in networks}
     for name in networks:
         for repeat in range(num_eval):
             generator = seeds.generator(seed, "full data", name, repeat)
             net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(device)
-            epoch_of, augment = partial(train.shuffled, BATCH), DSA(dsa_strategy)
-            train_networks([net], [epoch_of], augment, BASELINE_LR, epochs, [generator])
+            epoch_of, augment = partial(train.shuffled, protocol.batch), DSA(dsa_strategy)
+            train_networks([net], [epoch_of], augment, protocol, [generator])
             accuracies[name].append(accuracy(net, test))
     return Evaluation(accuracies)
 
@@ -286,7 +339,9 @@ def _take_statistics(net: nn.Module, dataset: Dataset, device: torch.device) -> 
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # a plain mean over the minibatches
-    net.train()
+    net.eval()  # dropout too
+    for layer in layers:
+        layer.train()
     for images, _ in dataset.train_batches(device).in_order(BATCH):
         net(images)
 
@@ -295,31 +350,28 @@ def train_networks(
     nets: list[nn.Module],
     epochs_of: Sequence[Callable[[torch.Generator], Iterable[tuple[Tensor, Tensor]]]],
     augment: DSA,
-    lr: float,
-    epochs: int,
+    protocol: Protocol,  # with its rate
     generators: list[torch.Generator],
     *,
-    as_mtt: bool = False,
+    sharpness: GSAM | None = None,
 ) -> None:
     """Train networks in place, side by side, each on minibatches (images [B, C, H, W], targets) of its own, one epoch's
-    per call with its generator.
-
-    The rate drops after half of the epochs; as_mtt: two epochs later (1001 epochs: 502 at the full rate, as MTT's code
-    does after its epoch of index 501), and the momentum is lost there.
-    """
+    per call with its generator."""
     for net in nets:
         net.train()
-    training = Training(nets, lr=lr, momentum=0.9, weight_decay=5e-4)
-    for epoch in range(epochs):
-        if epoch == ((epochs - 1) // 2 + 2 if as_mtt else (epochs + 1) // 2):
-            for group in training.optimizer.param_groups:
-                group["lr"] = lr / 10
-            if as_mtt:
-                training.optimizer.state.clear()
-        epochs_now = (epoch_of(generator) for epoch_of, generator in zip(epochs_of, generators, strict=True))
-        for minibatches in zip(*epochs_now, strict=True):
-            images, targets = (torch.stack(column) for column in zip(*minibatches, strict=True))
-            training.step(augment.side_by_side(images, generators), targets)
+    training = Training(nets, lr=protocol.lr, momentum=0.9, weight_decay=5e-4, sharpness=sharpness)
+    drops, device = protocol.drops(protocol.epochs), next(nets[0].parameters()).device
+    with seeds.dropout_from(generators[0], device):  # networks with dropout are trained alone
+        for epoch in range(protocol.epochs):
+            if epoch in drops:
+                for group in training.optimizer.param_groups:
+                    group["lr"] = protocol.lr / 10 ** sum(drop <= epoch for drop in drops)
+                if protocol.loses_momentum:
+                    training.optimizer.state.clear()
+            epochs_now = (epoch_of(generator) for epoch_of, generator in zip(epochs_of, generators, strict=True))
+            for minibatches in zip(*epochs_now, strict=True):
+                images, targets = (torch.stack(column) for column in zip(*minibatches, strict=True))
+                training.step(augment.side_by_side(images, generators), targets)
     training.write()
 
 

@@ -1,11 +1,14 @@
 """What the methods share: draw experts' segments, unroll a student over them, compare, and descend."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ddfast import seeds
 from ddfast.adjoints import Adjoint, CheckpointedUnroll
 from ddfast.data import DSA, SyntheticSet
 from ddfast.data.augment import NO_STRATEGY, Draws
@@ -60,6 +63,7 @@ class TrajectoryMatching:
             raise ValueError(f"labels: expected a set of {settings.labels} labels, got one of {has}")
         self.settings, self.generator, self.synthetic = settings, generator, synthetic
         self.student = student_of(network.to(device), precision)
+        self._drops = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules())
         self.augment = DSA(settings.dsa_strategy)
         count = settings.touched(len(synthetic)) if self._rows_visit(settings) else len(synthetic)
         self.images = synthetic.images[:count].detach().clone().to(device).requires_grad_()
@@ -192,7 +196,10 @@ class TrajectoryMatching:
         batches = self._batches()
         count = len(self.images) if batches is None else batches.shape[1]
         augmentation = self._augmentations(count)
-        loss, updated = self._run(self._noisy(segments.start), segments.start, segments.target, batches, *augmentation)
+        with self._dropout():
+            loss, updated = self._run(
+                self._noisy(segments.start), segments.start, segments.target, batches, *augmentation
+            )
         if self.visiting is not None:
             self.visiting.leave(bool(updated))
         return {
@@ -231,6 +238,16 @@ class TrajectoryMatching:
         )
         loss = self.compare(student, target, start).mean()
         return loss.detach(), self.descent(loss.detach(), torch.autograd.grad(loss, self.descent.tensors))
+
+    @contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """Dropout draws from the run's own seed; nothing is drawn for networks that have none."""
+        if not self._drops:
+            yield
+            return
+        stream = seeds.generator(int(torch.randint(2**62, (), generator=self.generator)))
+        with seeds.dropout_from(stream, self.images.device):
+            yield
 
     def _noisy(self, start: Tensor) -> Tensor:  # [S, P] -> [S, P]
         """Robust learning, a comparison of the FTD paper: Gaussian noise on the student's start."""
