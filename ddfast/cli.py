@@ -11,6 +11,21 @@ from pathlib import Path
 
 import click
 
+from ddfast.options import (
+    AT_LEAST_1,
+    PATH,
+    POSITIVE,
+    Names,
+    TrainEpochs,
+    data_options,
+    evaluation_options,
+    memory_option,
+    method_options,
+    optimizer_options,
+    training_options,
+    where_options,
+)
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 EXPECTED = (ValueError, TypeError, OSError, NotImplementedError, MemoryError)  # what the library raises at its doors
@@ -63,93 +78,6 @@ def cli(traceback: bool) -> None:
     logger.setLevel(logging.INFO)
 
 
-def _options(*options):
-    """Several click options as one decorator, in this order."""
-
-    def decorate(function):
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-class _ImageSize(click.ParamType):
-    """A side, or HxW, in pixels."""
-
-    name = "N or HxW"
-
-    def convert(self, value, param, ctx):
-        """As load_dataset takes it."""
-        sides = str(value).lower().split("x")
-        if not all(side.isdigit() and int(side) > 0 for side in sides) or len(sides) > 2:
-            self.fail(f"expected a side or HxW in pixels, got {value!r}", param, ctx)
-        return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
-
-
-class _TrainEpochs(click.ParamType):
-    """A number of epochs, or needed."""
-
-    name = "N or needed"
-
-    def convert(self, value, param, ctx):
-        """As distill takes it."""
-        if value == "needed" or isinstance(value, int):
-            return value
-        if not str(value).isdigit() or int(value) < 1:
-            self.fail(f"expected a whole number of at least 1, or needed, got {value!r}", param, ctx)
-        return int(value)
-
-
-class _Names(click.ParamType):
-    """Names separated by commas."""
-
-    name = "NAMES"
-
-    def convert(self, value, param, ctx):
-        """As a tuple."""
-        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
-
-
-AT_LEAST_1 = click.IntRange(min=1)
-POSITIVE = click.FloatRange(min=0, min_open=True)
-NOT_NEGATIVE = click.FloatRange(min=0)
-PATH = click.Path(path_type=Path)
-PROTOCOLS = ["ddfast", "mtt", "datm", "simplified"]  # of ddfast.evaluate, which takes seconds to import
-
-memory_option = click.option(
-    "--memory-budget", help="What an outer step may use: bytes, 4GiB, 0.5 or 50% of what is free.  [default: 50%]"
-)
-where_options = _options(
-    click.option("--data-root", type=PATH, help="Where named data sets are.  [default: DDFAST_DATA, or the cache]"),
-    click.option("--download", is_flag=True, help="Fetch a named data set that is not there."),
-    click.option("--device", default=None, help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]"),
-)
-data_options = _options(
-    click.option("--dataset", help="Name of a data set, or a folder with train/ and val/ or test/.  [default: digits]"),
-    where_options,
-    click.option("--image-size", type=_ImageSize(), help="Resize to this.  [default: their own, or what fits them]"),
-    click.option("--resize", type=click.Choice(["stretch", "crop"]), help="How.  [default: stretch]"),
-    click.option("--zca/--no-zca", default=None, help="Whiten the images.  [default: the preset's]"),
-    click.option("--network", help="With options: convnet:depth=4:width=64.  [default: the preset's]"),
-    click.option("--seed", type=int, help="Same seed, same result.  [default: 0]"),
-    click.option("--preset", help="Settings to start from; see `ddfast presets`.  [default: the nearest]"),
-    click.option("--ipc", type=AT_LEAST_1, help="Images per class.  [default: 1]"),
-)
-training_options = _options(
-    click.option("--num-experts", type=AT_LEAST_1, help="Experts to train.  [default: the preset's, as all below]"),
-    click.option("--batch-train", type=AT_LEAST_1, help="Real images per minibatch of an expert."),
-    click.option("--mom", type=NOT_NEGATIVE, help="Momentum of the experts."),
-    click.option("--l2", type=NOT_NEGATIVE, help="Weight decay of the experts."),
-    click.option("--dsa-strategy", help="Transforms: _ between those of which one is drawn, + joins; or none."),
-)
-evaluation_options = _options(
-    click.option("--num-eval", type=AT_LEAST_1, help="Networks trained from scratch for an evaluation.  [default: 5]"),
-    click.option("--eval-epochs", type=AT_LEAST_1, help="Epochs of each.  [default: the protocol's, mostly 1000]"),
-    click.option("--protocol", type=click.Choice(PROTOCOLS), help="How: mtt as its code does, ….  [default: ddfast]"),
-)
-
-
 @cli.command()
 @data_options
 @click.option("--method", help="How to distil.  [default: mtt]")
@@ -160,20 +88,16 @@ evaluation_options = _options(
 @click.option("--cuda-graph/--no-cuda-graph", default=None, help="On a GPU: replay an outer step.  [default: no]")
 @click.option("--experts", type=PATH, help="Folder of trained experts.  [default: trained, cached]")
 @training_options
-@click.option("--train-epochs", type=_TrainEpochs(), help="Epochs of each expert; needed: no more than a run can use.")
+@optimizer_options
+@click.option("--train-epochs", type=TrainEpochs(), help="Epochs of each expert; needed: no more than a run can use.")
 @click.option("--train-lr", type=POSITIVE, help="Learning rate of the experts.")
+@click.option("--train-dsa-strategy", help="Their augmentation, where it is another than --dsa-strategy.")
 @click.option("--iterations", type=AT_LEAST_1, help="Outer steps.")
-@click.option("--init", type=click.Choice(["real", "noise"]), help="What the images start from.")
-@click.option("--syn-steps", type=AT_LEAST_1, help="Inner steps.")
-@click.option("--expert-epochs", type=AT_LEAST_1, help="Epochs between start and target.")
-@click.option("--max-start-epoch", type=AT_LEAST_1, help="Starts are drawn from below this epoch.")
-@click.option("--batch-syn", type=AT_LEAST_1, help="Synthetic images per inner step.")
-@click.option("--segments", type=AT_LEAST_1, help="Experts' segments per outer step.  [default: 1]")
-@click.option("--lr-img", type=NOT_NEGATIVE, help="Learning rate of the images.")
-@click.option("--lr-lr", type=NOT_NEGATIVE, help="Learning rate of the student's learning rate.")
-@click.option("--lr-teacher", type=POSITIVE, help="The student's first learning rate.")
-@click.option("--networks", type=_Names(), help="To evaluate on, separated by commas.  [default: --network]")
+@method_options
+@click.option("--networks", type=Names(), help="To evaluate on, separated by commas.  [default: --network]")
 @evaluation_options
+@click.option("--eval-batch", type=AT_LEAST_1, help="Images per minibatch.  [default: the protocol's, mostly 256]")
+@click.option("--sam-rho", type=POSITIVE, help="Evaluate by SAM, its ascent of this length.  [default: plain SGD]")
 @click.option("--full-epochs", type=AT_LEAST_1, help="Full data: train anew.  [default: the experts' last snapshot]")
 @click.option("--eval-every", type=AT_LEAST_1, help="Evaluate after so many iterations too.  [default: at the end]")
 @click.option("--checkpoint-every", type=AT_LEAST_1, help="Iterations between checkpoints.  [default: 100]")
@@ -216,11 +140,12 @@ def _print_table(result) -> None:
     rows = {
         "random_real": f"random real images, {ipc} per class",
         "distilled": f"distilled images, {ipc} per class",
+        "averaged": f"averaged distilled images, {ipc} per class",
         "full_data": f"full data, {full['epochs']} epochs ({full['source']})",
     }
     several = len({network for row in accuracy.values() for network in row["networks"]}) > 1
     click.echo(f"\n{'test accuracy of a network trained on':<44}{'mean':>8}{'std':>7}{'n':>4}")
-    for key, label in rows.items():
+    for key, label in ((key, label) for key, label in rows.items() if key in accuracy):
         for network, row in accuracy[key]["networks"].items():
             name = f"{label}: {network}" if several else label
             click.echo(f"{name:<44}{row['mean']:>7.1f}%{row['std']:>7.1f}{len(row['accuracies']):>4}")
@@ -232,18 +157,16 @@ def _print_table(result) -> None:
 @training_options
 @click.option("--epochs", type=AT_LEAST_1, help="Epochs of each; one snapshot after every one.")
 @click.option("--lr-teacher", type=POSITIVE, help="Learning rate.")
-@click.option("--optimizer", type=click.Choice(["sgd", "gsam"]), help="gsam: for flat trajectories.  [default: sgd]")
-@click.option("--rho", type=POSITIVE, help="Of gsam: the length of its ascent.  [default: 0.01]")
-@click.option("--alpha", type=NOT_NEGATIVE, help="Of gsam: 0 is SAM.  [default: 1]")
-@click.option("--schedule", type=click.Choice(["constant", "cosine"]), help="Of the rate.  [default: constant]")
+@optimizer_options
 @click.option("--at-once", type=AT_LEAST_1, help="Experts trained side by side.  [default: what fits a GPU; CPU: 1]")
 @click.option("--output", type=PATH, help="Folder.  [default: one in the user's cache]")
-def experts(dataset, ipc, preset, **options) -> None:
+@click.option("--method", help="Whose presets.  [default: mtt]")
+def experts(dataset, ipc, method, preset, **options) -> None:
     """Train experts and keep a snapshot of their parameters after every epoch."""
     import ddfast
     from ddfast.configuration import expert_options
 
-    store = ddfast.train_experts(**expert_options(dataset, ipc, preset, options))
+    store = ddfast.train_experts(**expert_options(dataset, ipc, method, preset, options))
     click.echo(f"{store.num_experts} experts of {store.epochs} epochs in {store.path}")
 
 
@@ -251,7 +174,7 @@ def experts(dataset, ipc, preset, **options) -> None:
 @click.argument("synthetic", type=PATH)
 @click.option("--dataset", help="Name or folder of the data set to test on.  [default: the run's]")
 @where_options
-@click.option("--networks", type=_Names(), help="Separated by commas.  [default: the run's, or convnet]")
+@click.option("--networks", type=Names(), help="Separated by commas.  [default: the run's, or convnet]")
 @click.option("--lr", type=POSITIVE, help="Learning rate.  [default: the set's, or the protocol's]")
 @click.option("--dsa-strategy", help="As in `ddfast distill`.  [default: the set's]")
 @click.option("--batch", type=AT_LEAST_1, help="Images per minibatch.  [default: the protocol's, mostly 256]")
@@ -267,9 +190,9 @@ def evaluate(
     from ddfast.evaluate import data_for, evaluate_random_real
     from ddfast.runs import RunFolder
 
-    config = {}
+    folder = synthetic if synthetic.is_dir() else synthetic.parent
+    config = RunFolder(folder).read_config() if synthetic.is_dir() or RunFolder(folder).has_config else {}
     if synthetic.is_dir():
-        config = RunFolder(synthetic).read_config()
         synthetic = synthetic / "synthetic"
     loaded = ddfast.SyntheticSet.load(synthetic)
     dataset = dataset or config.get("dataset")
@@ -308,12 +231,15 @@ def evaluate(
 def info(as_json: bool, preset, memory_budget, precision, network, device, **settings) -> None:
     """Versions, which kernels are built for which devices, and how to get what is missing; or a memory plan."""
     import ddfast
+    from ddfast.methods import METHODS
 
     if preset is not None:
         from ddfast.preset_plan import plan_of_preset
 
         about = plan_of_preset(preset, memory_budget, precision or "default", network, device, settings)
-        lines = (f"{name}: {about[name]}" for name in ("setting", "network", "budget", "recomputing all", "plan"))
+        lines = (
+            f"{name}: {about[name]}" for name in ("setting", "network", "gradient", "budget", "recomputing all", "plan")
+        )
         click.echo(json.dumps(about, indent=2) if as_json else "\n".join(lines))
         return
     if any(value is not None for value in (memory_budget, precision, network, device, *settings.values())):
@@ -332,6 +258,10 @@ def info(as_json: bool, preset, memory_budget, precision, network, device, **set
         click.echo(f"extension: built for torch {built['torch']} with {built['compiler']}, {architectures}")
     for name, devices in about["kernels"].items():
         click.echo(f"  {name:<30} {', '.join(devices) or 'reference only'}")
+    click.echo(f"methods: {', '.join(METHODS)}")
+    for name, method in METHODS.items():
+        if method.gradient != "exact":
+            click.echo(f"  {name}: the gradient is {method.gradient}")
     for sentence in about["missing"]:
         click.echo(f"missing: {sentence}")
 
@@ -339,12 +269,12 @@ def info(as_json: bool, preset, memory_budget, precision, network, device, **set
 @cli.command()
 @click.argument("name", required=False)
 def presets(name: str | None) -> None:
-    """List the presets, or show the settings of one."""
+    """List the presets, those of a method, or show the settings of one."""
     from ddfast.methods import METHODS
     from ddfast.presets import choose_preset, load_presets
 
-    if name is None:
-        for method in METHODS:
+    if name is None or name in METHODS:
+        for method in METHODS if name is None else [name]:
             for preset in load_presets(method):
                 click.echo(preset)
         return

@@ -179,6 +179,7 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
     if config["zca"] and data.preprocessing.zca is None:
         data = data.whitened()
     config["zca"] = data.preprocessing.zca is not None
+    _check_sharpness(given, config["optimizer"])
     job = _checked(config, data, METHODS[method].Settings, store)
     job.settings.check_run(config["iterations"])
     if job.settings.init not in INITS:
@@ -271,10 +272,15 @@ def expert_options(
     defaults |= {name: row[name] for name in ("network", "num_experts", "zca", *EXPERT_TRAINING)}
     defaults["dsa_strategy"] = row.get("train_dsa_strategy") or row["dsa_strategy"]
     merged = defaults | {name: value for name, value in given.items() if name not in names}
-    useless = [name for name in ("rho", "alpha") if name in given and merged.get("optimizer") != "gsam"]
-    if useless:
-        raise ValueError(f"{useless[0]}: expected with the optimizer gsam only, got {given[useless[0]]}")
+    _check_sharpness(given, merged["optimizer"])
     return {"dataset": data.whitened() if merged.pop("zca") else data, **merged}
+
+
+def _check_sharpness(given: dict[str, Any], optimizer: str) -> None:
+    """Refuse settings of GSAM where experts are trained by something else."""
+    for name in ("rho", "alpha"):
+        if name in given and optimizer != "gsam":
+            raise ValueError(f"{name}: expected with the optimizer gsam only, got {given[name]}")
 
 
 def _without_paths(given: dict[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,9 @@ def test_a_step_descends_with_momentum_on_the_loss_of_the_augmented_images(data,
     method = mtt(data, experts, settings)
     drawn = []
     original = MTT._augmentations
-    monkeypatch.setattr(MTT, "_augmentations", lambda self, count: drawn.append(original(self, count)) or drawn[-1])
+    monkeypatch.setattr(
+        MTT, "_augmentations", lambda self, count: drawn.append(original(self, count)[0]) or (drawn[-1], None)
+    )
     states, gradients = [method.current()], []
     for _ in range(2):
         record = method.step()
@@ -336,7 +338,7 @@ def test_more_experts_in_the_cache_do_not_change_a_run(pair, tmp_path):
         ({"dsa_strategy": "shear"}, "dsa_strategy: expected some of color"),
         ({"networks": ("convnet", "vgg")}, r"network: expected one of .*, got 'vgg'"),
         ({"networks": ("vgg11",)}, "image_size: expected at least 32 pixels a side for vgg11"),
-        ({"protocol": "dc"}, "protocol: expected one of ddfast, mtt, got 'dc'"),
+        ({"protocol": "dc"}, "protocol: expected one of ddfast, mtt, datm, simplified, got 'dc'"),
         ({"eval_every": 0}, "eval_every: expected a whole number of at least 1, got 0"),
         ({"train_epochs": "all"}, "train_epochs: expected a whole number of at least 1, got 'all'"),
         ({"train_lr": 0.0}, "lr_teacher: expected a positive number, got 0.0"),
@@ -354,7 +356,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(pair, tmp_path, 
 
 
 def test_experts_that_do_not_fit_are_refused(pair, experts, tmp_path):
-    with pytest.raises(ValueError, match="has 2 epochs, max_start_epoch and expert_epochs need 4"):
+    with pytest.raises(ValueError, match="have 2 epochs, starts up to epoch 3 with targets 1 later need 4"):
         ddfast.distill(pair, output=tmp_path / "a", experts=experts, **(SMALL | {"max_start_epoch": 4}))
     with pytest.raises(ValueError, match=r"with training images '.*' of 'custom', this run has '.*' of 'digits'"):
         ddfast.distill("digits", output=tmp_path / "b", experts=experts.path, **SMALL)

@@ -11,7 +11,7 @@ import torch
 
 import ddfast
 from ddfast.devices import is_out_of_memory
-from ddfast.methods import mtt
+from ddfast.methods import trajectory
 from tests.conftest import SMALL, relative_error
 
 OPTIONS = SMALL | {"iterations": 4}
@@ -60,9 +60,9 @@ def test_precision_is_an_option_that_is_recorded(pair, tmp_path):
 @pytest.fixture
 def failing(monkeypatch):
     """failing(n, …): from now on the calls of these numbers, from 1, of an unroll run out of memory."""
-    calls, which, original = [], set(), mtt.match_trajectory
+    calls, which, original = [], set(), trajectory.unroll
 
-    def match_trajectory(*args, **options):
+    def unroll(*args, **options):
         calls.append(options["adjoint"].plan)
         if len(calls) in which:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 60.00 GiB")
@@ -74,7 +74,7 @@ def failing(monkeypatch):
         which.update(numbers)
         return calls
 
-    monkeypatch.setattr(mtt, "match_trajectory", match_trajectory)
+    monkeypatch.setattr(trajectory, "unroll", unroll)
     return arm
 
 

@@ -1,0 +1,126 @@
+"""The options of the command line, in groups, and their types."""
+
+from pathlib import Path
+
+import click
+
+
+def options(*options):
+    """Several click options as one decorator, in this order."""
+
+    def decorate(function):
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+class ImageSize(click.ParamType):
+    """A side, or HxW, in pixels."""
+
+    name = "N or HxW"
+
+    def convert(self, value, param, ctx):
+        """As load_dataset takes it."""
+        sides = str(value).lower().split("x")
+        if not all(side.isdigit() and int(side) > 0 for side in sides) or len(sides) > 2:
+            self.fail(f"expected a side or HxW in pixels, got {value!r}", param, ctx)
+        return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+class TrainEpochs(click.ParamType):
+    """A number of epochs, or needed."""
+
+    name = "N or needed"
+
+    def convert(self, value, param, ctx):
+        """As distill takes it."""
+        if value == "needed" or isinstance(value, int):
+            return value
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"expected a whole number of at least 1, or needed, got {value!r}", param, ctx)
+        return int(value)
+
+
+class Names(click.ParamType):
+    """Names separated by commas."""
+
+    name = "NAMES"
+
+    def convert(self, value, param, ctx):
+        """As a tuple."""
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
+
+AT_LEAST_1 = click.IntRange(min=1)
+POSITIVE = click.FloatRange(min=0, min_open=True)
+NOT_NEGATIVE = click.FloatRange(min=0)
+PATH = click.Path(path_type=Path)
+PROTOCOLS = ["ddfast", "mtt", "datm", "simplified"]  # of ddfast.evaluate, which takes seconds to import
+
+memory_option = click.option(
+    "--memory-budget", help="What an outer step may use: bytes, 4GiB, 0.5 or 50% of what is free.  [default: 50%]"
+)
+where_options = options(
+    click.option("--data-root", type=PATH, help="Where named data sets are.  [default: DDFAST_DATA, or the cache]"),
+    click.option("--download", is_flag=True, help="Fetch a named data set that is not there."),
+    click.option("--device", default=None, help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]"),
+)
+data_options = options(
+    click.option("--dataset", help="Name of a data set, or a folder with train/ and val/ or test/.  [default: digits]"),
+    where_options,
+    click.option("--image-size", type=ImageSize(), help="Resize to this.  [default: their own, or what fits them]"),
+    click.option("--resize", type=click.Choice(["stretch", "crop"]), help="How.  [default: stretch]"),
+    click.option("--zca/--no-zca", default=None, help="Whiten the images.  [default: the preset's]"),
+    click.option("--network", help="With options: convnet:depth=4:width=64.  [default: the preset's]"),
+    click.option("--seed", type=int, help="Same seed, same result.  [default: 0]"),
+    click.option("--preset", help="Settings to start from; see `ddfast presets`.  [default: the nearest]"),
+    click.option("--ipc", type=AT_LEAST_1, help="Images per class.  [default: 1]"),
+)
+training_options = options(
+    click.option("--num-experts", type=AT_LEAST_1, help="Experts to train.  [default: the preset's, as all below]"),
+    click.option("--batch-train", type=AT_LEAST_1, help="Real images per minibatch of an expert."),
+    click.option("--mom", type=NOT_NEGATIVE, help="Momentum of the experts."),
+    click.option("--l2", type=NOT_NEGATIVE, help="Weight decay of the experts."),
+    click.option("--dsa-strategy", help="Transforms: _ between those of which one is drawn, + joins; or none."),
+)
+evaluation_options = options(
+    click.option("--num-eval", type=AT_LEAST_1, help="Networks trained from scratch for an evaluation.  [default: 5]"),
+    click.option("--eval-epochs", type=AT_LEAST_1, help="Epochs of each.  [default: the protocol's, mostly 1000]"),
+    click.option("--protocol", type=click.Choice(PROTOCOLS), help="How: mtt as its code does, ….  [default: ddfast]"),
+)
+optimizer_options = options(
+    click.option(
+        "--optimizer", type=click.Choice(["sgd", "gsam"]), help="gsam: for flat trajectories.  [default: sgd]"
+    ),
+    click.option("--rho", type=POSITIVE, help="Of gsam: the length of its ascent.  [default: 0.01]"),
+    click.option("--alpha", type=NOT_NEGATIVE, help="Of gsam: 0 is SAM.  [default: 1]"),
+    click.option("--schedule", type=click.Choice(["constant", "cosine"]), help="Of the rate.  [default: constant]"),
+)
+method_options = options(
+    click.option("--init", help="real, noise, first, correct (of the experts), or a saved set or run to go on from."),
+    click.option("--labels", help="hard, soft (learned logits), or target (tesla).  [default: the preset's, or hard]"),
+    click.option("--syn-steps", type=AT_LEAST_1, help="Inner steps."),
+    click.option("--syn-momentum", type=NOT_NEGATIVE, help="Momentum of the inner steps.  [default: 0]"),
+    click.option("--batch-syn", type=AT_LEAST_1, help="Synthetic images per inner step."),
+    click.option("--expert-epochs", type=AT_LEAST_1, help="Epochs between start and target."),
+    click.option("--min-start-epoch", type=click.IntRange(min=0), help="Starts are drawn from this epoch on."),
+    click.option("--max-start-epoch", type=AT_LEAST_1, help="Starts are drawn from below this epoch."),
+    click.option("--current-max-start-epoch", type=AT_LEAST_1, help="At first from below this one."),
+    click.option("--expansion-end", type=AT_LEAST_1, help="The iteration at which --max-start-epoch is reached."),
+    click.option("--starts", help="random, or in_turn."),
+    click.option("--start-noise", type=NOT_NEGATIVE, help="Gaussian noise on the student's start.  [default: 0]"),
+    click.option("--segments", type=AT_LEAST_1, help="Experts' segments per outer step.  [default: 1]"),
+    click.option("--distance", help="squared, l1, cosine, layerwise, or unnormalised.  [default: squared]"),
+    click.option("--lr-img", type=NOT_NEGATIVE, help="Learning rate of the images."),
+    click.option("--img-optimizer", help="sgd, or adam.  [default: sgd]"),
+    click.option("--lr-lr", type=NOT_NEGATIVE, help="Learning rate of the student's learning rate."),
+    click.option("--lr-teacher", type=POSITIVE, help="The student's first learning rate."),
+    click.option("--lr-label", type=NOT_NEGATIVE, help="Learning rate of soft labels."),
+    click.option("--threshold", type=POSITIVE, help="Updates with a loss above it are left out.  [default: none]"),
+    click.option("--ema-decay", type=float, help="Of an average of the images, kept beside them.  [default: none]"),
+    click.option("--canvas", type=AT_LEAST_1, help="Side of an image over what networks see of it.  [default: 1]"),
+    click.option("--pruning-threshold", type=float, help="pp: parameters of smaller ratios are left out."),
+    click.option("--drop-ratio", type=float, help="pad, edf: the share of near parameters that is left out."),
+)
