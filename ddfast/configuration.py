@@ -320,6 +320,9 @@ def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store:
     }
     maybe["train_epochs"] = epochs
     expect_whole(**wholes, **{name: value for name, value in maybe.items() if value is not None})
+    sam_rho = config.get("sam_rho")
+    if sam_rho is not None and not 0 < sam_rho < float("inf"):
+        raise ValueError(f"sam_rho: expected a positive number, got {sam_rho}")
     if not isinstance(config["cuda_graph"], bool):
         raise ValueError(f"cuda_graph: expected True or False, got {config['cuda_graph']!r}")
     data.check_ipc(config["ipc"] * (settings.canvas**2 if settings.init in INITS else 1))

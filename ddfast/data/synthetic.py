@@ -96,9 +96,9 @@ class SyntheticSet:
         from safetensors.torch import save_file
 
         tensors, about_path = _paths(path)
-        copy = self.detached()
+        values = {"images": self.images, "labels": self.labels, "lr": self.lr}
         with replacing(tensors) as temporary:
-            save_file({"images": copy.images, "labels": copy.labels, "lr": copy.lr}, temporary)
+            save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, temporary)
         about = {
             "format": FORMAT,
             "labels": "classes" if self.is_hard else "logits",

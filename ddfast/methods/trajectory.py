@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -88,6 +89,8 @@ class TrajectoryMatching:
         if count < len(synthetic):
             everything, visitors = (synthetic.images, synthetic.labels), (self.images, self.labels)
             self.visiting = VisitingRows(everything, visitors, learned, self.descent.slots)
+            images, labels = self.visiting.rows  # a large set is kept once
+            self.synthetic = replace(synthetic, images=images, labels=labels)
         why_not = why_not_replayed(self.student, self.images.device, self.compares_states) if cuda_graph else None
         if why_not is not None:
             log.warning("cuda_graph: not used, %s", why_not)

@@ -1,0 +1,147 @@
+"""Every method as a whole job: from data to an evaluated set, stopped and resumed, from Python and the command line."""
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import ddfast
+from ddfast import cli
+from ddfast.configuration import resolve
+from ddfast.methods import METHODS
+from tests.conftest import SMALL
+
+JOB = SMALL | {"batch_train": 6, "checkpoint_every": 1, "expansion_end": None, "current_max_start_epoch": None}
+EXPANDING = {"current_max_start_epoch": 1, "expansion_end": 2}
+
+
+def job(name, **options):
+    """As keyword arguments of distill; what only the simplified variant's preset says is as for the others."""
+    given = JOB | {"method": name, "network": "convnet:width=8", "zca": False, "min_start_epoch": 0} | options
+    return given | (EXPANDING if name in ("datm", "pad") else {})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_a_whole_job_that_resumes_bit_for_bit(pair, tmp_path, name):
+    whole = ddfast.distill(pair, output=tmp_path / "whole", **job(name, iterations=4))
+    assert whole.synthetic.is_soft == (name in ("datm", "pad", "edf"))
+    assert 0 <= whole.accuracy["distilled"]["mean"] <= 100 and whole.accuracy["distilled"]["n"] == 2
+
+    def stop_after_two(distillation):
+        for record in distillation:
+            yield record
+            if record["iteration"] == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ddfast.distill(pair, output=tmp_path / "parts", progress=stop_after_two, **job(name, iterations=4))
+    parts = ddfast.distill(pair, output=tmp_path / "parts", resume=True)
+    assert torch.equal(whole.synthetic.images, parts.synthetic.images)
+    assert torch.equal(whole.synthetic.labels, parts.synthetic.labels)
+    assert [r["loss"] for r in whole.history] == [r["loss"] for r in parts.history]
+    assert whole.accuracy == parts.accuracy
+    if whole.averaged is not None:
+        assert torch.equal(whole.averaged.images, parts.averaged.images)
+    config = json.loads((parts.path / "config.json").read_text())
+    assert config["method"] == name and config["preset"].startswith(f"{name}/")
+
+
+def test_both_sets_of_ftd_are_kept_and_evaluated_from_scratch(pair, tmp_path):
+    options = job("ftd", ema_decay=0.5, lr_img=100.0)
+    result = ddfast.distill(pair, output=tmp_path / "run", **options)
+    assert set(result.accuracy) == {"distilled", "averaged", "random_real", "full_data"}
+    saved = ddfast.SyntheticSet.load(result.path / "averaged")
+    assert torch.equal(saved.images, result.averaged.images)
+    assert not torch.equal(saved.images, result.synthetic.images)
+    alone = ddfast.evaluate(saved, pair, networks=("convnet:width=8",), num_eval=2, epochs=3)
+    assert alone.summary() == result.accuracy["averaged"]
+    again = ddfast.distill(pair, output=tmp_path / "run", resume=True)  # a run that had ended
+    assert torch.equal(again.averaged.images, saved.images) and again.accuracy == result.accuracy
+    trained = json.loads((result.path / "config.json").read_text())["trained_experts"]
+    assert (trained["optimizer"], trained["rho"]) == ("gsam", 0.01)
+
+
+def test_textures_are_evaluated_by_parts_of_their_canvases(pair, tmp_path):
+    result = ddfast.distill(pair, output=tmp_path / "run", **job("texture"))
+    saved = ddfast.SyntheticSet.load(result.path / "synthetic")
+    assert saved.canvas == 2 and saved.images.shape[2:] == (32, 32) and saved.image_size == (16, 16)
+    assert (result.path / "images.png").exists()
+
+
+def test_a_network_with_dropout_is_distilled_from_the_runs_seed(pair, tmp_path):
+    runs = []
+    for number in range(2):
+        torch.manual_seed(number)
+        state = torch.get_rng_state()
+        options = job("mtt", network="smallvgg:width=2:dropout=50")
+        runs.append(ddfast.distill(pair, output=tmp_path / str(number), **options))
+        assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(runs[0].synthetic.images, runs[1].synthetic.images)
+
+
+def test_a_presets_protocol_and_number_of_networks_hold_unless_others_are_given(pair):
+    given = {"dataset": pair, "preset": "tesla/cifar10/ipc1", "network": "convnet:width=8"}
+    assert resolve(given).config["num_eval"] == 3 and resolve(given).config["method"] == "tesla"
+    assert resolve(given | {"num_eval": 4}).config["num_eval"] == 4
+    simplified = resolve({"dataset": pair, "ipc": 2, "method": "simplified", "network": "convnet:width=8"}).config
+    assert simplified["protocol"] == "simplified" and simplified["schedule"] == "cosine"
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"method": "datm", "expansion_end": 1000, "current_max_start_epoch": 1}, "run's 3 iterations, got 1000"),
+        ({"max_start_epoch": 9, "experts": True}, "have 2 epochs, starts up to epoch 8 with targets 1 later need 9"),
+        ({"method": "simplified", "labels": "soft"}, "labels: expected hard for this method, got 'soft'"),
+        ({"method": "mtt", "rho": 0.1}, r"rho: expected with the optimizer gsam only, got 0\.1"),
+        ({"method": "mtt", "drop_ratio": 0.1}, "options: expected some of .* got drop_ratio"),
+        ({"method": "texture", "ipc": 4}, "ipc: expected at most the 8 training images of class '0', got 16"),
+        ({"method": "texture", "zca": True}, "canvas: whitening is of whole images; .* got 2"),
+        ({"eval_batch": 0}, "eval_batch: expected a whole number of at least 1, got 0"),
+        ({"sam_rho": -1.0}, r"sam_rho: expected a positive number, got -1\.0"),
+        ({"optimizer": "lion"}, "optimizer: expected one of sgd, gsam, got 'lion'"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_before_anything_is_written(pair, tmp_path, change, sentence):
+    options = {k: v for k, v in SMALL.items() if not (k == "max_start_epoch" and k in change)} | change
+    if change.get("experts"):
+        options["experts"] = ddfast.train_experts(pair, num_experts=2, epochs=2, batch_train=6, dsa_strategy="none")
+    with pytest.raises(ValueError, match=sentence):
+        ddfast.distill(pair, output=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+FLAGS = {
+    "init": "first", "labels": "soft", "syn_steps": 3, "syn_momentum": 0.5, "batch_syn": 4, "expert_epochs": 2,
+    "min_start_epoch": 1, "max_start_epoch": 9, "current_max_start_epoch": 5, "expansion_end": 7, "starts": "in_turn",
+    "start_noise": 0.25, "segments": 2, "distance": "l1", "lr_img": 3.0, "img_optimizer": "adam", "lr_lr": 0.5,
+    "lr_teacher": 0.125, "lr_label": 2.5, "threshold": 1.5, "ema_decay": 0.75, "canvas": 2, "dsa_strategy": "flip",
+    "pruning_threshold": 0.0625, "drop_ratio": 0.375,
+}  # fmt: skip
+
+
+def test_every_setting_of_every_method_is_an_option_of_the_command_line(monkeypatch):
+    names = {field.name for method in METHODS.values() for field in fields(method.Settings)}
+    assert names == set(FLAGS)
+    received = {}
+    monkeypatch.setattr(ddfast, "distill", lambda **options: received.update(options) or pytest.skip())
+    words = [word for name, value in FLAGS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    training = {"optimizer": "gsam", "rho": 0.5, "alpha": 0.25, "schedule": "cosine", "train_dsa_strategy": "crop+flip"}
+    evaluation = {"eval_batch": 8, "sam_rho": 0.125, "protocol": "datm"}
+    for name, value in (training | evaluation).items():
+        words += [f"--{name}", str(value)]  # with underscores, as the field does
+    with pytest.raises(pytest.skip.Exception):
+        CliRunner().invoke(cli.cli, ["distill", *words], catch_exceptions=False)
+    expected = FLAGS | training | evaluation
+    assert {name: received[name] for name in expected} == expected
+
+
+def test_presets_of_a_method_are_listed_and_info_says_which_gradient_is_approximate():
+    listed = CliRunner().invoke(cli.cli, ["presets", "ftd"]).output.splitlines()
+    assert "ftd/cifar10/ipc50" in listed and all(name.startswith("ftd/") for name in listed)
+    plan = CliRunner().invoke(cli.cli, ["info", "--plan", "tesla/cifar10/ipc1"]).output
+    assert "gradient: approximate" in plan
+    assert "gradient: exact" in CliRunner().invoke(cli.cli, ["info", "--plan", "att/cifar10/ipc1"]).output
+    assert "tesla: the gradient is approximate" in CliRunner().invoke(cli.cli, ["info"]).output
