@@ -47,9 +47,7 @@ def main() -> None:
     data = subset()
     store = ddfast.train_experts(data, num_experts=1, epochs=3, batch_train=64, lr_teacher=0.01)
     print(described("python -m benchmarks.detached"), "\n")
-    print(
-        "| steps | cosine of the image gradients | their norms, detached over exact | gradients in α, detached over exact |"
-    )
+    print("| steps | cosine of the image gradients | ratio of their norms | ratio of the gradients in α |")
     print("|---|---|---|---|")
     for steps in STEPS:
         columns = zip(*(compared(data, store, steps, draw) for draw in range(DRAWS)), strict=True)
