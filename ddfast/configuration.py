@@ -114,9 +114,9 @@ class Job:
 
     def check_experts(self, store: TrajectoryStore) -> None:
         """ValueError for experts of other data, preprocessing or network, too few, too short, or damaged."""
-        wanted = {"fingerprint": self.data.fingerprint, "network": self.config["network"]}
+        wanted = {"fingerprint": self.data.fingerprint} | {n: self.config[n] for n in ("network", "optimizer")}
         for name, value in wanted.items():
-            has = store.settings.get(name)
+            has = store.settings.get(name, EXPERT_TRAINING.get(name))
             if has != value:
                 what = "training images" if name == "fingerprint" else name
                 raise ValueError(

@@ -75,10 +75,11 @@ def distill(
             not be given again; another memory_budget gives other last bits); where there is none yet, begin it.
         download: fetch a named data set that is not there.
         progress: wraps the Distillation that is iterated over, for a progress bar.
-        options: of load_dataset (data_root, image_size, resize, zca); settings of the method (MatchingSettings); of the
-            experts (num_experts, train_epochs: a number, or "needed" for those that the run can use; train_lr,
-            batch_train, mom, l2); of the evaluation (networks, num_eval, eval_epochs, protocol; full_epochs: train on
-            full data anew, for so many epochs); eval_every and checkpoint_every, in iterations.
+        options: of load_dataset (data_root, image_size, resize, zca); settings of the method (MatchingSettings and its
+            own); of the experts (num_experts, train_epochs: a number, or "needed" for those that the run can use;
+            train_lr, batch_train, mom, l2, optimizer, rho, alpha, schedule; train_dsa_strategy: where it is not
+            dsa_strategy); of the evaluation (networks, num_eval, eval_epochs, eval_batch, protocol, sam_rho;
+            full_epochs: train on full data anew, for so many epochs); eval_every and checkpoint_every, in iterations.
 
     On a CPU the same seed with the same number of threads gives the same bits; on a GPU that is not promised yet.
 

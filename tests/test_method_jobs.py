@@ -96,6 +96,7 @@ def test_a_presets_protocol_and_number_of_networks_hold_unless_others_are_given(
         ({"max_start_epoch": 9, "experts": True}, "have 2 epochs, starts up to epoch 8 with targets 1 later need 9"),
         ({"method": "simplified", "labels": "soft"}, "labels: expected hard for this method, got 'soft'"),
         ({"method": "mtt", "rho": 0.1}, r"rho: expected with the optimizer gsam only, got 0\.1"),
+        ({"optimizer": "gsam", "experts": True}, "trained with optimizer 'sgd' of 'custom', this run has 'gsam'"),
         ({"method": "mtt", "drop_ratio": 0.1}, "options: expected some of .* got drop_ratio"),
         ({"method": "texture", "ipc": 4}, "ipc: expected at most the 8 training images of class '0', got 16"),
         ({"method": "texture", "zca": True}, "canvas: whitening is of whole images; .* got 2"),

@@ -88,6 +88,17 @@ def test_no_step_waits_for_the_device(make, name):
     assert (loss.shape, updated.shape) == ((), ())
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_the_same_on_a_gpu(make, name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    runs = [make(name, device=device, batch_syn=2, syn_steps=2) for device in ("cpu", "cuda")]
+    records = [run.step() for run in runs]
+    assert records[1]["loss"] == pytest.approx(records[0]["loss"], rel=1e-3)
+    assert relative_error(runs[1].current().images, runs[0].current().images) < 1e-3  # float32
+
+
 def test_student_momentum_distance_and_noise_are_those_of_the_settings(make):
     method = make(syn_momentum=0.5, distance="l1", lr_lr=0.0)
     before = method.current()
@@ -101,7 +112,7 @@ def test_student_momentum_distance_and_noise_are_those_of_the_settings(make):
     assert noisy._noisy(start).std() == pytest.approx(0.1, rel=0.1) and quiet._noisy(start) is start
 
 
-def test_adam_is_torchs(make):
+def test_adam_is_torchs():
     x = normal(7).float().requires_grad_()
     lr = torch.tensor(0.5, requires_grad=True)
     descent = Descent([Learned(x, 0.1, Adam((0.5, 0.999))), Learned(lr, 0.0, Momentum(0.5))], lr)

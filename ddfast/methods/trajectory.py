@@ -197,6 +197,8 @@ class TrajectoryMatching:
         """One outer iteration; what it did, for the metrics. What comes out not finite, changes nothing."""
         segments = self.segments.next()
         batches = self._batches()
+        if self.visiting is not None:
+            batches = self.visiting.visit(batches)
         count = len(self.images) if batches is None else batches.shape[1]
         augmentation = self._augmentations(count)
         with self._dropout():
@@ -274,15 +276,11 @@ class TrajectoryMatching:
         """Random permutations of the set, one after another, cut into minibatches; None for all images every step.
 
         Where batch_syn does not divide the set, a minibatch takes the rest of a permutation and the first of the next
-        (the published code makes it a shorter one). Images that visit are numbered as they come.
+        (the published code makes it a shorter one).
         """
         size, count = self.settings.batch_syn, len(self.synthetic)
         if size is None or size >= count:
             return None
         needed = self.settings.syn_steps * size
         orders = [torch.randperm(count, generator=self.generator) for _ in range(-(-needed // count))]
-        chosen = torch.cat(orders)[:needed]
-        if self.visiting is not None:
-            self.visiting.visit(chosen)
-            chosen = torch.arange(needed)
-        return chosen.view(-1, size).to(self.images.device)
+        return torch.cat(orders)[:needed].view(-1, size).to(self.images.device)

@@ -39,15 +39,16 @@ class VisitingRows:
         self._before: list[Tensor] = []  # what `leave` overwrote, for `undo`
 
     @torch.no_grad()
-    def visit(self, chosen: Tensor) -> None:  # int64 [U], distinct
-        """Bring rows to the device."""
-        self._chosen = chosen
+    def visit(self, batches: Tensor) -> Tensor:  # int64 [T, B], U = T B distinct rows -> int64 [T, B]
+        """Bring rows to the device; the batches as places there."""
+        self._chosen = chosen = batches.flatten().cpu()
         values = [rows[chosen] for rows in self.rows]
         for place, velocities, on_device, entry in self._learned:
             values[place], velocity = self._moved_on(values[place], velocities[chosen], self._seen[chosen], entry)
             on_device.copy_(velocity)
         for visitor, value in zip(self._visitors, values, strict=True):
             visitor.copy_(value)
+        return torch.arange(len(chosen), device=batches.device).view_as(batches)
 
     @torch.no_grad()
     def leave(self, updated: bool) -> None:
