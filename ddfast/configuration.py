@@ -2,31 +2,27 @@
 
 import logging
 import platform
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ddfast import networks, seeds
 from ddfast.arguments import expect_one_of, expect_whole
-from ddfast.data import Dataset, Preprocessing, known_name, load_dataset
+from ddfast.data import Dataset, known_name, load_dataset
 from ddfast.devices import computes_bfloat16, resolve_device
 from ddfast.evaluate import check_evaluation
 from ddfast.experts import ExpertTraining, TrajectoryStore
 from ddfast.installation import build_info
+from ddfast.job import EXPERT_TRAINING, NEEDED, Job
 from ddfast.methods import INITS, METHODS, load_init
-from ddfast.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
 from ddfast.presets import choose_preset
-from ddfast.students import Student, student_of
 
 log = logging.getLogger("ddfast")
 
 DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": "stretch", "zca": None}
 RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
 RUN |= {"memory_budget": "50%", "precision": "default", "cuda_graph": False}  # the budget: of what is free
-EXPERT_TRAINING = {"batch_train": 256, "mom": 0.0, "l2": 0.0}
-EXPERT_TRAINING |= {"optimizer": "sgd", "rho": 0.01, "alpha": 1.0, "schedule": "constant"}
 FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "train_dsa_strategy", *EXPERT_TRAINING)
 REPORT = {
     "networks": None,
@@ -40,113 +36,8 @@ REPORT = {
     "checkpoint_every": 100,
 }
 FREE = {"iterations", "data_root", "experts", "memory_budget", *REPORT}  # may be others when a run is resumed
-NEEDED = "needed"  # train_epochs: only those that the run can use
-
-
-@dataclass
-class Job:
-    """A run, resolved: `config` holds every setting as JSON does; the rest is made from it."""
-
-    config: dict[str, Any]
-    data: Dataset
-    settings: Any  # of the method
-    experts: TrajectoryStore | None  # given ones
-    device: torch.device
-
-    @property
-    def plan(self) -> Plan:
-        """How an outer step uses memory."""
-        return Plan(**self.config["memory_plan"])
-
-    def _unroll(self) -> tuple[Student, UnrollSize]:
-        images = torch.Size((self.config["ipc"] * self.data.num_classes, *self.data.train_images.shape[1:]))
-        student = student_of(self.network("plan"), self.config["precision"])
-        states = METHODS[self.config["method"]].compares_states
-        return student, self.settings.unroll_size(images, self.device, return_states=states)
-
-    def plan_for_budget(self, *, asked: bool) -> None:
-        """Set the plan of an outer step; ValueError where nothing fits, or none can be made that was asked for."""
-        student, size = self._unroll()
-        budget, plan = parse_budget(self.config["memory_budget"], self.device), Plan()
-        if asked or predict(student, size, plan) is not None:
-            plan = make_plan(student, size, budget)
-            log.info("memory: %s", plan.words(size))
-        else:
-            log.info("memory: not planned, %s", UNKNOWN)
-        self.config["memory_plan"] = asdict(plan)
-
-    def plan_again(self, iteration: int, cause: BaseException) -> None:
-        """After memory ran out in an iteration: a plan for half of it, once in a run.
-
-        MemoryError the second time, and where no plan needs less.
-        """
-        student, size = self._unroll()
-        before, reason = self.plan, str(cause).splitlines()[0]
-        advice = "resume the run with a smaller memory_budget, or begin one with a smaller batch_syn"
-        if before.predicted_bytes is None:
-            advice = f"{UNKNOWN}; begin a run with a smaller batch_syn, or fewer segments"
-        if "memory_ran_out" in self.config or before.predicted_bytes is None:
-            words = f"memory ran out in iteration {iteration} ({before.words(size)}: {reason})"
-            raise MemoryError(f"{words}; {advice}") from cause
-        try:
-            plan = make_plan(student, size, before.predicted_bytes // 2)
-        except BudgetTooSmallError as error:
-            plan = make_plan(student, size, error.smallest)
-        if plan == before:
-            words = f"memory ran out in iteration {iteration} ({reason})"
-            raise MemoryError(f"{words}, and no plan needs less ({plan.words(size)})") from cause
-        log.warning("memory ran out in iteration %d (%s): going on with %s", iteration, reason, plan.words(size))
-        self.config["memory_ran_out"] = {"iteration": iteration, "memory_plan": self.config["memory_plan"]}
-        self.config["memory_plan"] = asdict(plan)
-
-    @property
-    def train_epochs(self) -> int:
-        """Epochs of each expert that is trained for this run."""
-        asked, needed = self.config["train_epochs"], self.settings.epochs_needed
-        if asked != NEEDED and asked < needed:
-            log.info("train_epochs: %d instead of %d, for a run of these settings uses as many", needed, asked)
-        return needed if asked == NEEDED else max(asked, needed)
-
-    @property
-    def train_dsa_strategy(self) -> str:
-        """Augmentation of the real images that experts are trained on."""
-        return self.config.get("train_dsa_strategy") or self.config["dsa_strategy"]
-
-    def check_experts(self, store: TrajectoryStore) -> None:
-        """ValueError for experts of other data, preprocessing or network, too few, too short, or damaged."""
-        wanted = {"fingerprint": self.data.fingerprint} | {n: self.config[n] for n in ("network", "optimizer")}
-        for name, value in wanted.items():
-            has = store.settings.get(name, EXPERT_TRAINING.get(name))
-            if has != value:
-                what = "training images" if name == "fingerprint" else name
-                raise ValueError(
-                    f"experts: {store.path} was trained with {what} {has!r} of {store.settings.get('dataset')!r}, "
-                    f"this run has {value!r} of {self.data.name!r}"
-                )
-        if not _preprocessing_of(store).matches(self.data.preprocessing):
-            raise ValueError(
-                f"experts: {store.path} was trained with another preprocessing (zca, mean and std, or resize) than "
-                f"this run's"
-            )
-        if store.epochs < self.settings.epochs_needed:
-            raise ValueError(
-                f"max_start_epoch: the experts in {store.path} have {store.epochs} epochs, starts up to epoch "
-                f"{self.settings.max_start_epoch - 1} with targets {self.settings.expert_epochs} later need "
-                f"{self.settings.epochs_needed}"
-            )
-        if not 1 <= self.config["num_experts"] <= store.num_experts:
-            raise ValueError(
-                f"num_experts: expected 1 to the {store.num_experts} in {store.path}, got {self.config['num_experts']}"
-            )
-        P = sum(p.numel() for p in self.network("experts").parameters())
-        for expert in range(self.config["num_experts"]):
-            if store.snapshot(expert, store.epochs).shape != (P,):  # refuses a file that is not whole
-                raise ValueError(f"experts: {store.path} has snapshots of another network than {P} parameters")
-
-    def network(self, purpose: str) -> torch.nn.Module:
-        """The network that is distilled with, its initial parameters drawn for a purpose."""
-        generator = seeds.generator(self.config["seed"], purpose)
-        return networks.create(self.config["network"], generator=generator, **self.data.network_arguments)
+NONE = "none"  # switches off what a preset has
+MAY_BE_NONE = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
 
 
 def resolve(given: dict[str, Any], download: bool = False) -> Job:
@@ -155,6 +46,7 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
     Errors: ValueError or TypeError for what cannot work, before anything is written.
     """
     given = _without_paths({name: value for name, value in given.items() if value is not None})
+    off = {name: None for name in MAY_BE_NONE if given.get(name) == NONE}
     method = _method(given.get("method"), given.get("preset"))
     _check_names(given, METHODS[method].Settings)
     config = DATA | RUN | REPORT | given
@@ -173,7 +65,9 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
     side = min(data.image_size)
     preset = choose_preset(method, data.name, config["ipc"], config["preset"], side=side, classes=data.num_classes)
     config = DATA | RUN | REPORT | EXPERT_TRAINING | preset.settings
-    config |= _of_experts(store, given, preset.settings) | given
+    config |= _of_experts(store, given, preset.settings) | given | off
+    if config.get("labels", "hard") != "soft" and "lr_label" not in given:
+        config["lr_label"] = 0.0  # the preset's is of soft labels
     config |= {"method": method, "preset": preset.name, "dataset": _spec(dataset, data)}
     config["experts"] = None if store is None else str(store.path.resolve())
     if config["zca"] and data.preprocessing.zca is None:
@@ -181,9 +75,11 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
     config["zca"] = data.preprocessing.zca is not None
     _check_sharpness(given, config["optimizer"])
     job = _checked(config, data, METHODS[method].Settings, store)
-    job.settings.check_run(config["iterations"])
+    job.check_expansion("expansion_end" in given)
     if job.settings.init not in INITS:
-        load_init(job.settings, data, config["ipc"])  # refuses one that does not fit
+        lr = load_init(job.settings, data, config["ipc"]).lr.item()  # refuses one that does not fit
+        if "lr_teacher" in given:
+            raise ValueError(f"lr_teacher: the set in {job.settings.init} brings its own, {lr:.4g}; expected none")
         job.config["init"] = str(Path(job.settings.init).resolve())
     job.plan_for_budget(asked="memory_budget" in given)
     return job
@@ -212,6 +108,7 @@ def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, do
         given["init"] = str(Path(given["init"]).resolve())
     _check_names(given, METHODS[saved["method"]].Settings)
     for name, value in given.items():
+        value = None if name in MAY_BE_NONE and value == NONE else value
         if name not in FREE and _as_json(name, value) != saved.get(name):
             raise ValueError(
                 f"{name}: the run in {path} has {saved.get(name)!r}, got {value!r}; "
@@ -290,7 +187,7 @@ def _without_paths(given: dict[str, Any]) -> dict[str, Any]:
         for name in ("data_root", "experts")
         if isinstance(given.get(name), str | Path)
     }
-    return given | folders
+    return given | folders | ({"init": str(given["init"])} if isinstance(given.get("init"), Path) else {})
 
 
 def _check_names(given: dict[str, Any], settings_class: type) -> None:
@@ -325,7 +222,12 @@ def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store:
         raise ValueError(f"sam_rho: expected a positive number, got {sam_rho}")
     if not isinstance(config["cuda_graph"], bool):
         raise ValueError(f"cuda_graph: expected True or False, got {config['cuda_graph']!r}")
-    data.check_ipc(config["ipc"] * (settings.canvas**2 if settings.init in INITS else 1))
+    try:
+        data.check_ipc(config["ipc"] * (settings.canvas**2 if settings.init in INITS else 1))
+    except ValueError as error:
+        if settings.canvas == 1:
+            raise
+        raise ValueError(f"{error}, {config['ipc']} canvases of {settings.canvas} × {settings.canvas} images") from None
     check_evaluation(config["networks"], config["protocol"], data)
     facts = {
         "fingerprint": data.fingerprint,
@@ -360,13 +262,6 @@ def _of_experts(store: TrajectoryStore | None, given: dict[str, Any], row: dict[
         if name not in given and decided[name] != row[name]:
             log.info("%s: %s, as the experts were trained (the preset has %s)", name, decided[name], row[name])
     return decided
-
-
-def _preprocessing_of(store: TrajectoryStore) -> Preprocessing:
-    try:
-        return Preprocessing.described(store.settings["preprocessing"])
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{store.path / 'experts.json'}: does not say how images were preprocessed") from None
 
 
 def _spec(dataset: Any, data: Dataset) -> str:

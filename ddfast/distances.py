@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddfast.arguments import expect_one_of
 from ddfast.ops import param_distance
+from ddfast.ops._checks import expect_shape, expect_tensors
 
 DISTANCES = ("squared", "l1", "cosine", "layerwise", "unnormalised")
 
@@ -34,6 +35,11 @@ def distance(
     Errors: ValueError for an unknown kind, or layers that do not add up to P; those of ops.param_distance.
     """
     expect_one_of("distance", kind, DISTANCES)
+    expect_tensors(student=student, target=target, start=start, weight=weight)
+    for name, tensor in (("target", target), ("start", start)):
+        expect_shape(name, tensor, student.shape, "like student")
+    if weight is not None and weight.shape not in (student.shape, student.shape[-1:]):
+        raise ValueError(f"weight: expected {list(student.shape)} or [{student.shape[-1]}], got {list(weight.shape)}")
     if kind == "layerwise":
         weight = _by_layer(target, start, weight, layers)
     if kind in ("squared", "layerwise"):

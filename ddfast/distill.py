@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from ddfast.configuration import EXPERT_TRAINING, Job, resolve, resolve_resumed
+from ddfast.configuration import resolve, resolve_resumed
 from ddfast.data import SyntheticSet
 from ddfast.distillation import Distillation
 from ddfast.evaluate import evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
 from ddfast.experts import TrajectoryStore, train_experts
+from ddfast.job import EXPERT_TRAINING, Job
 from ddfast.report import save_curves, save_images
 from ddfast.runs import RunFolder
 
@@ -197,8 +198,13 @@ def _run(
             log.warning("%s: not drawn (%s: %s)", name, type(error).__name__, error)
 
     def evaluate_now() -> None:
+        place = f"checkpoints/{distillation.iteration:06d}"
         result = evaluate(distillation.synthetic, job.data, **_evaluation_options(job)).summary()
-        run.write_synthetic(distillation.synthetic, f"checkpoints/{distillation.iteration:06d}")
+        run.write_synthetic(distillation.synthetic, place)
+        averaged = distillation.averaged
+        if averaged is not None:
+            result["averaged"] = evaluate(averaged, job.data, **_evaluation_options(job)).summary()
+            run.write_synthetic(averaged, f"{place}-averaged")
         run.append("evaluations", {"iteration": distillation.iteration, **result})
         log.info("iteration %d: %.1f%% ± %.1f", distillation.iteration, result["mean"], result["std"])
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ddfast import seeds
-from ddfast.configuration import Job
 from ddfast.data import SyntheticSet
 from ddfast.devices import is_out_of_memory, peak_bytes
 from ddfast.experts import TrajectoryStore
+from ddfast.job import Job
 from ddfast.methods import METHODS, initial_set
 
 log = logging.getLogger("ddfast")
@@ -52,7 +52,7 @@ class Distillation:
             precision=config["precision"],
             cuda_graph=config["cuda_graph"],
         )
-        self._mark()
+        self._marked = (0, 0)
         self.on_record: Callable[[dict[str, Any]], None] = lambda record: None  # called before a record is yielded
         self.on_plan: Callable[[], None] = lambda: None  # called when the job has another memory plan
 

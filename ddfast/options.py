@@ -43,6 +43,17 @@ class TrainEpochs(click.ParamType):
         return int(value)
 
 
+class OrNone(click.ParamType):
+    """A number of another type, or none, which switches off what the preset has."""
+
+    def __init__(self, number: click.ParamType):
+        self.number, self.name = number, "N or none"
+
+    def convert(self, value, param, ctx):
+        """As distill takes it."""
+        return value if value == "none" else self.number.convert(value, param, ctx)
+
+
 class Names(click.ParamType):
     """Names separated by commas."""
 
@@ -103,12 +114,14 @@ method_options = options(
     click.option("--labels", help="hard, soft (learned logits), or target (tesla).  [default: the preset's, or hard]"),
     click.option("--syn-steps", type=AT_LEAST_1, help="Inner steps."),
     click.option("--syn-momentum", type=NOT_NEGATIVE, help="Momentum of the inner steps.  [default: 0]"),
-    click.option("--batch-syn", type=AT_LEAST_1, help="Synthetic images per inner step."),
+    click.option("--batch-syn", type=OrNone(AT_LEAST_1), help="Synthetic images per inner step; none: all."),
     click.option("--expert-epochs", type=AT_LEAST_1, help="Epochs between start and target."),
     click.option("--min-start-epoch", type=click.IntRange(min=0), help="Starts are drawn from this epoch on."),
     click.option("--max-start-epoch", type=AT_LEAST_1, help="Starts are drawn from below this epoch."),
-    click.option("--current-max-start-epoch", type=AT_LEAST_1, help="At first from below this one."),
-    click.option("--expansion-end", type=AT_LEAST_1, help="The iteration at which --max-start-epoch is reached."),
+    click.option("--current-max-start-epoch", type=OrNone(AT_LEAST_1), help="At first from below this one."),
+    click.option(
+        "--expansion-end", type=OrNone(AT_LEAST_1), help="The iteration at which --max-start-epoch is reached."
+    ),
     click.option("--starts", help="random, or in_turn."),
     click.option("--start-noise", type=NOT_NEGATIVE, help="Gaussian noise on the student's start.  [default: 0]"),
     click.option("--segments", type=AT_LEAST_1, help="Experts' segments per outer step.  [default: 1]"),
@@ -118,8 +131,12 @@ method_options = options(
     click.option("--lr-lr", type=NOT_NEGATIVE, help="Learning rate of the student's learning rate."),
     click.option("--lr-teacher", type=POSITIVE, help="The student's first learning rate."),
     click.option("--lr-label", type=NOT_NEGATIVE, help="Learning rate of soft labels."),
-    click.option("--threshold", type=POSITIVE, help="Updates with a loss above it are left out.  [default: none]"),
-    click.option("--ema-decay", type=float, help="Of an average of the images, kept beside them.  [default: none]"),
+    click.option(
+        "--threshold", type=OrNone(POSITIVE), help="Updates with a loss above it are left out.  [default: none]"
+    ),
+    click.option(
+        "--ema-decay", type=OrNone(click.FLOAT), help="Of an average of the images, kept beside them.  [default: none]"
+    ),
     click.option("--canvas", type=AT_LEAST_1, help="Side of an image over what networks see of it.  [default: 1]"),
     click.option("--pruning-threshold", type=float, help="pp: parameters of smaller ratios are left out."),
     click.option("--drop-ratio", type=float, help="pad, edf: the share of near parameters that is left out."),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddfast import cli, seeds
+from ddfast import options, seeds
 from ddfast.evaluate import PROTOCOLS
 
 SMALL = (
@@ -159,7 +159,7 @@ def test_info_shows_the_plan_of_a_preset_without_its_data():
 
 
 def test_the_protocols_to_choose_from_are_those_there_are():
-    assert list(PROTOCOLS) == cli.PROTOCOLS
+    assert list(PROTOCOLS) == options.PROTOCOLS
 
 
 def test_presets_are_listed_and_shown():
@@ -189,7 +189,11 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         ("experts --mom 1", 1, "ddfast: mom: expected 0 to below 1"),
         ("experts --optimizer adam", 2, "Error: Invalid value for '--optimizer'"),
         ("experts --alpha 0.3", 1, "ddfast: alpha: expected with the optimizer gsam only, got 0.3"),
-        ("distill --method dc", 1, "ddfast: method: expected one of mtt, got 'dc'"),
+        (
+            "distill --method dc",
+            1,
+            "ddfast: method: expected one of mtt, ftd, datm, tesla, att, pp, pad, edf, texture, simplified, got 'dc'",
+        ),
         ("distill --network vgg", 1, "ddfast: network: expected one of convnet, resnet18, vgg11,"),
         ("distill --preset x", 1, "ddfast: preset: expected one of mtt/digits/ipc1, mtt/mnist/ipc1,"),
         ("distill --ipc 500", 1, "ddfast: ipc: expected at most the"),

@@ -65,6 +65,11 @@ def test_what_makes_no_sense_is_refused():
         distance(student, target, start, "l3")
     with pytest.raises(ValueError, match="layers: expected the sizes of layers of 9 parameters in all, got none"):
         distance(student, target, start, "layerwise")
+    for wrong in (student[:3], student[None]):
+        with pytest.raises(ValueError, match=r"target: expected like student = \[9\], got"):
+            distance(student, wrong, start, "l1")
+    with pytest.raises(ValueError, match=r"weight: expected \[9\] or \[9\], got \[1\]"):
+        distance(student, target, start, "cosine", weight=uniform(1))
     with pytest.raises(ValueError, match="got 2 with 7 parameters"):
         distance(student, target, start, "layerwise", layers=(3, 4))
 

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 import ddfast
 from ddfast import networks, seeds
 from ddfast.data import load_dataset
-from ddfast.methods import MatchingSettings, initial_set
+from ddfast.methods import MatchingSettings, initial, initial_set
 from tests.conftest import SMALL, normal
 
 NETWORK = "convnet:width=8"
@@ -67,14 +68,65 @@ def test_the_first_images_of_each_class(begin, data):
     assert torch.equal(first.images, data.preprocessing.apply(data.train_images[expected]))
 
 
-def test_correct_images_and_the_logits_of_the_experts_that_know_them(begin, data, experts, monkeypatch):
-    classes = torch.arange(3).repeat_interleave(4)
-    chosen = begin(init="correct", labels="soft")
-    logits = judged(data, experts, chosen.images)
-    right = logits.argmax(2) == classes
-    assert right[0].all() or right.any(0).all()
-    weight = torch.where(right.any(0), right, True).float()[..., None]
-    torch.testing.assert_close(chosen.labels, (logits * weight).sum(0) / weight.sum(0))
+class Erring:
+    """Two experts: the first calls class 0 something else, the second class 2."""
+
+    def __init__(self, data, experts):
+        self.count, self._wrong = 2, {0: 0, 1: 2}
+        self._classes = {tuple(image.flatten().tolist()): k.item() for image, k in zip(
+            data.preprocessing.apply(data.train_images), data.train_labels, strict=True
+        )}  # fmt: skip
+
+    def logits(self, expert, images):
+        classes = torch.tensor([self._classes[tuple(image.flatten().tolist())] for image in images])
+        said = torch.where(classes == self._wrong[expert], 1, classes)
+        return torch.nn.functional.one_hot(said, 3).float() * (expert + 1) + images.mean((1, 2, 3))[:, None]
+
+
+def test_correct_images_and_the_logits_of_the_experts_that_know_them(data, experts, monkeypatch):
+    """Class 0 is known to the second expert alone, class 2 to the first, class 1 to both."""
+    monkeypatch.setattr(initial._Judges, "logits", lambda self, *given: Erring(data, experts).logits(*given))
+    settings = replace(SETTINGS, init="correct", labels="soft")
+    chosen = initial_set(settings, data, 4, experts, 2, network(data), seeds.generator(3))
+    logits = torch.stack([Erring(data, experts).logits(expert, chosen.images) for expert in range(2)])
+    expected = torch.cat([logits[1, :4], logits.mean(0)[4:8], logits[0, 8:]])
+    torch.testing.assert_close(chosen.labels, expected)
+    assert chosen.labels.argmax(1).tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_where_an_expert_knows_too_few_images_the_next_one_goes_on(data, experts, monkeypatch):
+    """In chunks of 3 of the 8 images of a class: the first expert knows those with an even number, the second all."""
+    asked = []
+
+    def logits(self, expert, images):
+        places = [
+            (data.preprocessing.apply(data.train_images) == image).flatten(1).all(1).nonzero()[0] for image in images
+        ]
+        places = torch.cat(places)
+        asked.append((expert, len(images)))
+        known = data.train_labels[places]
+        known = torch.where((places // 3) % 2 == 0, known, (known + 1) % 3) if expert == 0 else known
+        return torch.nn.functional.one_hot(known, 3).float()
+
+    monkeypatch.setattr(initial, "CHUNK", 3)
+    monkeypatch.setattr(initial._Judges, "logits", logits)
+    settings = replace(SETTINGS, init="correct")
+    chosen = initial_set(settings, data, 8, experts, 2, network(data), seeds.generator(3)).images
+    assert len(chosen.unique(dim=0)) == 24
+    assert all(count > 0 for _, count in asked) and {expert for expert, _ in asked} == {0, 1}
+    applied = data.preprocessing.apply(data.train_images)
+    first_four = torch.cat([(applied == image).flatten(1).all(1).nonzero()[0] for image in chosen[:4]])
+    assert ((first_four // 3) % 2 == 0).all()  # those that the first expert knows come first
+
+
+def test_experts_with_batch_norm_judge_by_statistics_of_all_classes(pair):
+    """An image's logits do not depend on what is judged beside it."""
+    data, name = load_dataset(pair), "convnet:width=8:norm=batchnorm"
+    experts = ddfast.train_experts(pair, network=name, num_experts=1, epochs=2, batch_train=6)
+    net = networks.create(name, generator=seeds.generator(1), **data.network_arguments)
+    judges = initial._Judges(net, experts, 1, data)
+    images = data.preprocessing.apply(data.train_images)
+    torch.testing.assert_close(judges.logits(0, images)[:3], judges.logits(0, images[:3]))
 
 
 def test_images_that_no_expert_knows_come_last_and_are_told(pair, caplog):
@@ -113,7 +165,7 @@ def test_a_saved_set_goes_on_with_its_labels_and_learning_rate(begin, data, tmp_
     assert again.lr == 0.3 and again.dsa_strategy == "flip"
     with pytest.raises(ValueError, match=r"labels: the set in .* has label logits; expected soft, got hard"):
         begin(init=str(tmp_path / "set"))
-    with pytest.raises(ValueError, match=r"init: expected images \[9, 1, 16, 16\], got \[12, 1, 16, 16\] in"):
+    with pytest.raises(ValueError, match=r"expected images \[9, 1, 16, 16\] with canvas 1, got images \[12, 1"):
         begin(init=str(tmp_path / "set"), ipc=3)
     hard = begin()
     hard.save(tmp_path / "hard")
@@ -124,6 +176,18 @@ def test_a_saved_set_goes_on_with_its_labels_and_learning_rate(begin, data, tmp_
         begin(init=str(tmp_path / "other"))
 
 
+def test_a_saved_canvas_goes_on_as_one_and_gets_the_logits_of_its_tiles(begin, data, experts, tmp_path):
+    saved = begin(ipc=2, canvas=2)
+    saved.save(tmp_path / "canvas")
+    path = str(tmp_path / "canvas")
+    assert begin(ipc=2, canvas=2, init=path).canvas == 2
+    torch.testing.assert_close(begin(ipc=2, canvas=2, init=path, labels="soft").labels,
+                               begin(ipc=2, canvas=2, labels="soft").labels)  # fmt: skip
+    large = load_dataset(((torch.rand(6, 1, 32, 32), torch.arange(6) % 3),) * 2)
+    with pytest.raises(ValueError, match=r"\[6, 1, 32, 32\] with canvas 1, got images \[6, 1, 32, 32\] with canvas 2"):
+        initial_set(replace(SETTINGS, init=path), large, 2, experts, 2, network(data), seeds.generator(3))
+
+
 def test_a_run_goes_on_from_another_run_and_is_resumed(pair, tmp_path, monkeypatch):
     first = ddfast.distill(pair, output=tmp_path / "one", **SMALL)
     monkeypatch.chdir(tmp_path)
@@ -131,6 +195,8 @@ def test_a_run_goes_on_from_another_run_and_is_resumed(pair, tmp_path, monkeypat
     initial = ddfast.SyntheticSet.load(tmp_path / "second" / "initial")
     assert torch.equal(initial.images, first.synthetic.images) and initial.lr == first.synthetic.lr
     whole = ddfast.distill(pair, output=tmp_path / "whole", init="one", **SMALL | {"iterations": 5})
+    with pytest.raises(ValueError, match=r"lr_teacher: the set in one brings its own, .*; expected none"):
+        ddfast.distill(pair, output=tmp_path / "third", init=Path("one"), lr_teacher=0.1, **SMALL)
     (tmp_path / "one" / "synthetic.json").rename(tmp_path / "gone.json")
     again = ddfast.distill(pair, output=tmp_path / "second", resume=True, init="one", iterations=5)
     assert torch.equal(again.synthetic.images, whole.synthetic.images)

@@ -1,6 +1,7 @@
 """Every method as a whole job: from data to an evaluated set, stopped and resumed, from Python and the command line."""
 
 import json
+import logging
 from dataclasses import fields
 
 import pytest
@@ -48,6 +49,30 @@ def test_every_method_is_a_whole_job_that_resumes_bit_for_bit(pair, tmp_path, na
     assert config["method"] == name and config["preset"].startswith(f"{name}/")
 
 
+def test_what_a_preset_has_can_be_switched_off_and_a_short_run_is_only_told(pair, tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "ddfast")
+    given = {"dataset": pair, "preset": "datm/cifar10/ipc10", "ipc": 2, "network": "convnet:width=8", "zca": False}
+    short = resolve(given | {"iterations": 500})
+    assert short.settings.threshold == 1.0 and caplog.messages == [
+        "expansion_end: 1000 is the preset's; in 500 iterations the start epochs expand to 14, not to 20"
+    ]
+    off = {name: "none" for name in ("threshold", "expansion_end", "current_max_start_epoch", "batch_syn")}
+    settings = resolve(given | off | {"labels": "hard"}).settings
+    assert (settings.threshold, settings.batch_syn, settings.start_epochs(0)) == (None, None, (0, 20))
+    assert settings.labels == "hard" and settings.lr_label == 0
+    ddfast.distill(pair, output=tmp_path / "run", **job("ftd", ema_decay="none"))
+    again = ddfast.distill(pair, output=tmp_path / "run", resume=True, ema_decay="none")
+    assert again.averaged is None
+
+
+def test_evaluations_on_the_way_are_of_both_sets(pair, tmp_path):
+    result = ddfast.distill(pair, output=tmp_path / "run", eval_every=2, **job("ftd", ema_decay=0.5, iterations=3))
+    (line,) = (result.path / "evaluations.jsonl").read_text().splitlines()
+    saved = ddfast.SyntheticSet.load(result.path / "checkpoints" / "000002-averaged")
+    alone = ddfast.evaluate(saved, pair, networks=("convnet:width=8",), num_eval=2, epochs=3)
+    assert json.loads(line)["averaged"] == alone.summary()
+
+
 def test_both_sets_of_ftd_are_kept_and_evaluated_from_scratch(pair, tmp_path):
     options = job("ftd", ema_decay=0.5, lr_img=100.0)
     result = ddfast.distill(pair, output=tmp_path / "run", **options)
@@ -92,13 +117,16 @@ def test_a_presets_protocol_and_number_of_networks_hold_unless_others_are_given(
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"method": "datm", "expansion_end": 1000, "current_max_start_epoch": 1}, "run's 3 iterations, got 1000"),
+        (
+            {"method": "datm", "expansion_end": 1000, "current_max_start_epoch": 1},
+            "expansion_end: expected at most 3, got 1000: .* expand to 1, not to 2",
+        ),
         ({"max_start_epoch": 9, "experts": True}, "have 2 epochs, starts up to epoch 8 with targets 1 later need 9"),
         ({"method": "simplified", "labels": "soft"}, "labels: expected hard for this method, got 'soft'"),
         ({"method": "mtt", "rho": 0.1}, r"rho: expected with the optimizer gsam only, got 0\.1"),
         ({"optimizer": "gsam", "experts": True}, "trained with optimizer 'sgd' of 'custom', this run has 'gsam'"),
         ({"method": "mtt", "drop_ratio": 0.1}, "options: expected some of .* got drop_ratio"),
-        ({"method": "texture", "ipc": 4}, "ipc: expected at most the 8 training images of class '0', got 16"),
+        ({"method": "texture", "ipc": 4}, "of class '0', got 16, 4 canvases of 2 × 2 images"),
         ({"method": "texture", "zca": True}, "canvas: whitening is of whole images; .* got 2"),
         ({"eval_batch": 0}, "eval_batch: expected a whole number of at least 1, got 0"),
         ({"sam_rho": -1.0}, r"sam_rho: expected a positive number, got -1\.0"),
@@ -121,6 +149,7 @@ FLAGS = {
     "lr_teacher": 0.125, "lr_label": 2.5, "threshold": 1.5, "ema_decay": 0.75, "canvas": 2, "dsa_strategy": "flip",
     "pruning_threshold": 0.0625, "drop_ratio": 0.375,
 }  # fmt: skip
+OPTIONAL = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
 
 
 def test_every_setting_of_every_method_is_an_option_of_the_command_line(monkeypatch):
@@ -137,6 +166,11 @@ def test_every_setting_of_every_method_is_an_option_of_the_command_line(monkeypa
         CliRunner().invoke(cli.cli, ["distill", *words], catch_exceptions=False)
     expected = FLAGS | training | evaluation
     assert {name: received[name] for name in expected} == expected
+    with pytest.raises(pytest.skip.Exception):
+        CliRunner().invoke(
+            cli.cli, ["distill", *(w for n in OPTIONAL for w in (f"--{n}", "none"))], catch_exceptions=False
+        )
+    assert all(received[name] == "none" for name in OPTIONAL)
 
 
 def test_presets_of_a_method_are_listed_and_info_says_which_gradient_is_approximate():

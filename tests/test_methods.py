@@ -27,7 +27,7 @@ def make(pair):
     experts = ddfast.train_experts(pair, network=NETWORK, **options)
     data = load_dataset(pair)
 
-    def made(name="mtt", device=None, **options):
+    def made(name="mtt", device=None, cuda_graph=False, **options):
         settings = METHODS[name].Settings(**{"dsa_strategy": "none"} | COMMON | {"init": "real"} | options)
         images, labels = data.random_real(2, seeds.generator(0))
         if settings.labels != "hard":
@@ -36,7 +36,9 @@ def make(pair):
         about = data.class_names, data.preprocessing, settings.dsa_strategy, settings.canvas
         synthetic = ddfast.SyntheticSet(images, labels, lr, *about)
         network = networks.create(NETWORK, generator=seeds.generator(1), **data.network_arguments)
-        return METHODS[name](settings, synthetic, experts, network, seeds.generator(2), device=device)
+        return METHODS[name](
+            settings, synthetic, experts, network, seeds.generator(2), device=device, cuda_graph=cuda_graph
+        )
 
     return made
 
@@ -77,10 +79,19 @@ def test_every_method_takes_steps_and_goes_on_bit_for_bit(make, name):
     assert torch.equal(method.current().labels, other.current().labels)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"att"}))
-def test_no_step_waits_for_the_device(make, name):
+OTHERWISE = [
+    ("tesla", {"labels": "target"}),
+    ("mtt", {"threshold": 1.0, "ema_decay": 0.9, "distance": "layerwise", "segments": 2}),
+    ("mtt", {"distance": "cosine", "img_optimizer": "adam"}),
+    ("texture", {"dsa_strategy": "flip_color", "syn_momentum": 0.5}),
+    ("pad", {"lr_label": 1.0, "segments": 2, "drop_ratio": 0.5}),
+]
+
+
+@pytest.mark.parametrize("name, options", [(name, {}) for name in sorted(set(METHODS) - {"att"})] + OTHERWISE)
+def test_no_step_waits_for_the_device(make, name, options):
     """On the meta device, where any look at a value raises."""
-    method = make(name, device="meta")
+    method = make(name, device="meta", **options)
     segments = method.segments.next()
     loss, updated = method._iteration(
         segments.start, segments.start, segments.target, method._batches(), *method._augmentations(6)
@@ -90,13 +101,16 @@ def test_no_step_waits_for_the_device(make, name):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_the_same_on_a_gpu(make, name, monkeypatch):
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("name, options", [(name, {}) for name in METHODS] + OTHERWISE)
+def test_every_method_is_the_same_on_a_gpu(make, name, options, cuda_graph, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    runs = [make(name, device=device, batch_syn=2, syn_steps=2) for device in ("cpu", "cuda")]
-    records = [run.step() for run in runs]
-    assert records[1]["loss"] == pytest.approx(records[0]["loss"], rel=1e-3)
-    assert relative_error(runs[1].current().images, runs[0].current().images) < 1e-3  # float32
+    options = options | {"batch_syn": 2, "syn_steps": 2}
+    runs = [make(name, device="cpu", **options), make(name, device="cuda", cuda_graph=cuda_graph, **options)]
+    for _ in range(3):
+        records = [run.step() for run in runs]
+        assert records[1]["loss"] == pytest.approx(records[0]["loss"], rel=1e-2)
+    assert relative_error(runs[1].current().images, runs[0].current().images) < 1e-2  # float32, three steps
 
 
 def test_student_momentum_distance_and_noise_are_those_of_the_settings(make):
@@ -236,6 +250,13 @@ def test_tesla_takes_labels_from_the_target_network(make):
     assert record["loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
+def test_labels_of_the_target_stay_where_nothing_is_updated(make):
+    method = make("tesla", labels="target", threshold=1e-9)
+    before = method.current()
+    assert method.step()["gated"] == 1
+    assert torch.equal(method.current().labels, before.labels)
+
+
 def weighted_loss(method, record, before, kept):
     start, target = ends(method, record)
     student = ddfast.unroll(method.student, start, before.images, before.labels, before.lr, syn_steps=4)
@@ -324,10 +345,3 @@ def test_the_simplified_variant_is_as_described(make):
 def test_settings_that_contradict_each_other_are_refused(name, change, sentence):
     with pytest.raises(ValueError, match=sentence):
         METHODS[name].Settings(**COMMON | change)
-
-
-def test_an_expansion_that_a_run_never_ends_is_refused():
-    settings = replace(SETTINGS, current_max_start_epoch=1, expansion_end=1000)
-    with pytest.raises(ValueError, match=r"expected at most the run's 999 iterations, got 1000: .* never reach 2"):
-        settings.check_run(999)
-    settings.check_run(1000)

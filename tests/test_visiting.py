@@ -9,7 +9,6 @@ import ddfast
 from ddfast import networks, seeds
 from ddfast.data import load_dataset
 from ddfast.methods import DATM, MTT
-from ddfast.methods.trajectory import TrajectoryMatching
 from tests.conftest import SMALL, relative_error
 from tests.test_initial import SETTINGS
 
@@ -38,7 +37,7 @@ def test_images_that_visit_end_as_if_all_stayed(make, soft, monkeypatch):
     visiting = make(settings)
     assert visiting.images.shape[0] == 6 and visiting.visiting is not None
     records = [visiting.step() for _ in range(8)]
-    monkeypatch.setattr(TrajectoryMatching, "_rows_visit", staticmethod(lambda settings: False))
+    monkeypatch.setattr(type(settings), "on_device", lambda self, count: count)
     staying = make(settings)
     assert staying.images.shape[0] == 24 and staying.visiting is None
     for record in records:
@@ -70,6 +69,47 @@ def test_an_update_that_is_left_out_leaves_the_set_as_it_was(make, monkeypatch):
     torch.testing.assert_close(run.current().images, before.images)
 
 
+@pytest.mark.parametrize("visits", [1, 4])
+def test_after_divergence_both_kinds_go_back_to_before_the_last_update(make, visits, monkeypatch):
+    """Skipped visits of other images, and of some that the last update changed, in between."""
+    visiting, runs = make(), []
+    monkeypatch.setattr(type(PART), "on_device", lambda self, count: count)
+    for run in (visiting, make()):
+        states = []
+        for _ in range(3):
+            states.append(run.current())
+            run.step()
+        monkeypatch.setattr(run, "compare", lambda student, *_: student.sum(1) * float("nan"))
+        for _ in range(visits):
+            run.step()
+        if run is visiting:
+            other = visiting.state_dict()
+        run.restore()
+        assert relative_error(run.current().images - states[0].images, states[2].images - states[0].images) < 1e-4
+        assert run.lr == states[2].lr
+        runs.append(run)
+    monkeypatch.undo()
+    again = make()
+    again.load_state_dict(other)
+    again.restore()
+    assert torch.equal(again.current().images, visiting.current().images)
+    losses = [run.step()["loss"] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_gate_leaves_visitors_as_it_leaves_those_that_stay(make, monkeypatch):
+    first = make().step()["loss"]
+    gated = replace(PART, threshold=first * 1.001)  # some losses are above, some below
+    visiting = make(gated)
+    records = [visiting.step() for _ in range(8)]
+    monkeypatch.setattr(type(PART), "on_device", lambda self, count: count)
+    staying = make(gated)
+    for record in records:
+        assert staying.step()["gated"] == record["gated"]
+    assert 0 < records[-1]["gated"] < 8
+    assert relative_error(visiting.current().images, staying.current().images) < 1e-5
+
+
 def test_a_checkpoint_and_a_rollback_are_bit_for_bit(make, monkeypatch):
     one, other = make(), make()
     for run in (one, other):
@@ -82,7 +122,7 @@ def test_a_checkpoint_and_a_rollback_are_bit_for_bit(make, monkeypatch):
     third = make()
     third.load_state_dict(state)
     assert torch.equal(other.current().images, third.current().images)
-    monkeypatch.setattr(other.visiting, "leave", lambda updated: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(other.visiting, "leave", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         other.step()
     monkeypatch.undo()

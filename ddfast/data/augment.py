@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddfast.arguments import expect_one_of
 from ddfast.ops import dsa_augment
 from ddfast.ops.dsa_augment import IDENTITY
 
@@ -66,8 +67,7 @@ class DSA:
     """
 
     def __init__(self, strategy: str = FULL_STRATEGY, family: str = "mtt"):
-        if family not in FAMILIES:
-            raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family!r}")
+        expect_one_of("family", family, FAMILIES)
         kinds = (strategy or NO_STRATEGY).lower().split("_")
         joins = [kind.split("+") for kind in kinds]
         if kinds != [NO_STRATEGY] and not set().union(*joins) <= set(TRANSFORMS):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.arguments import expect_whole
+from ddfast.arguments import expect_one_of, expect_whole
 from ddfast.data.batches import Batches
 from ddfast.data.folders import folder_files
 from ddfast.data.images import from_picture, resized
@@ -170,8 +170,7 @@ def load_dataset(
     Named sets are normalised with the field's statistics, others with those of their training images.
     Errors: ValueError, TypeError or FileNotFoundError saying what was expected and what came.
     """
-    if resize not in RESIZES:
-        raise ValueError(f"resize: expected one of {', '.join(RESIZES)}, got {resize!r}")
+    expect_one_of("resize", resize, RESIZES)
     size = _image_size(image_size)
     if isinstance(dataset, Dataset):
         if size is not None and size != dataset.image_size:

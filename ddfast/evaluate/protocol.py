@@ -11,8 +11,8 @@ from torch.nn.utils import vector_to_parameters
 
 from ddfast import networks as all_networks
 from ddfast import seeds
-from ddfast.arguments import expect_whole
-from ddfast.data import DSA, Batches, Dataset, SyntheticSet, load_dataset
+from ddfast.arguments import expect_one_of, expect_whole
+from ddfast.data import DSA, Batches, Dataset, SyntheticSet, load_dataset, take_statistics
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.texture import random_crops
 from ddfast.devices import resolve_device
@@ -224,8 +224,7 @@ def _schedule(
 
 
 def _named(protocol: str) -> Protocol:
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    expect_one_of("protocol", protocol, PROTOCOLS)
     return PROTOCOLS[protocol]
 
 
@@ -325,25 +324,9 @@ def evaluate_snapshots(
     accuracies = []
     for parameters in snapshots:
         vector_to_parameters(parameters.to(device), net.parameters())
-        _take_statistics(net, dataset, device)
+        take_statistics(net, dataset, device)
         accuracies.append(accuracy(net, test))
     return Evaluation({network: accuracies})
-
-
-@torch.no_grad()
-def _take_statistics(net: nn.Module, dataset: Dataset, device: torch.device) -> None:
-    """The running statistics of batch norm, which snapshots do not hold: their mean over all training images."""
-    layers = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not layers:
-        return
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain mean over the minibatches
-    net.eval()  # dropout too
-    for layer in layers:
-        layer.train()
-    for images, _ in dataset.train_batches(device).in_order(BATCH):
-        net(images)
 
 
 def train_networks(

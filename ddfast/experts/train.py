@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddfast import networks, seeds
-from ddfast.arguments import expect_whole
+from ddfast.arguments import expect_one_of, expect_whole
 from ddfast.data import DSA, Batches, Dataset, load_dataset
 from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
@@ -23,8 +23,6 @@ from ddfast.students import GSAM, Training, side_by_side
 log = logging.getLogger("ddfast")
 
 KEEP_SECONDS = 30.0  # an expert in training is kept at most this often, for an interrupted training to go on from
-
-
 OPTIMIZERS = ("sgd", "gsam")
 SCHEDULES = ("constant", "cosine")
 
@@ -52,10 +50,8 @@ class ExpertTraining:
         if not 0 <= self.l2 < float("inf"):
             raise ValueError(f"l2: expected at least 0, got {self.l2}")
         DSA(self.dsa_strategy)  # refuses an unknown one
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        expect_one_of("optimizer", self.optimizer, OPTIMIZERS)
+        expect_one_of("schedule", self.schedule, SCHEDULES)
         GSAM(self.rho, self.alpha)  # refuses impossible ones
 
     @property

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from ddfast.data import Dataset, SyntheticSet
+from ddfast.data import Dataset, SyntheticSet, take_statistics
 from ddfast.experts import TrajectoryStore
 from ddfast.methods.settings import INITS, MatchingSettings
 
 log = logging.getLogger("ddfast")
 
 CHUNK = 256  # images that an expert classifies at a time
+STATISTICS = 4096  # training images, for its batch norms
 
 
 def initial_set(
@@ -35,12 +36,13 @@ def initial_set(
 
     Errors: ValueError for a saved set that does not fit.
     """
-    judges = _Judges(network, experts, num_experts)
+    judges = _Judges(network, experts, num_experts, data)
     if settings.init not in INITS:
         saved = load_init(settings, data, ipc)
         if saved.is_soft or settings.labels == "hard":
             return saved
-        return saved.with_values(saved.images, judges.logits(0, saved.images), saved.lr)
+        logits = judges.logits(0, _tiles(saved.images, settings.canvas)).unflatten(0, (-1, settings.canvas**2))
+        return saved.with_values(saved.images, logits.mean(1), saved.lr)
     tiles = settings.canvas**2
     chosen = _chosen(settings.init, data, ipc * tiles, judges, generator)
     images, labels = data.preprocessing.apply(data.train_images[chosen]), data.train_labels[chosen]
@@ -72,8 +74,12 @@ def load_init(settings: MatchingSettings, data: Dataset, ipc: int) -> SyntheticS
         raise ValueError(f"init: expected one of {', '.join(INITS)}, or a saved set or run, got {settings.init!r}")
     saved = SyntheticSet.load(path)
     expected = [ipc * data.num_classes, data.channels, *(settings.canvas * side for side in data.image_size)]
-    if list(saved.images.shape) != expected:
-        raise ValueError(f"init: expected images {expected}, got {list(saved.images.shape)} in {path}")
+    if list(saved.images.shape) != expected or saved.canvas != settings.canvas:
+        what = (
+            f"images {shape} with canvas {canvas}"
+            for shape, canvas in ((expected, settings.canvas), (list(saved.images.shape), saved.canvas))
+        )
+        raise ValueError(f"init: expected {next(what)}, got {next(what)} in {path}")
     if saved.class_names != data.class_names or not saved.preprocessing.matches(data.preprocessing):
         raise ValueError(f"init: {path} was distilled from other classes than {data.name}'s, or preprocessed otherwise")
     if saved.is_soft and settings.labels == "hard":
@@ -100,8 +106,9 @@ def _correct(data: Dataset, k: int, indices: Tensor, count: int, judges: "_Judge
             if len(found) >= count:
                 return found[:count]
             part = part[~torch.isin(part, found)]
-            images = data.preprocessing.apply(data.train_images[part])
-            found = torch.cat([found, part[judges.logits(expert, images).argmax(1) == k]])
+            if len(part):
+                images = data.preprocessing.apply(data.train_images[part])
+                found = torch.cat([found, part[judges.logits(expert, images).argmax(1) == k]])
     if len(found) < count:
         name = data.class_names[k]
         log.warning("init: the experts classify only %d of %d images of %s correctly", len(found), len(indices), name)
@@ -113,21 +120,18 @@ def _mosaics(images: Tensor, canvas: int) -> Tensor:  # [I c², C, H, W] -> [I, 
     return tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3).contiguous()
 
 
-def as_judge(network: nn.Module) -> nn.Module:
-    """The network as it classifies: without dropout, its batch norms by the statistics of the minibatch, for snapshots
-    hold no others."""
-    network.eval()
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train()
-    return network
+def _tiles(canvases: Tensor, canvas: int) -> Tensor:  # [I, C, cH, cW] -> [I c², C, H, W]
+    rows = canvases.unflatten(3, (canvas, -1)).unflatten(2, (canvas, -1))  # [I, C, c, H, c, W]
+    return rows.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
 class _Judges:
-    """The last snapshots of experts, to classify images with."""
+    """The last snapshots of experts, to classify images with; batch norms by statistics of some training images, for
+    snapshots hold none."""
 
-    def __init__(self, network: nn.Module, experts: TrajectoryStore, count: int):
-        self.count, self._network, self._experts = count, as_judge(network), experts
+    def __init__(self, network: nn.Module, experts: TrajectoryStore, count: int, data: Dataset):
+        self.count, self._network, self._experts, self._data = count, network, experts, data
+        self._device = next(network.parameters()).device
         self._loaded: int | None = None
 
     @torch.no_grad()
@@ -135,11 +139,10 @@ class _Judges:
         """One expert's."""
         if expert != self._loaded:
             snapshot = self._experts.snapshot(expert, self._experts.epochs)
-            vector_to_parameters(snapshot.to(next(self._network.parameters()).device), self._network.parameters())
+            vector_to_parameters(snapshot.to(self._device), self._network.parameters())
+            take_statistics(self._network, self._data, self._device, STATISTICS)
             self._loaded = expert
-        device = next(self._network.parameters()).device
-        parts = [self._network(part.to(device)).cpu() for part in images.split(CHUNK)]
-        return torch.cat(parts) if parts else torch.empty(0)
+        return torch.cat([self._network(part.to(self._device)).cpu() for part in images.split(CHUNK)])
 
     def known(self, images: Tensor, classes: Tensor) -> Tensor:  # [I, C, H, W], int64 [I] -> [I, K]
         """The mean over those experts that classify an image correctly; over all of them where none does."""

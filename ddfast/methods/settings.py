@@ -121,14 +121,6 @@ class MatchingSettings:
             )
         expect_whole(expansion_end=1 if self.expansion_end is None else self.expansion_end)
 
-    def check_run(self, iterations: int) -> None:
-        """ValueError for an expansion that a run of so many iterations never ends."""
-        if self.expansion_end is not None and self.expansion_end > iterations:
-            raise ValueError(
-                f"expansion_end: expected at most the run's {iterations} iterations, got {self.expansion_end}: "
-                f"the start epochs would never reach {self.max_start_epoch}"
-            )
-
     def start_epochs(self, iteration: int) -> tuple[int, int]:
         """The bounds that the start of an iteration, counted from 0, is drawn from; the upper one is excluded.
 
@@ -145,8 +137,11 @@ class MatchingSettings:
         """How many epochs of an expert a run can use."""
         return self.max_start_epoch - 1 + self.expert_epochs
 
-    def touched(self, count: int) -> int:
-        """How many of `count` images an outer step can use."""
+    def on_device(self, count: int) -> int:
+        """How many of `count` images an outer step needs there: those of its minibatches, or all where an average or
+        Adam moves all of them."""
+        if self.ema_decay is not None or self.img_optimizer != "sgd":
+            return count
         return min(count, self.syn_steps * (self.batch_syn or count))
 
     def unroll_size(
@@ -161,7 +156,7 @@ class MatchingSettings:
         return UnrollSize(
             self.syn_steps,
             torch.Size((B, *images[1:])),
-            self.touched(images[0]) * self.canvas**2,
+            self.on_device(images[0]) * self.canvas**2,
             self.segments,
             return_states=return_states,
             momentum=self.syn_momentum > 0,

@@ -66,7 +66,7 @@ class TrajectoryMatching:
         self.student = student_of(network.to(device), precision)
         self._drops = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules())
         self.augment = DSA(settings.dsa_strategy)
-        count = settings.touched(len(synthetic)) if self._rows_visit(settings) else len(synthetic)
+        count = settings.on_device(len(synthetic))
         self.images = synthetic.images[:count].detach().clone().to(device).requires_grad_()
         self.labels = synthetic.labels[:count].detach().clone().to(device)
         self.lr = synthetic.lr.detach().clone().to(device).requires_grad_()
@@ -97,11 +97,6 @@ class TrajectoryMatching:
         self._replays = cuda_graph and why_not is None
         self.use_plan(plan)
         self.mark()
-
-    @staticmethod
-    def _rows_visit(settings: MatchingSettings) -> bool:
-        """Whether only the images of a step need to be on the device: not where all of them move in every step."""
-        return settings.ema_decay is None and settings.img_optimizer == "sgd"
 
     def adjoint_of(self, plan: Plan | None) -> Adjoint:
         """How the meta-gradient is formed."""
@@ -150,8 +145,10 @@ class TrajectoryMatching:
         return self.descent.counts()["skipped"]
 
     def restore(self) -> None:
-        """Go back to the last state whose loss and gradient were finite; of a set that visits, the learning rate."""
+        """Go back to the last state whose loss and gradient were finite."""
         self.descent.restore()
+        if self.visiting is not None:
+            self.visiting.undo_update()
 
     def mark(self) -> None:
         """What `rollback` goes back to: the end of an outer step."""
@@ -181,24 +178,25 @@ class TrajectoryMatching:
     def _own_state(self) -> dict[str, Any]:
         return {
             "descent": self.descent.state_dict(),
-            "labels": self.labels.detach().clone(),
+            "labels": None if self.labels.requires_grad else self.labels.clone(),
             "generator": self.generator.get_state(),
             "segments": self.segments.state(),
         }
 
     def _load_own(self, state: dict[str, Any]) -> None:
         self.descent.load_state_dict(state["descent"])
-        with torch.no_grad():
+        if state["labels"] is not None:
             self.labels.copy_(state["labels"])
         self.generator.set_state(state["generator"])
         self.segments.load_state(state["segments"])
 
     def step(self) -> dict[str, Any]:
         """One outer iteration; what it did, for the metrics. What comes out not finite, changes nothing."""
-        segments = self.segments.next()
+        segments, skipped = self.segments.next(), self.skipped
         batches = self._batches()
         if self.visiting is not None:
             batches = self.visiting.visit(batches)
+        batches = None if batches is None else batches.to(self.images.device)
         count = len(self.images) if batches is None else batches.shape[1]
         augmentation = self._augmentations(count)
         with self._dropout():
@@ -206,7 +204,7 @@ class TrajectoryMatching:
                 self._noisy(segments.start), segments.start, segments.target, batches, *augmentation
             )
         if self.visiting is not None:
-            self.visiting.leave(bool(updated))
+            self.visiting.leave(bool(updated), self.skipped > skipped)
         return {
             "loss": loss.item(),
             "lr": self.lr.item(),
@@ -283,4 +281,4 @@ class TrajectoryMatching:
             return None
         needed = self.settings.syn_steps * size
         orders = [torch.randperm(count, generator=self.generator) for _ in range(-(-needed // count))]
-        return torch.cat(orders)[:needed].view(-1, size).to(self.images.device)
+        return torch.cat(orders)[:needed].view(-1, size)

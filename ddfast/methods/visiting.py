@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.methods.descent import Learned, Momentum
+from ddfast.methods.descent import Learned
 
 
 class VisitingRows:
@@ -30,13 +30,14 @@ class VisitingRows:
         for entry, (velocity, *_) in zip(learned, slots, strict=True):
             places = [i for i, visitor in enumerate(visitors) if visitor is entry.tensor]
             if places:
-                assert isinstance(entry.rule, Momentum)
                 (place,) = places
                 self._learned.append((place, torch.zeros_like(self.rows[place]), velocity, entry))
         self._updates = torch.zeros((), dtype=torch.int64)  # made so far
         self._seen = torch.zeros(count, dtype=torch.int64)  # of them, before a row's last visit
         self._chosen: Tensor | None = None  # int64 [U], the rows on the device
-        self._before: list[Tensor] = []  # what `leave` overwrote, for `undo`
+        self._before: list[Tensor] = []  # what `leave` overwrote since the mark
+        self._update: list[Tensor] = []  # what the last update overwrote, until a loss after it was finite
+        self._marked_update: list[Tensor] = []
 
     @torch.no_grad()
     def visit(self, batches: Tensor) -> Tensor:  # int64 [T, B], U = T B distinct rows -> int64 [T, B]
@@ -51,10 +52,12 @@ class VisitingRows:
         return torch.arange(len(chosen), device=batches.device).view_as(batches)
 
     @torch.no_grad()
-    def leave(self, updated: bool) -> None:
-        """Take them back, after an update or one that was left out."""
-        chosen, self._chosen = self._chosen, None
+    def leave(self, updated: bool, skipped: bool) -> None:
+        """Take them back, after an update, or one that was left out, be it (skipped) for it was not finite."""
+        chosen = self._chosen
         self._before = [chosen, self._updates.clone(), *(tensor[chosen] for tensor in self._by_row)]
+        if not skipped:
+            self._update = self._before if updated else []
         self._updates += int(updated)
         visitors = [*self._visitors, *(on_device for _, _, on_device, _ in self._learned), self._updates]
         for tensor, visitor in zip(self._by_row, visitors, strict=True):
@@ -81,23 +84,34 @@ class VisitingRows:
 
     def mark(self) -> None:
         """What `undo` goes back to."""
-        self._before = []
+        self._before, self._marked_update = [], self._update
 
     def undo(self) -> None:
         """Go back to the mark, of one visit at most."""
-        if self._before:
-            chosen, updates, *values = self._before
+        self._write_back(self._before)
+        self._before, self._update = [], self._marked_update
+
+    @torch.no_grad()
+    def undo_update(self) -> None:
+        """Go back to before the last update, where no loss was finite since it. Of rows that visited later, k is −1
+        then, and the same formula takes their momentum's last step back."""
+        self._write_back(self._update)
+        self._update = []
+
+    def _write_back(self, before: list[Tensor]) -> None:
+        if before:
+            chosen, updates, *values = before
             self._updates.copy_(updates)
             for tensor, value in zip(self._by_row, values, strict=True):
                 tensor[chosen] = value
-        self._before, self._chosen = [], None
 
     def state_dict(self) -> dict[str, Any]:
         """The tensors themselves: to be saved, not to be kept."""
-        return {"rows": [*self._by_row, self._updates]}
+        return {"rows": [*self._by_row, self._updates], "update": self._update}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         for tensor, value in zip([*self._by_row, self._updates], state["rows"], strict=True):
             tensor.copy_(value)
+        self._update = state["update"]
         self.mark()

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ddfast.arguments import expect_whole
+from ddfast.arguments import expect_one_of, expect_whole
 
 NORMALISATIONS = {"instancenorm": lambda width: nn.GroupNorm(width, width), "batchnorm": nn.BatchNorm2d}
 VGG11 = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
@@ -98,8 +98,7 @@ def smallvgg(
 
 
 def _expect_norm(norm: str) -> None:
-    if norm not in NORMALISATIONS:
-        raise ValueError(f"norm: expected one of {', '.join(NORMALISATIONS)}, got {norm!r}")
+    expect_one_of("norm", norm, NORMALISATIONS)
 
 
 def _expect_a_map(name: str, image_size: tuple[int, int], pixels: int, smallest: int) -> None:
