@@ -14,3 +14,8 @@ def expect_one_of(name: str, value: object, names: Iterable[str]) -> None:
     """Raise ValueError that lists the names, unless `value` is one."""
     if value not in tuple(names):
         raise ValueError(f"{name}: expected one of {', '.join(names)}, got {value!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is one, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

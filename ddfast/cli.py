@@ -123,7 +123,7 @@ def _progress(distillation):
         for record in bar:
             state = {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.4g}"}
             state |= {"s/it": f"{record['seconds']:.2f}", "memory": f"{record['peak_bytes'] / 2**20:.0f}M"}
-            state |= {"skipped": record["skipped"]} if record["skipped"] else {}
+            state |= {name: record[name] for name in ("skipped", "gated", "floored") if record.get(name)}
             bar.set_postfix(state)
             now, done = time.monotonic(), record["iteration"]
             if bar.disable and (now - said > SECONDS_BETWEEN_LINES or done in (first + 1, last)):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ddfast.arguments import expect_one_of, expect_whole
+from ddfast.arguments import expect_one_of, expect_whole, is_number
 from ddfast.data import Dataset, known_name, load_dataset
 from ddfast.devices import computes_bfloat16, resolve_device
 from ddfast.evaluate import check_evaluation
@@ -66,6 +66,12 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
     preset = choose_preset(method, data.name, config["ipc"], config["preset"], side=side, classes=data.num_classes)
     config = DATA | RUN | REPORT | EXPERT_TRAINING | preset.settings
     config |= _of_experts(store, given, preset.settings) | given | off
+    expansion = ("current_max_start_epoch", "expansion_end")
+    if not any(name in given and name not in off for name in expansion) and (
+        any(name in off for name in expansion)
+        or (config.get("current_max_start_epoch") or 0) > config["max_start_epoch"]
+    ):
+        config |= dict.fromkeys(expansion)  # the preset's does not fit what was given
     if config.get("labels", "hard") != "soft" and "lr_label" not in given:
         config["lr_label"] = 0.0  # the preset's is of soft labels
     config |= {"method": method, "preset": preset.name, "dataset": _spec(dataset, data)}
@@ -87,9 +93,11 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
 
 def _method(method: str | None, preset: str | None) -> str:
     """The method that is meant, by its own name or that of a preset."""
-    named = str(preset).split("/")[0] if preset is not None else RUN["method"]
+    named = str(preset).split("/")[0] if preset is not None else method or RUN["method"]
     method = (named if named in METHODS else RUN["method"]) if method is None else method
     expect_one_of("method", method, METHODS)
+    if named in METHODS and named != method:
+        raise ValueError(f"preset: {preset} is one of {named}, not of {method}")
     return method
 
 
@@ -192,6 +200,10 @@ def _without_paths(given: dict[str, Any]) -> dict[str, Any]:
 
 def _check_names(given: dict[str, Any], settings_class: type) -> None:
     known = [field.name for field in fields(settings_class)] + list(FROM_PRESET)
+    for name in given:
+        of = [m for m, method in METHODS.items() if name in {field.name for field in fields(method.Settings)}]
+        if of and name not in known:
+            raise ValueError(f"{name}: an option of {', '.join(of)} only")
     unknown = [name for name in given if name not in (*DATA, *RUN, *REPORT, *known)]
     if unknown:
         raise ValueError(f"options: expected some of {', '.join(known)}, got {', '.join(unknown)}")
@@ -218,12 +230,13 @@ def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store:
     maybe["train_epochs"] = epochs
     expect_whole(**wholes, **{name: value for name, value in maybe.items() if value is not None})
     sam_rho = config.get("sam_rho")
-    if sam_rho is not None and not 0 < sam_rho < float("inf"):
-        raise ValueError(f"sam_rho: expected a positive number, got {sam_rho}")
+    if sam_rho is not None and not (is_number(sam_rho) and 0 < sam_rho < float("inf")):
+        raise ValueError(f"sam_rho: expected a positive number, got {sam_rho!r}")
     if not isinstance(config["cuda_graph"], bool):
         raise ValueError(f"cuda_graph: expected True or False, got {config['cuda_graph']!r}")
     try:
-        data.check_ipc(config["ipc"] * (settings.canvas**2 if settings.init in INITS else 1))
+        mosaics = settings.init in INITS and (settings.init != "noise" or settings.labels != "hard")
+        data.check_ipc(config["ipc"] * (settings.canvas**2 if mosaics else 1))
     except ValueError as error:
         if settings.canvas == 1:
             raise
@@ -255,9 +268,17 @@ def _of_experts(store: TrajectoryStore | None, given: dict[str, Any], row: dict[
         "num_experts": store.num_experts,
         "network": store.settings.get("network"),
         "zca": bool(preprocessing.get("zca")),
-        "optimizer": store.settings.get("optimizer", EXPERT_TRAINING["optimizer"]),
+        "train_epochs": store.epochs,
+        "train_lr": store.settings.get("lr_teacher"),
+        "train_dsa_strategy": store.settings.get("dsa_strategy"),
+        **{name: store.settings.get(name, default) for name, default in EXPERT_TRAINING.items()},
     }
     row = EXPERT_TRAINING | row
+    for name in ("train_epochs", "train_lr", "train_dsa_strategy", *EXPERT_TRAINING):
+        if name in given and given[name] not in (decided[name], NEEDED):
+            raise ValueError(
+                f"{name}: the experts in {store.path} were trained with {decided[name]!r}, got {given[name]!r}"
+            )
     for name in ("network", "zca", "optimizer"):
         if name not in given and decided[name] != row[name]:
             log.info("%s: %s, as the experts were trained (the preset has %s)", name, decided[name], row[name])

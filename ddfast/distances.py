@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddfast.arguments import expect_one_of
+from ddfast.arguments import expect_one_of, expect_whole
 from ddfast.ops import param_distance
 from ddfast.ops._checks import expect_shape, expect_tensors
 
@@ -30,12 +30,15 @@ def distance(
         unnormalised  Σ w (θ − θ*)²
 
     The weight is a constant, 1 where None. squared and layerwise are ops.param_distance. Differentiable in student,
-    and but for layerwise in target and start; a start that equals its target gives inf or nan.
+    and but for layerwise in target and start; a start that equals its target gives inf or nan, and so does cosine
+    for a student that has not moved.
 
     Errors: ValueError for an unknown kind, or layers that do not add up to P; those of ops.param_distance.
     """
     expect_one_of("distance", kind, DISTANCES)
     expect_tensors(student=student, target=target, start=start, weight=weight)
+    if student.dim() not in (1, 2) or student.numel() == 0:
+        raise ValueError(f"student: expected [S, P] or [P], got {list(student.shape)}")
     for name, tensor in (("target", target), ("start", start)):
         expect_shape(name, tensor, student.shape, "like student")
     if weight is not None and weight.shape not in (student.shape, student.shape[-1:]):
@@ -65,6 +68,7 @@ def _by_layer(
 ) -> Tensor:  # like target
     """The weight with which `squared` is the mean over layers: w over the layer's own denominator."""
     P = target.shape[-1]
+    expect_whole(**{f"layers[{i}]": size for i, size in enumerate(layers or ())})
     if layers is None or sum(layers) != P:
         got = "none" if layers is None else f"{len(layers)} with {sum(layers)} parameters"
         raise ValueError(f"layers: expected the sizes of layers of {P} parameters in all, got {got}")

@@ -11,6 +11,7 @@ from ddfast.devices import is_out_of_memory, peak_bytes
 from ddfast.experts import TrajectoryStore
 from ddfast.job import Job
 from ddfast.methods import METHODS, initial_set
+from ddfast.methods.descent import LR_FLOOR
 
 log = logging.getLogger("ddfast")
 
@@ -40,6 +41,7 @@ class Distillation:
             initial = initial_set(settings, job.data, config["ipc"], experts, config["num_experts"], judge, generator)
         self.iterations, self.iteration, self.device = config["iterations"], 0, job.device
         self._skips = 0  # updates skipped in a row
+        self._told_of_floor = False
         self.method = METHODS[config["method"]](
             settings,
             initial,
@@ -88,11 +90,25 @@ class Distillation:
             record = {"iteration": self.iteration, **record, **cost}
             self.on_record(record)
             yield record
+            self._tell(record)
             if diverged:
                 raise DistillationDivergedError(
                     f"distillation: {self._skips} updates in a row had no finite gradient; "
                     f"try a smaller lr_img or lr_lr, or fewer syn_steps"
                 )
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        """Warn of what keeps a run from learning."""
+        if record["lr"] <= 1.01 * LR_FLOOR and not self._told_of_floor:
+            self._told_of_floor = True
+            log.warning(
+                "iteration %d: the learning rate fell to its floor, %g, where images learn nothing; "
+                "try a smaller lr_lr or lr_teacher", self.iteration, LR_FLOOR,
+            )  # fmt: skip
+        left_out = self.method.descent.counts()
+        if self.iteration == self.iterations == left_out["skipped"] + left_out.get("gated", 0):
+            reasons = f"{left_out['skipped']} were not finite, {left_out.get('gated', 0)} above the threshold"
+            log.warning("no update of %d was made: %s; the images are the first ones", self.iterations, reasons)
 
     def _step(self) -> dict[str, Any]:
         while True:

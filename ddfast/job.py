@@ -95,6 +95,8 @@ class Job:
         if end is None or end <= iterations:
             return
         _, high = self.settings.start_epochs(iterations - 1)
+        if high == self.settings.max_start_epoch:
+            return
         words = f"in {iterations} iterations the start epochs expand to {high}, not to {self.settings.max_start_epoch}"
         if asked:
             raise ValueError(f"expansion_end: expected at most {iterations}, got {end}: {words}")

@@ -57,12 +57,32 @@ def test_what_a_preset_has_can_be_switched_off_and_a_short_run_is_only_told(pair
         "expansion_end: 1000 is the preset's; in 500 iterations the start epochs expand to 14, not to 20"
     ]
     off = {name: "none" for name in ("threshold", "expansion_end", "current_max_start_epoch", "batch_syn")}
+    for change in ({"max_start_epoch": 3}, {"expansion_end": "none"}, {"current_max_start_epoch": "none"}):
+        assert resolve(given | change).settings.current_max_start_epoch is None
     settings = resolve(given | off | {"labels": "hard"}).settings
     assert (settings.threshold, settings.batch_syn, settings.start_epochs(0)) == (None, None, (0, 20))
     assert settings.labels == "hard" and settings.lr_label == 0
     ddfast.distill(pair, output=tmp_path / "run", **job("ftd", ema_decay="none"))
     again = ddfast.distill(pair, output=tmp_path / "run", resume=True, ema_decay="none")
     assert again.averaged is None
+
+
+def test_what_keeps_a_run_from_learning_is_told(pair, tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "ddfast")
+    ddfast.distill(pair, output=tmp_path / "floor", **job("mtt", lr_lr=1e3, iterations=4))
+    assert sum("the learning rate fell to its floor, 1e-06" in message for message in caplog.messages) == 1
+    caplog.clear()
+    ddfast.distill(pair, output=tmp_path / "gate", **job("mtt", threshold=1e-9))
+    assert caplog.messages == [
+        "no update of 3 was made: 0 were not finite, 3 above the threshold; the images are the first ones"
+    ]
+
+
+def test_noise_takes_no_more_real_images_than_the_baseline(pair):
+    given = {"dataset": pair, "method": "texture", "ipc": 8, "network": "convnet:width=8", "zca": False}
+    assert resolve(given | {"init": "noise"}).settings.canvas == 2
+    with pytest.raises(ValueError, match="8 training images of class '0', got 32, 8 canvases"):
+        resolve(given)
 
 
 def test_evaluations_on_the_way_are_of_both_sets(pair, tmp_path):
@@ -124,8 +144,15 @@ def test_a_presets_protocol_and_number_of_networks_hold_unless_others_are_given(
         ({"max_start_epoch": 9, "experts": True}, "have 2 epochs, starts up to epoch 8 with targets 1 later need 9"),
         ({"method": "simplified", "labels": "soft"}, "labels: expected hard for this method, got 'soft'"),
         ({"method": "mtt", "rho": 0.1}, r"rho: expected with the optimizer gsam only, got 0\.1"),
-        ({"optimizer": "gsam", "experts": True}, "trained with optimizer 'sgd' of 'custom', this run has 'gsam'"),
-        ({"method": "mtt", "drop_ratio": 0.1}, "options: expected some of .* got drop_ratio"),
+        ({"optimizer": "gsam", "experts": True}, "optimizer: the experts in .* were trained with 'sgd', got 'gsam'"),
+        ({"mom": 0.9, "experts": True}, r"mom: the experts in .* were trained with 0\.0, got 0\.9"),
+        ({"train_lr": 5.0, "experts": True}, r"train_lr: the experts in .* were trained with 0\.01, got 5\.0"),
+        ({"method": "mtt", "drop_ratio": 0.1}, "drop_ratio: an option of pad, edf only"),
+        ({"method": "datm", "preset": "mtt/digits/ipc1"}, "preset: mtt/digits/ipc1 is one of mtt, not of datm"),
+        ({"threshold": "1"}, "threshold: expected a number, got '1'"),
+        ({"rho": "x", "optimizer": "gsam"}, "rho: expected a positive number, got 'x'"),
+        ({"sam_rho": "a"}, "sam_rho: expected a positive number, got 'a'"),
+        ({"init": 3}, "init: expected one of real, .*, got int; save it first"),
         ({"method": "texture", "ipc": 4}, "of class '0', got 16, 4 canvases of 2 × 2 images"),
         ({"method": "texture", "zca": True}, "canvas: whitening is of whole images; .* got 2"),
         ({"eval_batch": 0}, "eval_batch: expected a whole number of at least 1, got 0"),

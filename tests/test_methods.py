@@ -326,7 +326,7 @@ def test_the_simplified_variant_is_as_described(make):
         ("simplified", {"labels": "soft"}, "labels: expected hard for this method, got 'soft'"),
         ("mtt", {"lr_label": 1.0}, "lr_label: hard labels are not learned; expected 0, got 1.0"),
         ("tesla", {"labels": "target", "lr_label": 1.0}, "lr_label: target labels are not learned"),
-        ("tesla", {"labels": "target", "segments": 2}, "need one segment and canvas 1, got 2 segments, canvas 1"),
+        ("tesla", {"labels": "target", "segments": 2}, "need segments 1 and canvas 1, got segments 2, canvas 1"),
         ("mtt", {"min_start_epoch": 2}, "min_start_epoch: expected 0 to below max_start_epoch, 2, got 2"),
         ("datm", {"current_max_start_epoch": 3, "expansion_end": 5}, "current_max_start_epoch: .* got 3"),
         ("datm", {"current_max_start_epoch": 1}, "the start epochs would never expand from 1 to 2"),

@@ -44,6 +44,11 @@ def initial_set(
         logits = judges.logits(0, _tiles(saved.images, settings.canvas)).unflatten(0, (-1, settings.canvas**2))
         return saved.with_values(saved.images, logits.mean(1), saved.lr)
     tiles = settings.canvas**2
+    if settings.init == "noise" and settings.labels == "hard":
+        size = [settings.canvas * side for side in data.image_size]
+        images = torch.randn(ipc * data.num_classes, data.channels, *size, generator=generator)
+        labels = torch.arange(data.num_classes).repeat_interleave(ipc)
+        return _made(settings, data, images, labels)
     chosen = _chosen(settings.init, data, ipc * tiles, judges, generator)
     images, labels = data.preprocessing.apply(data.train_images[chosen]), data.train_labels[chosen]
     if settings.labels != "hard":
@@ -53,16 +58,12 @@ def initial_set(
         labels = labels[::tiles].clone()
     if settings.init == "noise":
         images = torch.randn(images.shape, generator=generator)
-    lr = torch.tensor(settings.lr_teacher)
-    return SyntheticSet(
-        _mosaics(images, settings.canvas),
-        labels,
-        lr,
-        data.class_names,
-        data.preprocessing,
-        settings.dsa_strategy,
-        settings.canvas,
-    )
+    return _made(settings, data, _mosaics(images, settings.canvas), labels)
+
+
+def _made(settings: MatchingSettings, data: Dataset, images: Tensor, labels: Tensor) -> SyntheticSet:
+    lr, about = torch.tensor(settings.lr_teacher), (data.class_names, data.preprocessing)
+    return SyntheticSet(images, labels, lr, *about, settings.dsa_strategy, settings.canvas)
 
 
 def load_init(settings: MatchingSettings, data: Dataset, ipc: int) -> SyntheticSet:

@@ -1,11 +1,11 @@
 """The settings that all methods of the family have, by the names of their published codes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
 
-from ddfast.arguments import expect_one_of, expect_whole
+from ddfast.arguments import expect_one_of, expect_whole, is_number
 from ddfast.data import DSA
 from ddfast.data.augment import FULL_STRATEGY
 from ddfast.distances import DISTANCES
@@ -63,6 +63,10 @@ class MatchingSettings:
     LABELS: ClassVar[tuple[str, ...]] = ("hard", "soft")  # those that a method has
 
     def __post_init__(self):
+        for field in fields(self):
+            value, may_be_none = getattr(self, field.name), field.type == float | None
+            if (field.type is float or may_be_none) and not (is_number(value) or (may_be_none and value is None)):
+                raise ValueError(f"{field.name}: expected a number, got {value!r}")
         expect_whole(
             syn_steps=self.syn_steps,
             expert_epochs=self.expert_epochs,
@@ -86,7 +90,8 @@ class MatchingSettings:
         expect_one_of("starts", self.starts, ("random", "in_turn"))
         expect_one_of("img_optimizer", self.img_optimizer, ("sgd", "adam"))
         if not isinstance(self.init, str) or not self.init:
-            raise ValueError(f"init: expected one of {', '.join(INITS)}, or a saved set's path, got {self.init!r}")
+            got = repr(self.init) if isinstance(self.init, str) else f"{type(self.init).__name__}; save it first"
+            raise ValueError(f"init: expected one of {', '.join(INITS)}, or a saved set's path, got {got}")
         DSA(self.dsa_strategy)  # refuses an unknown one
         self._check_labels()
         self._check_starts()

@@ -24,8 +24,8 @@ class TESLASettings(MatchingSettings):
     def __post_init__(self):
         super().__post_init__()
         if self.labels == "target" and (self.segments > 1 or self.canvas > 1):
-            got = f"{self.segments} segments, canvas {self.canvas}"
-            raise ValueError(f"labels: those of the target network need one segment and canvas 1, got {got}")
+            got = f"segments {self.segments}, canvas {self.canvas}"
+            raise ValueError(f"labels: those of the target network need segments 1 and canvas 1, got {got}")
 
 
 class TESLA(TrajectoryMatching):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddfast.arguments import is_number
+
 EPS = 1e-12  # beside the norm that the ascent divides by
 
 
@@ -22,10 +24,10 @@ class GSAM:
     alpha: float
 
     def __post_init__(self):
-        if not 0 < self.rho < float("inf"):
-            raise ValueError(f"rho: expected a positive number, got {self.rho}")
-        if not 0 <= self.alpha < float("inf"):
-            raise ValueError(f"alpha: expected at least 0, got {self.alpha}")
+        if not (is_number(self.rho) and 0 < self.rho < float("inf")):
+            raise ValueError(f"rho: expected a positive number, got {self.rho!r}")
+        if not (is_number(self.alpha) and 0 <= self.alpha < float("inf")):
+            raise ValueError(f"alpha: expected at least 0, got {self.alpha!r}")
 
     def direction(
         self,
