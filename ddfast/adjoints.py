@@ -222,7 +222,8 @@ class DetachedUnroll(_Recomputing):
 
     TESLA's form (Cui et al. 2023, section 3.2, with the factor 2 that its published code lacks). The gradients in
     images, labels and α are exact for one step only, that in the start never. On a ConvNet of three blocks and CIFAR-10
-    the cosine with the exact image gradient was 0.96 after 10 steps and 0.88 after 50, dL/dα 1.7 to 5 times too large.
+    the cosine with the exact image gradient is 0.94 after 10 steps and 0.82 to 0.94 after 50, dL/dα 1.8 to 3.2 times
+    too large (docs/methods.md).
     Saves about a fifth of the backward. Use it to reproduce results that were made with it; for anything else use
     CheckpointedUnroll.
     """
