@@ -181,7 +181,7 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         ("distill --image-size 3x3x3", 2, "Error: Invalid value for '--image-size'"),
         ("distill --image-size 3", 1, "ddfast: image_size: expected at least 4 pixels"),
         ("distill --train-epochs some", 2, "Error: Invalid value for '--train-epochs'"),
-        ("distill --init zeros", 2, "Error: Invalid value for '--init'"),
+        ("distill --init zeros", 1, "ddfast: init: expected one of real, noise, first, correct, or a saved set or run"),
         ("distill --zca yes", 2, "Error: Got unexpected extra argument"),
         ("distill --dsa-strategy shear", 1, "ddfast: dsa_strategy: expected some of color, crop,"),
         ("distill --networks convnet,vgg", 1, "ddfast: network: expected one of convnet, resnet18,"),
