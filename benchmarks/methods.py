@@ -1,6 +1,6 @@
 """Accuracy of random real images, MTT and every method after it at one budget: the table of docs/methods.md.
 
-python -m benchmarks.methods benchmarks/results/methods [--methods mtt,ftd] [--seeds 0,1,2] [--ipc 1]
+python -m benchmarks.methods benchmarks/results/methods [--methods "mtt;ftd"] [--seeds 0,1,2] [--ipc 1]
 
 A line of results.jsonl per method, seed and images per class; what is there already is not run again. The table of all
 lines is printed, and written to table.md.

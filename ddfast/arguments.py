@@ -19,3 +19,9 @@ def expect_one_of(name: str, value: object, names: Iterable[str]) -> None:
 def is_number(value: object) -> bool:
     """Whether it is one, and no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def expect_positive(name: str, value: object) -> None:
+    """Raise ValueError unless it is a positive number."""
+    if not (is_number(value) and 0 < value < float("inf")):
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ddfast.arguments import expect_one_of, expect_whole, is_number
+from ddfast.arguments import expect_one_of, expect_positive, expect_whole
 from ddfast.data import Dataset, known_name, load_dataset
 from ddfast.devices import computes_bfloat16, resolve_device
 from ddfast.evaluate import check_evaluation
@@ -229,9 +229,8 @@ def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store:
     }
     maybe["train_epochs"] = epochs
     expect_whole(**wholes, **{name: value for name, value in maybe.items() if value is not None})
-    sam_rho = config.get("sam_rho")
-    if sam_rho is not None and not (is_number(sam_rho) and 0 < sam_rho < float("inf")):
-        raise ValueError(f"sam_rho: expected a positive number, got {sam_rho!r}")
+    if config.get("sam_rho") is not None:
+        expect_positive("sam_rho", config["sam_rho"])
     if not isinstance(config["cuda_graph"], bool):
         raise ValueError(f"cuda_graph: expected True or False, got {config['cuda_graph']!r}")
     try:

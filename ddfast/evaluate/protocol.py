@@ -11,7 +11,7 @@ from torch.nn.utils import vector_to_parameters
 
 from ddfast import networks as all_networks
 from ddfast import seeds
-from ddfast.arguments import expect_one_of, expect_whole
+from ddfast.arguments import expect_one_of, expect_positive, expect_whole
 from ddfast.data import DSA, Batches, Dataset, SyntheticSet, load_dataset, take_statistics
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.texture import random_crops
@@ -217,8 +217,8 @@ def _schedule(
     at_once_or_1 = 1 if at_once is None else at_once
     expect_whole(num_eval=num_eval, epochs=protocol.epochs, batch=protocol.batch, at_once=at_once_or_1)
     for option, value in (("lr", protocol.lr), ("sam_rho", sam_rho)):
-        if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{option}: expected a positive number, got {value}")
+        if value is not None:
+            expect_positive(option, value)
     sharpness = None if sam_rho is None else GSAM(sam_rho, alpha=0.0)
     return _Schedule(protocol, dsa_strategy, sharpness, resolve_device(device), at_once)
 

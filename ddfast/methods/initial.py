@@ -91,9 +91,7 @@ def load_init(settings: MatchingSettings, data: Dataset, ipc: int) -> SyntheticS
 def _chosen(init: str, data: Dataset, count: int, judges: "_Judges", generator: torch.Generator) -> Tensor:
     """Indices of `count` training images of every class, class by class, int64 [K count]."""
     data.check_ipc(count)
-    if init == "first":
-        return torch.cat([indices[:count] for indices in data.by_class()])
-    of_classes = data.by_class(generator)
+    of_classes = data.by_class(None if init == "first" else generator)
     if init == "correct":
         of_classes = [_correct(data, k, indices, count, judges) for k, indices in enumerate(of_classes)]
     return torch.cat([indices[:count] for indices in of_classes])

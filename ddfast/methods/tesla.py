@@ -66,9 +66,9 @@ class TESLA(TrajectoryMatching):
 
     def _iteration(self, *inputs):
         """Labels too stay as they were where nothing is updated."""
-        before = self.labels.detach().clone()
+        if self.settings.labels != "target":
+            return super()._iteration(*inputs)
+        before = self.labels.clone()
         loss, updated = super()._iteration(*inputs)
-        if self.settings.labels == "target":
-            with torch.no_grad():
-                self.labels.copy_(torch.where(updated, self.labels, before))
+        self.labels.copy_(torch.where(updated, self.labels, before))
         return loss, updated

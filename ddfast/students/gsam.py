@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddfast.arguments import is_number
+from ddfast.arguments import expect_positive, is_number
 
 EPS = 1e-12  # beside the norm that the ascent divides by
 
@@ -24,8 +24,7 @@ class GSAM:
     alpha: float
 
     def __post_init__(self):
-        if not (is_number(self.rho) and 0 < self.rho < float("inf")):
-            raise ValueError(f"rho: expected a positive number, got {self.rho!r}")
+        expect_positive("rho", self.rho)
         if not (is_number(self.alpha) and 0 <= self.alpha < float("inf")):
             raise ValueError(f"alpha: expected at least 0, got {self.alpha!r}")
 
