@@ -32,17 +32,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locking(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a folder against other processes that lock it; not waiting, BlockingIOError where one does.
+def locking(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a folder or file against other processes that lock it; not waiting, BlockingIOError where one does.
 
     The lock goes with the process, however it ends.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise BlockingIOError(f"{path}: another process is at work here") from None
         yield
-    except BlockingIOError:
-        raise BlockingIOError(f"{folder}: another process is at work here") from None
     finally:
         os.close(descriptor)
 

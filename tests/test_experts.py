@@ -158,7 +158,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(pair, tmp_path, monkeypatch
     whole = train_experts(pair, output=tmp_path / "whole", **options)
     monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
     interrupted_training(pair, monkeypatch, output=tmp_path / "killed", **options)
-    assert {p.name for p in (tmp_path / "killed").iterdir()} == {"experts.json", "unfinished_0000.safetensors"}
+    assert {p.name for p in (tmp_path / "killed").glob("[!.]*")} == {"experts.json", "unfinished_0000.safetensors"}
     epochs, original = [], train._Training._train_epoch
     monkeypatch.setattr(train._Training, "_train_epoch", lambda self: epochs.append(self.epoch) or original(self))
     store = train_experts(pair, output=tmp_path / "killed", **options)

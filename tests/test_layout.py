@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ddfast"
-LEAVES = {"seeds", "files", "devices", "arguments"}  # small modules that everything may use
+LEAVES = {"seeds", "files", "devices", "arguments", "ranks"}  # small modules that everything may use
 SURFACE = {"ddfast", "cli", "options", "__main__"}  # may import everything
 
 MAY_IMPORT = {
@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "files": set(),
     "devices": set(),
     "arguments": set(),
+    "ranks": set(),
 }
 LAZY = {"torchvision", "kornia", "matplotlib", "sklearn", "PIL", "safetensors", "tqdm", "click"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,9 +1,11 @@
 """How good a training set is: networks trained on it from scratch, and their accuracy on real test images."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from ddfast.data import DSA, Batches, Dataset, SyntheticSet, load_dataset, take_
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.texture import random_crops
 from ddfast.devices import resolve_device
+from ddfast.evaluate.trainings import checksum, run_trainings
+from ddfast.ranks import ALONE, Ranks
 from ddfast.students import GSAM, Training, side_by_side
 
 BASELINE_LR = 0.01  # for sets that bring no learning rate of their own
@@ -106,6 +110,8 @@ def evaluate(
     seed: int = 0,
     device: str | torch.device | None = None,
     at_once: int | None = None,
+    output: str | Path | None = None,
+    ranks: Ranks = ALONE,
     **data_options,
 ) -> Evaluation:
     """Train `num_eval` networks of each name from scratch on the synthetic set, and test each after its last epoch.
@@ -126,6 +132,9 @@ def evaluate(
             minimum" of Du et al. 2023, with 0.005 to 0.1. None for plain SGD.
         at_once: networks trained side by side; None for one on a CPU, on a GPU as many as fit. Others than the fused
             ConvNet are trained one by one.
+        output: a file of JSON lines to which every accuracy is added as soon as it is known; those that it has are not
+            computed again, so that an evaluation that was stopped goes on. None for none.
+        ranks: the processes that make this call together (ddfast.ranks); each trains some of the networks.
         data_options: root and download of load_dataset.
 
     Errors: ValueError for unknown networks, classes or channels that differ, a whitening fitted on other data, or
@@ -144,14 +153,16 @@ def evaluate(
     data = data_for(synthetic, dataset, **data_options)
     check_evaluation(networks, protocol, data)
     pair = synthetic.images.to(schedule.device), synthetic.targets.to(schedule.device)
-    sets, test = num_eval * [pair], data.test_batches(schedule.device)
-    accuracies = {
-        name: schedule.accuracies(
-            name, data, test, sets, [seeds.generator(seed, "evaluate", name, n) for n in range(num_eval)]
-        )
-        for name in networks
-    }
-    return Evaluation(accuracies)
+    test = data.test_batches(schedule.device)
+
+    def train(name: str, numbers: list[int]) -> Iterator[float]:
+        generators = [seeds.generator(seed, "evaluate", name, n) for n in numbers]
+        return schedule.accuracies(name, data, test, len(numbers) * [pair], generators)
+
+    def about() -> dict[str, Any]:
+        return {"set": checksum(synthetic.images, synthetic.labels), "seed": seed, **schedule.describe(data)}
+
+    return Evaluation(run_trainings(about, networks, num_eval, train, output, ranks))
 
 
 @dataclass(frozen=True)
@@ -171,9 +182,9 @@ class _Schedule:
         test: Batches,
         sets: list[tuple[Tensor, Tensor]],  # images [I, C, H, W] and targets, of each network
         generators: list[torch.Generator],  # of each network
-    ) -> list[float]:
+    ) -> Iterator[float]:
         """Test accuracies of networks after it."""
-        augment, results = DSA(self.dsa_strategy), []
+        augment = DSA(self.dsa_strategy)
 
         def create(generator: torch.Generator) -> nn.Module:
             return all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
@@ -186,8 +197,20 @@ class _Schedule:
             epochs_of = [partial(self._epoch, *pair, data.image_size) for pair in sets[:together]]
             nets, sets = [first, *map(create, now[1:])], sets[together:]
             train_networks(nets, epochs_of, augment, self.protocol, now, sharpness=self.sharpness)
-            results += [accuracy(net, test) for net in nets]
-        return results
+            for net in nets:
+                yield accuracy(net, test)
+
+    def describe(self, data: Dataset) -> dict[str, Any]:
+        """All that an accuracy depends on, besides the set, the network and the seed."""
+        protocol, size = self.protocol, data.image_size
+        return {
+            "test": [data.fingerprint, data.preprocessing.describe(), checksum(data.test_images, data.test_labels)],
+            "protocol": [protocol.epochs, protocol.batch, protocol.lr, protocol.drops(protocol.epochs)],
+            "loses_momentum": protocol.loses_momentum,
+            "dsa_strategy": self.dsa_strategy,
+            "sharpness": None if self.sharpness is None else [self.sharpness.rho, self.sharpness.alpha],
+            "image_size": list(size),
+        }
 
     def _epoch(
         self,
@@ -266,6 +289,8 @@ def evaluate_random_real(
     seed: int = 0,
     device: str | torch.device | None = None,
     at_once: int | None = None,
+    output: str | Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """The baseline: as `evaluate`, on `ipc` random real images per class, other ones for each of the trainings.
 
@@ -273,16 +298,18 @@ def evaluate_random_real(
     """
     check_evaluation(networks, protocol, dataset)
     schedule = _schedule(protocol, epochs, batch, BASELINE_LR, dsa_strategy, sam_rho, num_eval, device, at_once)
-    drawn = [dataset.random_real(ipc, seeds.generator(seed, "random_real", n)) for n in range(num_eval)]
-    sets = [(images.to(schedule.device), labels.to(schedule.device)) for images, labels in drawn]
     test = dataset.test_batches(schedule.device)
-    accuracies = {
-        name: schedule.accuracies(
-            name, dataset, test, sets, [seeds.generator(seed, "evaluate random_real", name, n) for n in range(num_eval)]
-        )
-        for name in networks
-    }
-    return Evaluation(accuracies)
+
+    def train(name: str, numbers: list[int]) -> Iterator[float]:
+        drawn = [dataset.random_real(ipc, seeds.generator(seed, "random_real", n)) for n in numbers]
+        sets = [(images.to(schedule.device), labels.to(schedule.device)) for images, labels in drawn]
+        generators = [seeds.generator(seed, "evaluate random_real", name, n) for n in numbers]
+        return schedule.accuracies(name, dataset, test, sets, generators)
+
+    def about() -> dict[str, Any]:
+        return {"random_real": ipc, "seed": seed, **schedule.describe(dataset)}
+
+    return Evaluation(run_trainings(about, networks, num_eval, train, output, ranks))
 
 
 def evaluate_full_data(
@@ -294,21 +321,25 @@ def evaluate_full_data(
     dsa_strategy: str = NO_STRATEGY,
     seed: int = 0,
     device: str | torch.device | None = None,
+    output: str | Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """As `evaluate`, on all training images: learning rate 0.01, cut to a tenth after half of the epochs."""
-    expect_whole(num_eval=num_eval, epochs=epochs)
-    device = resolve_device(device)
-    train, test = dataset.train_batches(device), dataset.test_batches(device)
-    protocol = replace(PROTOCOLS["ddfast"], epochs=epochs, lr=BASELINE_LR)
-    accuracies: dict[str, list[float]] = {name: [] for name in networks}
-    for name in networks:
-        for repeat in range(num_eval):
-            generator = seeds.generator(seed, "full data", name, repeat)
-            net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(device)
-            epoch_of, augment = partial(train.shuffled, protocol.batch), DSA(dsa_strategy)
-            train_networks([net], [epoch_of], augment, protocol, [generator])
-            accuracies[name].append(accuracy(net, test))
-    return Evaluation(accuracies)
+    schedule = _schedule("ddfast", epochs, None, BASELINE_LR, dsa_strategy, None, num_eval, device, None)
+    train, test = dataset.train_batches(schedule.device), dataset.test_batches(schedule.device)
+    augment, epoch_of = DSA(dsa_strategy), partial(train.shuffled, schedule.protocol.batch)
+
+    def train_each(name: str, numbers: list[int]) -> Iterator[float]:
+        for n in numbers:
+            generator = seeds.generator(seed, "full data", name, n)
+            net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(schedule.device)
+            train_networks([net], [epoch_of], augment, schedule.protocol, [generator])
+            yield accuracy(net, test)
+
+    def about() -> dict[str, Any]:
+        return {"full_data": dataset.fingerprint, "seed": seed, **schedule.describe(dataset)}
+
+    return Evaluation(run_trainings(about, networks, num_eval, train_each, output, ranks))
 
 
 def evaluate_snapshots(

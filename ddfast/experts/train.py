@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from ddfast.data import DSA, Batches, Dataset, load_dataset
 from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.experts.trajectories import TrajectoryStore
-from ddfast.files import cache_folder, locking
+from ddfast.files import cache_folder
+from ddfast.ranks import ALONE, Ranks
 from ddfast.students import GSAM, Training, side_by_side
 
 log = logging.getLogger("ddfast")
@@ -91,10 +93,13 @@ def train_experts(
     seed: int = 0,
     device: str | torch.device | None = None,
     at_once: int | None = None,
+    ranks: Ranks = ALONE,
     **data_options,
 ) -> TrajectoryStore:
     """Train experts by SGD with DSA (MTT section 3.1, by default without momentum and decay), one snapshot per epoch;
     or by GSAM (FTD, Du et al. 2023), for flat trajectories.
+
+    Any number of processes may train the experts of one folder at once: each takes those that no other one does.
 
     Args:
         dataset: a name, a folder, a pair of torch data sets or tensors, or a Dataset.
@@ -111,6 +116,7 @@ def train_experts(
         schedule: constant, or cosine: in epoch e of E, from 0, the rate is lr_teacher/2 · (1 + cos(πe/E)).
         at_once: experts trained side by side, each on its own order of the data; None for one on a CPU, on a GPU as
             many as fit. Other networks than the fused ConvNet are trained one by one.
+        ranks: the processes that make this call together (ddfast.ranks), each with the folder in reach.
         data_options: those of ddfast.data.load_dataset.
 
     Errors: ValueError for settings that make no sense, a folder that holds experts of other settings, or an expert
@@ -133,43 +139,63 @@ def train_experts(
     }
     path = Path(output) if output is not None else cache_folder() / "experts" / folder_name(settings, epochs)
     store = TrajectoryStore.create(path, settings, epochs)
-    if store.num_experts < num_experts:
-        with locking(path, wait=True):  # another run may be training the same
-            P = sum(p.numel() for p in net.parameters())
-            _train_missing(store, data, range(store.num_experts, num_experts), P, how, device, at_once)
+    missing = store.missing(num_experts)
+    if missing:
+        P = sum(p.numel() for p in net.parameters())
+        megabytes = len(missing) * (store.epochs + 1) * P * 4 / 1e6
+        log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), store.epochs, megabytes, store.path)
+        if ranks.size > 1:  # a GPU that could take all leaves some to the others
+            at_once = min(at_once or len(missing), -(-len(missing) // ranks.size))
+        _train_missing(store, data, num_experts, how, device, at_once)
+    ranks.together(lambda: None)
     return store
 
 
 def _train_missing(
     store: TrajectoryStore,
     data: Dataset,
-    missing: range,
-    P: int,
+    num_experts: int,
     how: ExpertTraining,
     device: torch.device,
     at_once: int | None,
 ) -> None:
-    """Train the experts that a store lacks."""
+    """Train the experts that a store lacks and no other process trains; in the end wait for those."""
     network, seed = store.settings["network"], store.settings["seed"]
-    megabytes = len(missing) * (store.epochs + 1) * P * 4 / 1e6
-    log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), store.epochs, megabytes, store.path)
     batches, minibatch = data.train_batches(device), torch.Size((how.batch_train, *data.train_images.shape[1:]))
 
     def create(expert: int) -> nn.Module:
         generator = seeds.generator(seed, "expert", expert)
         return networks.create(network, generator=generator, **data.network_arguments).to(device)
 
-    while missing:
-        began, first = time.perf_counter(), create(missing[0])
-        alone = store.unfinished(missing[0]) is not None
-        together = missing[: 1 if alone else side_by_side(first, len(missing), minibatch, device, at_once)]
-        training = _Training([first, *map(create, together[1:])], batches, how, store, together[0])
-        names = f"{together[0] + 1}" if len(together) == 1 else f"{together[0] + 1} to {together[-1] + 1}"
-        training.run(f"expert {names} of {missing.stop}")
-        for expert, snapshots in zip(together, training.snapshots, strict=True):
-            store.add(expert, snapshots)
-        missing = missing[len(together) :]
-        log.info("expert %s of %d trained in %.1f s", names, missing.stop, time.perf_counter() - began)
+    while missing := store.missing(num_experts):
+        with ExitStack() as claims:
+            claimed = _claim(store, missing, 1, claims)
+            if not claimed:  # others train all of them; what they do not finish is ours
+                with store.claimed(missing[0], wait=True):
+                    continue
+            began, first = time.perf_counter(), create(claimed[0])
+            if store.unfinished(claimed[0]) is None:
+                more = side_by_side(first, len(missing), minibatch, device, at_once) - 1
+                claimed += _claim(store, [e for e in missing if e > claimed[0]], more, claims)
+            training = _Training([first, *map(create, claimed[1:])], batches, how, store, claimed)
+            names = ", ".join(str(expert + 1) for expert in claimed)
+            training.run(f"expert {names} of {num_experts}")
+            for expert, snapshots in zip(claimed, training.snapshots, strict=True):
+                store.add(expert, snapshots)
+        log.info("expert %s of %d trained in %.1f s", names, num_experts, time.perf_counter() - began)
+
+
+def _claim(store: TrajectoryStore, missing: list[int], most: int, claims: ExitStack) -> list[int]:
+    """Up to so many missing experts that no other process trains, held by `claims`."""
+    claimed: list[int] = []
+    for expert in missing:
+        if len(claimed) == most:
+            break
+        with suppress(BlockingIOError):
+            claims.enter_context(store.claimed(expert, wait=False))
+            if expert in store.missing(expert + 1):  # another process may have finished it meanwhile
+                claimed.append(expert)
+    return claimed
 
 
 def folder_name(settings: dict, epochs: int) -> str:
@@ -183,10 +209,10 @@ class _Training:
     """The training of some experts side by side, which can go on where it was interrupted."""
 
     def __init__(
-        self, nets: list[nn.Module], batches: Batches, how: ExpertTraining, store: TrajectoryStore, first: int
+        self, nets: list[nn.Module], batches: Batches, how: ExpertTraining, store: TrajectoryStore, experts: list[int]
     ):
         self.batches, self.how, self.store, self.seed = batches, how, store, store.settings["seed"]
-        self.experts = range(first, first + len(nets))
+        self.experts = experts
         self.augment = DSA(how.dsa_strategy)
         self.training = Training(
             nets, lr=how.lr_teacher, momentum=how.mom, weight_decay=how.l2, sharpness=how.sharpness
@@ -198,7 +224,7 @@ class _Training:
         self.epoch = self.kept_epoch = 0
         self.velocity = torch.empty(len(nets), 0)  # [S, P] after the last whole epoch, with momentum
         if len(nets) == 1:
-            self._go_on(store.unfinished(first))
+            self._go_on(store.unfinished(experts[0]))
 
     def run(self, name: str) -> None:
         """Train to the last epoch; ValueError where the loss is not finite. Interrupted, it keeps the whole epochs."""

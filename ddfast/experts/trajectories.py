@@ -3,13 +3,15 @@
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddfast.files import read_json, replacing, write_json
+from ddfast.files import locking, read_json, replacing, write_json
 
 log = logging.getLogger("ddfast")
 
@@ -72,6 +74,25 @@ class TrajectoryStore:
         while self._file(count).exists():
             count += 1
         return count
+
+    def missing(self, num_experts: int) -> list[int]:
+        """Those of the experts 0 … num_experts − 1 that are not stored."""
+        return [expert for expert in range(num_experts) if not self._file(expert).exists()]
+
+    @contextmanager
+    def claimed(self, expert: int, *, wait: bool) -> Iterator[None]:
+        """Hold an expert that is missing, to train it; BlockingIOError where another process does, if not to wait.
+
+        Nothing is held where it is stored meanwhile. The claim goes with the process, however it ends.
+        """
+        claim = self.path / f".expert_{expert:04d}.claim"
+        with ExitStack() as held:
+            with suppress(FileNotFoundError):  # the expert was stored, and its claim deleted, just now
+                claim.touch()
+                held.enter_context(locking(claim, wait=wait))
+            yield
+            if self._file(expert).exists():
+                claim.unlink(missing_ok=True)
 
     def _file(self, expert: int) -> Path:
         return self.path / f"expert_{expert:04d}.safetensors"
