@@ -42,6 +42,8 @@ def main() -> None:
     except Exception as error:
         if "--traceback" in sys.argv[1:2]:
             raise
+        if os.environ.get("RANK", "0") != "0" and type(error).__name__ == "RankError":
+            sys.exit(1)  # the first process says what happened
         nameless = "memory ran out" if isinstance(error, MemoryError) else type(error).__name__
         sentence = " ".join(str(error).split()) or nameless
         if not isinstance(error, EXPECTED):
@@ -72,10 +74,11 @@ def _make_page_faults_rare() -> None:
 def cli(traceback: bool) -> None:
     """Dataset distillation by trajectory matching."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    rank = int(os.environ.get("RANK", "0"))  # as torchrun says
+    handler.setFormatter(logging.Formatter(f"process {rank}: %(message)s" if rank else "%(message)s"))
     logger = logging.getLogger("ddfast")
     logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.WARNING if rank else logging.INFO)
 
 
 @cli.command()
@@ -104,8 +107,12 @@ def cli(traceback: bool) -> None:
 def distill(**options) -> None:
     """Distil a data set: experts, images, evaluation, run folder. With no options: the embedded digits."""
     import ddfast
+    from ddfast.ranks import launched
 
-    result = ddfast.distill(progress=_progress, **options)
+    with launched() as ranks:
+        result = ddfast.distill(progress=_progress if ranks.is_first else iter, ranks=ranks, **options)
+        if not ranks.is_first:
+            return
     _print_table(result)
     click.echo(f"images: {result.path / 'images.png'}")
     click.echo(f"run:    {result.path}")
@@ -165,9 +172,13 @@ def experts(dataset, ipc, method, preset, **options) -> None:
     """Train experts and keep a snapshot of their parameters after every epoch."""
     import ddfast
     from ddfast.configuration import expert_options
+    from ddfast.ranks import launched
 
-    store = ddfast.train_experts(**expert_options(dataset, ipc, method, preset, options))
-    click.echo(f"{store.num_experts} experts of {store.epochs} epochs in {store.path}")
+    with launched() as ranks:
+        arguments = ranks.in_turn(lambda: expert_options(dataset, ipc, method, preset, options))
+        store = ddfast.train_experts(ranks=ranks, **arguments)
+    if ranks.is_first:
+        click.echo(f"{store.num_experts} experts of {store.epochs} epochs in {store.path}")
 
 
 @cli.command()
@@ -181,6 +192,7 @@ def experts(dataset, ipc, method, preset, **options) -> None:
 @click.option("--sam-rho", type=POSITIVE, help="Train with SAM, its ascent of this length.  [default: plain SGD]")
 @click.option("--seed", default=0, help="Same seed, same result.")
 @click.option("--random-real/--no-random-real", default=True, show_default=True, help="The baseline beside it.")
+@click.option("--output", type=PATH, help="File of accuracies, one line each; a stopped evaluation goes on from it.")
 @evaluation_options
 def evaluate(
     synthetic: Path, dataset, networks, data_root, download, lr, random_real, num_eval, eval_epochs, protocol, **options
@@ -188,6 +200,7 @@ def evaluate(
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them."""
     import ddfast
     from ddfast.evaluate import data_for, evaluate_random_real
+    from ddfast.ranks import launched
     from ddfast.runs import RunFolder
 
     folder = synthetic if synthetic.is_dir() else synthetic.parent
@@ -199,7 +212,7 @@ def evaluate(
     if dataset is None or dataset == "custom":
         raise ValueError(f"--dataset: say what to test {synthetic} on")
     networks = networks or tuple(config.get("networks", ("convnet",)))
-    data = data_for(loaded, dataset, root=data_root or config.get("data_root"), download=download)
+    root = data_root or config.get("data_root")
     if options["dsa_strategy"] is None:
         options["dsa_strategy"] = loaded.dsa_strategy
     options |= {
@@ -208,11 +221,14 @@ def evaluate(
         "protocol": protocol or "ddfast",
         "networks": networks,
     }
-    results = {"": ddfast.evaluate(loaded, data, lr=lr, **options)}
-    ipc = len(loaded) // data.num_classes
-    if random_real and ipc:
-        results[f", {ipc} random real images per class"] = evaluate_random_real(data, ipc, **options)
-    for words, result in results.items():
+    with launched() as ranks:
+        data = ranks.in_turn(lambda: data_for(loaded, dataset, root=root, download=download))
+        results = {"": ddfast.evaluate(loaded, data, lr=lr, ranks=ranks, **options)}
+        ipc = len(loaded) // data.num_classes
+        if random_real and ipc:
+            name = f", {ipc} random real images per class"
+            results[name] = evaluate_random_real(data, ipc, ranks=ranks, **options)
+    for words, result in results.items() if ranks.is_first else ():
         for name in networks:
             row = result.of(name)
             click.echo(f"{name}{words}: {row.mean:.1f}% ± {row.std:.1f} over {row.n}")

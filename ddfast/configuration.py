@@ -17,6 +17,7 @@ from ddfast.installation import build_info
 from ddfast.job import EXPERT_TRAINING, NEEDED, Job
 from ddfast.methods import INITS, METHODS, load_init
 from ddfast.presets import choose_preset
+from ddfast.ranks import ALONE, Ranks
 
 log = logging.getLogger("ddfast")
 
@@ -40,7 +41,7 @@ NONE = "none"  # switches off what a preset has
 MAY_BE_NONE = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
 
 
-def resolve(given: dict[str, Any], download: bool = False) -> Job:
+def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE) -> Job:
     """The job that these arguments ask for; what is None comes from given experts, else from the preset.
 
     Errors: ValueError or TypeError for what cannot work, before anything is written.
@@ -80,7 +81,7 @@ def resolve(given: dict[str, Any], download: bool = False) -> Job:
         data = data.whitened()
     config["zca"] = data.preprocessing.zca is not None
     _check_sharpness(given, config["optimizer"])
-    job = _checked(config, data, METHODS[method].Settings, store)
+    job = _checked(config, data, METHODS[method].Settings, store, ranks)
     job.check_expansion("expansion_end" in given)
     if job.settings.init not in INITS:
         lr = load_init(job.settings, data, config["ipc"]).lr.item()  # refuses one that does not fit
@@ -101,7 +102,9 @@ def _method(method: str | None, preset: str | None) -> str:
     return method
 
 
-def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, download: bool = False) -> Job:
+def resolve_resumed(
+    saved: dict[str, Any], given: dict[str, Any], path: Path, download: bool = False, ranks: Ranks = ALONE
+) -> Job:
     """The job of a run folder's config, once what is given beside it is known to agree.
 
     Errors: ValueError naming the first setting that differs, or a data set that has changed.
@@ -138,23 +141,25 @@ def resolve_resumed(saved: dict[str, Any], given: dict[str, Any], path: Path, do
             f"dataset: the training images of the run in {path} were {saved['fingerprint']}, "
             f"those of {data.name} are {data.fingerprint}"
         )
-    threads = torch.get_num_threads()
-    if threads != saved["threads"]:
-        log.warning("the run began with %d threads, now there are %d: last bits may differ", saved["threads"], threads)
+    for what, now in (("threads", torch.get_num_threads()), ("processes", ranks.size)):
+        if now != saved.get(what, 1):
+            log.warning(
+                "the run began with %d %s, now there are %d: last bits may differ", saved.get(what, 1), what, now
+            )
     store = None if config["experts"] is None else TrajectoryStore(config["experts"])
     trained = saved.get("trained_experts")
     if store is not None and trained is not None:
         differing = [name for name, value in store.settings.items() if trained.get(name) != value]
         if differing or trained["epochs"] != store.epochs:
             raise ValueError(f"experts: the run in {path} had others than {store.path} ({', '.join(differing)})")
-    job = _checked(config, data, METHODS[saved["method"]].Settings, store)
+    job = _checked(config, data, METHODS[saved["method"]].Settings, store, ranks)
     # those that it began with
-    job.config |= {name: saved[name] for name in ("threads", "versions")}
-    if config["memory_budget"] == saved.get("memory_budget"):
+    job.config |= {name: saved[name] for name in ("threads", "versions")} | {"processes": saved.get("processes", 1)}
+    if config["memory_budget"] == saved.get("memory_budget") and ranks.size == saved.get("processes", 1):
         job.config["memory_plan"] = saved["memory_plan"]
     else:
-        job.plan_for_budget(asked=True)
-        log.warning("another memory budget than the run began with: last bits may differ")
+        job.plan_for_budget(asked=config["memory_budget"] != saved.get("memory_budget"))
+        log.warning("another memory plan than the run began with: last bits may differ")
         earlier = {name: saved[name] for name in ("memory_plan", "memory_ran_out") if name in saved}
         job.config["earlier_memory_plans"] = [*saved.get("earlier_memory_plans", []), earlier]
         job.config.pop("memory_ran_out", None)
@@ -209,7 +214,9 @@ def _check_names(given: dict[str, Any], settings_class: type) -> None:
         raise ValueError(f"options: expected some of {', '.join(known)}, got {', '.join(unknown)}")
 
 
-def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store: TrajectoryStore | None) -> Job:
+def _checked(
+    config: dict[str, Any], data: Dataset, settings_class: type, store: TrajectoryStore | None, ranks: Ranks
+) -> Job:
     """The job of a config whose values all stand, once they are known to make sense."""
     names = [field.name for field in fields(settings_class)]
     settings = settings_class(**{name: config[name] for name in names if name in config})
@@ -247,12 +254,14 @@ def _checked(config: dict[str, Any], data: Dataset, settings_class: type, store:
         "preprocessing": data.preprocessing.describe(),
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "processes": ranks.size,
         "versions": build_info()["versions"] | {"python": platform.python_version()},
     }
     if config["precision"] == "bfloat16" and not computes_bfloat16(device):
         log.warning("precision: this CPU has no bfloat16 convolutions, and takes about ten times longer for them")
-    job = Job({**config, **asdict(settings), **facts}, data, settings, store, device)
+    job = Job({**config, **asdict(settings), **facts}, data, settings, store, device, ranks)
     job.network("check")  # refuses an unknown or impossible network
+    job.check_ranks()
     if store is not None:
         job.check_experts(store)
     return job

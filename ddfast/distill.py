@@ -13,9 +13,11 @@ from ddfast.data import SyntheticSet
 from ddfast.distillation import Distillation
 from ddfast.evaluate import evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
 from ddfast.experts import TrajectoryStore, train_experts
+from ddfast.files import undisturbed
 from ddfast.job import EXPERT_TRAINING, Job
+from ddfast.ranks import ALONE, Ranks
 from ddfast.report import save_curves, save_images
-from ddfast.runs import RunFolder
+from ddfast.runs import RunFolder, WatchedRunFolder
 
 log = logging.getLogger("ddfast")
 
@@ -50,6 +52,7 @@ def distill(
     resume: bool = False,
     download: bool = False,
     progress: Callable[[Distillation], Iterable[dict[str, Any]]] = iter,
+    ranks: Ranks = ALONE,
     **options: Any,
 ) -> DistillResult:
     """Distil a data set to `ipc` images per class, evaluate them, and write a run folder.
@@ -75,6 +78,8 @@ def distill(
         resume: go on with the run in `output`, bit for bit as if it had never stopped, with its own settings (they need
             not be given again; another memory_budget gives other last bits); where there is none yet, begin it.
         download: fetch a named data set that is not there.
+        ranks: the processes that make this call together (ddfast.ranks), with the same arguments and files in reach. Of
+            `segments` > 1 each takes as many; of one, a part of every minibatch. The first one writes.
         progress: wraps the Distillation that is iterated over, for a progress bar.
         options: of load_dataset (data_root, image_size, resize, zca); settings of the method (MatchingSettings and its
             own); of the experts (num_experts, train_epochs: a number, or "needed" for those that the run can use;
@@ -100,27 +105,19 @@ def distill(
     }
     if resume and output is None:
         raise ValueError("resume: expected the output folder of the run to go on with, got none")
-    goes_on = resume and RunFolder(output).has_config
-    if goes_on:
-        run = RunFolder(output)
-        job = resolve_resumed(run.read_config(), given, run.path, download)
-        _check_iterations(run, job)
-    else:
-        if output is not None and not resume:
-            RunFolder(output).expect_free()
-        job = resolve(given, download)
-        run = RunFolder.create(output, job.config, resume=resume)
+    run, job, goes_on = _begun(given, output, resume, download, ranks)
     with run.locked():
         log.info("settings: %s", job.config["preset"])
-        finished = _finished(run, job) if goes_on else None
+        finished = ranks.together(lambda: _finished(run, job)) if goes_on else None
         if finished is not None:
             return finished
         run.write_config(job.config)
         try:
             store = _train_experts(job) if job.experts is None else job.experts
             saved = run.path / "initial"
-            initial = SyntheticSet.load(saved) if goes_on and saved.with_suffix(".json").is_file() else None
-            distillation = Distillation(job, store, initial)
+            is_saved = ranks.first(lambda: goes_on and saved.with_suffix(".json").is_file())
+            initial = ranks.together(lambda: SyntheticSet.load(saved) if is_saved else None)
+            distillation = ranks.together(lambda: Distillation(job, store, initial))
         except Exception:
             if not goes_on:
                 run.discard()
@@ -134,9 +131,27 @@ def distill(
         history = _run(run, job, distillation, progress)
         log.info("evaluating")
         synthetic, averaged = distillation.synthetic, distillation.averaged
-        accuracy = _accuracy({"distilled": synthetic, "averaged": averaged}, job, store)
-        run.write_summary(_summary(run, job, accuracy, history))
+        accuracy = _accuracy({"distilled": synthetic, "averaged": averaged}, job, store, run)
+        ranks.first(lambda: run.write_summary(_summary(run, job, accuracy, history)))
         return DistillResult(synthetic, history, run.path, accuracy, averaged)
+
+
+def _begun(
+    given: dict[str, Any], output: str | Path | None, resume: bool, download: bool, ranks: Ranks
+) -> tuple[RunFolder, Job, bool]:
+    """The folder and the job of a run, new or gone on with, which the last value says."""
+    goes_on = ranks.first(lambda: resume and RunFolder(output).has_config)
+    if goes_on:
+        run = RunFolder(output)
+        job = ranks.in_turn(lambda: resolve_resumed(run.read_config(), given, run.path, download, ranks))
+        ranks.together(lambda: _check_iterations(run, job))
+    else:
+        if output is not None and not resume:
+            ranks.first(RunFolder(output).expect_free)
+        job = ranks.in_turn(lambda: resolve(given, download, ranks))
+        run = RunFolder(ranks.first(lambda: RunFolder.create(output, job.config, resume=resume).path))
+    job.config["memory_plan"] = ranks.first(lambda: job.config["memory_plan"])
+    return run if ranks.is_first else WatchedRunFolder(run.path), job, goes_on
 
 
 def _check_iterations(run: RunFolder, job: Job) -> None:
@@ -166,44 +181,49 @@ def _train_experts(job: Job) -> TrajectoryStore:
     config = job.config
     same = {name: config[name] for name in ("network", "num_experts", "seed", *EXPERT_TRAINING)}
     own = {"lr_teacher": config["train_lr"], "dsa_strategy": job.train_dsa_strategy, "device": job.device}
-    return train_experts(job.data, epochs=job.train_epochs, **same, **own)
+    return train_experts(job.data, epochs=job.train_epochs, ranks=job.ranks, **same, **own)
 
 
 def _run(
     run: RunFolder, job: Job, distillation: Distillation, progress: Callable[[Distillation], Iterable[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """The outer loop, from the checkpoint where there is one; all its records. What it has is saved however it ends."""
-    state = run.read_state()
+    ranks, every, eval_every = job.ranks, job.config["checkpoint_every"], job.config["eval_every"]
+
+    def draw(save_picture: Callable[[Any, Path], None], what: Any, name: str) -> None:
+        if not run.writes:
+            return
+        try:
+            save_picture(what, run.path / name)
+        except Exception as error:  # no picture is worth a run, or the error that ended it
+            log.warning("%s: not drawn (%s: %s)", name, type(error).__name__, error)
+
+    state = ranks.together(run.read_state)
     if state is None:
-        run.write_synthetic(distillation.synthetic, "initial")
-        save_images(distillation.synthetic, run.path / "initial.png")
+        ranks.first(lambda: run.write_synthetic(distillation.synthetic, "initial"))
+        draw(save_images, distillation.synthetic, "initial.png")
     else:
         distillation.load_state_dict(state)
         log.info("going on after iteration %d", distillation.iteration)
-    history = run.keep_until("metrics", distillation.iteration)
-    evaluations = run.keep_until("evaluations", distillation.iteration)
-    every, eval_every = job.config["checkpoint_every"], job.config["eval_every"]
+    history = ranks.in_turn(lambda: run.keep_until("metrics", distillation.iteration))
+    evaluations = ranks.in_turn(lambda: run.keep_until("evaluations", distillation.iteration))
 
     def save() -> None:
+        if not run.writes:
+            return
         run.write_state(distillation.state_dict())
         run.write_synthetic(distillation.synthetic)
         averaged = distillation.averaged
         if averaged is not None:
             run.write_synthetic(averaged, "averaged")
 
-    def draw(save_picture: Callable[[Any, Path], None], what: Any, name: str) -> None:
-        try:
-            save_picture(what, run.path / name)
-        except Exception as error:  # no picture is worth a run, or the error that ended it
-            log.warning("%s: not drawn (%s: %s)", name, type(error).__name__, error)
-
     def evaluate_now() -> None:
         place = f"checkpoints/{distillation.iteration:06d}"
-        result = evaluate(distillation.synthetic, job.data, **_evaluation_options(job)).summary()
+        result = evaluate(distillation.synthetic, job.data, **_evaluation_options(job, run)).summary()
         run.write_synthetic(distillation.synthetic, place)
         averaged = distillation.averaged
         if averaged is not None:
-            result["averaged"] = evaluate(averaged, job.data, **_evaluation_options(job)).summary()
+            result["averaged"] = evaluate(averaged, job.data, **_evaluation_options(job, run)).summary()
             run.write_synthetic(averaged, f"{place}-averaged")
         run.append("evaluations", {"iteration": distillation.iteration, **result})
         log.info("iteration %d: %.1f%% ± %.1f", distillation.iteration, result["mean"], result["std"])
@@ -237,14 +257,15 @@ def _run(
         log.info("stopped after iteration %d; resume goes on from there: %s", distillation.iteration, run.path)
         raise
     finally:
-        distillation.rollback()
-        save()
-        draw(save_images, distillation.synthetic, "images.png")
-        draw(save_curves, history, "curves.png")
+        with undisturbed():
+            distillation.rollback()
+            save()
+            draw(save_images, distillation.synthetic, "images.png")
+            draw(save_curves, history, "curves.png")
     return history
 
 
-def _evaluation_options(job: Job) -> dict[str, Any]:
+def _evaluation_options(job: Job, run: RunFolder) -> dict[str, Any]:
     config = job.config
     return {
         "networks": tuple(config["networks"]),
@@ -255,6 +276,8 @@ def _evaluation_options(job: Job) -> dict[str, Any]:
         "sam_rho": config.get("sam_rho"),
         "seed": config["seed"],
         "device": str(job.device),
+        "output": run.path / "accuracies.jsonl",
+        "ranks": job.ranks,
     }
 
 
@@ -275,9 +298,11 @@ def _finished(run: RunFolder, job: Job) -> DistillResult | None:
     return DistillResult(SyntheticSet.load(run.path / "synthetic"), history, run.path, summary["accuracy"], averaged)
 
 
-def _accuracy(sets: dict[str, SyntheticSet | None], job: Job, experts: TrajectoryStore) -> dict[str, dict[str, Any]]:
+def _accuracy(
+    sets: dict[str, SyntheticSet | None], job: Job, experts: TrajectoryStore, run: RunFolder
+) -> dict[str, dict[str, Any]]:
     """Accuracy of the distilled sets, of as many random real images, and of full data."""
-    config, options = job.config, _evaluation_options(job)
+    config, options = job.config, _evaluation_options(job, run)
     distilled = {name: evaluate(s, job.data, **options).summary() for name, s in sets.items() if s is not None}
     random_real = evaluate_random_real(
         job.data, config["ipc"], dsa_strategy=config["dsa_strategy"], **options
@@ -286,11 +311,9 @@ def _accuracy(sets: dict[str, SyntheticSet | None], job: Job, experts: Trajector
         epochs = config["full_epochs"]
         full = evaluate_full_data(
             job.data,
-            networks=options["networks"],
             epochs=epochs,
             dsa_strategy=config["dsa_strategy"],
-            seed=config["seed"],
-            device=job.device,
+            **{name: options[name] for name in ("networks", "seed", "device", "output", "ranks")},
         )
     else:
         epochs = experts.epochs

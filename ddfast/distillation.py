@@ -53,6 +53,7 @@ class Distillation:
             plan=job.plan,
             precision=config["precision"],
             cuda_graph=config["cuda_graph"],
+            ranks=job.ranks,
         )
         self._marked = (0, 0)
         self.on_record: Callable[[dict[str, Any]], None] = lambda record: None  # called before a record is yielded
@@ -117,6 +118,11 @@ class Distillation:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if self._job.shares_a_segment:  # the others are in the middle of this step
+                    raise MemoryError(
+                        f"memory ran out in iteration {self.iteration + 1}, whose minibatches several processes share "
+                        f"({str(error).splitlines()[0]}); resume the run with a smaller memory_budget"
+                    ) from None
                 cause = error.with_traceback(None)  # which would keep the failed step's tensors
             self.rollback()
             self._job.plan_again(self.iteration + 1, cause)

@@ -1,7 +1,7 @@
 """A run, resolved: every setting, the data, and how memory is used."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from ddfast.data import Dataset, Preprocessing
 from ddfast.experts import TrajectoryStore
 from ddfast.methods import METHODS
 from ddfast.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
-from ddfast.students import Student, student_of
+from ddfast.ranks import ALONE, Ranks
+from ddfast.students import RankBatches, Student, student_of
 
 log = logging.getLogger("ddfast")
 
@@ -29,6 +30,12 @@ class Job:
     settings: Any  # of the method
     experts: TrajectoryStore | None  # given ones
     device: torch.device
+    ranks: Ranks = ALONE  # the processes of the run
+
+    @property
+    def shares_a_segment(self) -> bool:
+        """Whether several processes share the minibatches of one segment, rather than segments."""
+        return self.ranks.size > 1 and self.settings.segments == 1
 
     @property
     def plan(self) -> Plan:
@@ -39,12 +46,25 @@ class Job:
         images = torch.Size((self.config["ipc"] * self.data.num_classes, *self.data.train_images.shape[1:]))
         student = student_of(self.network("plan"), self.config["precision"])
         states = METHODS[self.config["method"]].compares_states
-        return student, self.settings.unroll_size(images, self.device, return_states=states)
+        size = self.settings.unroll_size(images, self.device, return_states=states)
+        if self.shares_a_segment:
+            return RankBatches(student, self.ranks), size
+        return student, replace(size, students=self.settings.segments // self.ranks.size)
+
+    def check_ranks(self) -> None:
+        """ValueError where this many processes cannot share an outer step."""
+        segments, count = self.settings.segments, self.ranks.size
+        if segments > 1 and segments % count:
+            raise ValueError(f"segments: expected 1 or a multiple of the {count} processes, got {segments}")
+        _, size = self._unroll()  # refuses minibatches that cannot be cut
+        if self.shares_a_segment and size.batch[0] < count:
+            raise ValueError(f"batch_syn: expected an image or more for each of {count} processes, got {size.batch[0]}")
 
     def plan_for_budget(self, *, asked: bool) -> None:
         """Set the plan of an outer step; ValueError where nothing fits, or none can be made that was asked for."""
         student, size = self._unroll()
-        budget, plan = parse_budget(self.config["memory_budget"], self.device), Plan()
+        sharers = self.ranks.size if self.device.type == "cpu" else 1  # they may all be on this machine
+        budget, plan = parse_budget(self.config["memory_budget"], self.device, sharers), Plan()
         if asked or predict(student, size, plan) is not None:
             plan = make_plan(student, size, budget)
             log.info("memory: %s", plan.words(size))

@@ -80,8 +80,9 @@ class BudgetTooSmallError(ValueError):
         self.smallest = smallest  # bytes
 
 
-def parse_budget(budget: int | float | str, device: torch.device) -> int:
-    """Bytes of a budget: bytes, a size ("4GiB", "500MB"), or a fraction of what the device has free (0.5, "50%").
+def parse_budget(budget: int | float | str, device: torch.device, sharers: int = 1) -> int:
+    """Bytes of a budget: bytes, a size ("4GiB", "500MB"), or a fraction of what the device has free (0.5, "50%"),
+    of which each of `sharers` processes has its part.
 
     ValueError for anything else.
     """
@@ -102,7 +103,7 @@ def parse_budget(budget: int | float | str, device: torch.device) -> int:
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
         raise problem
     if isinstance(budget, float) and budget <= 1:
-        return int(budget * free_bytes(device))
+        return int(budget * free_bytes(device) / sharers)
     if budget < LEAST_BYTES:  # a share above 1, or 4 for 4GiB
         raise problem
     return int(budget)

@@ -86,6 +86,12 @@ class Ranks:
             raise problem
         return result
 
+    def in_turn(self, function: Callable[[], T]) -> T:
+        """As `together`, the first rank before the others: they find what it left in a cache."""
+        result = self.together(lambda: function() if self.is_first else None)
+        others = self.together(lambda: None if self.is_first else function())
+        return result if self.is_first else others
+
     def first(self, function: Callable[[], T]) -> T:
         """What the function returns on the first rank, the only one that calls it; copies on the others."""
         result = self.together(function if self.is_first else lambda: None)
@@ -110,20 +116,18 @@ def _lost() -> Iterator[None]:
 
 
 @contextmanager
-def launched() -> Iterator["distributed.ProcessGroup | None"]:
-    """The group of the processes that torchrun started, this one on the GPU of its own; None without torchrun.
+def launched() -> Iterator[Ranks]:
+    """The processes that torchrun started, this one on a GPU of its own; without torchrun, this one alone.
 
     Gloo on CPUs, NCCL on GPUs, met through the address that torchrun put into the environment.
     """
     if not distributed.is_torchelastic_launched():
-        yield None
+        yield ALONE
         return
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     distributed.init_process_group(backend, timeout=LOST_AFTER)
-    try:
-        yield distributed.group.WORLD
-    finally:
-        distributed.destroy_process_group()
+    yield Ranks(distributed.group.WORLD)
+    distributed.destroy_process_group()  # after an error it could wait for those that are gone

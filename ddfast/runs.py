@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,10 +18,12 @@ class RunFolder:
     """A folder for one run.
 
     config.json: every setting; metrics.jsonl: a line per iteration; evaluations.jsonl and checkpoints/<iteration>: the
-    sets that were evaluated on the way; synthetic and initial: .safetensors and .json; images.png, initial.png and
-    curves.png; checkpoint.pt: what `resume` goes on from; summary.json: the results. All but the .jsonl files are whole
-    or not there.
+    sets that were evaluated on the way; accuracies.jsonl: of every network that was trained for it; synthetic and
+    initial: .safetensors and .json; images.png, initial.png and curves.png; checkpoint.pt: what `resume` goes on from;
+    summary.json: the results. All but the .jsonl files are whole or not there.
     """
+
+    writes: ClassVar[bool] = True
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -109,16 +111,19 @@ class RunFolder:
 
     def keep_until(self, name: str, iteration: int) -> list[dict[str, Any]]:
         """The records of metrics or evaluations up to an iteration; later and broken lines are deleted."""
-        path = self.path / f"{name}.jsonl"
-        records = []
+        path, records = self.path / f"{name}.jsonl", self._until(name, iteration)
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut off
-                    record = json.loads(line)
-                    if record["iteration"] <= iteration:
-                        records.append(record)
             with replacing(path) as temporary:
                 temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        return records
+
+    def _until(self, name: str, iteration: int) -> list[dict[str, Any]]:
+        path, records = self.path / f"{name}.jsonl", []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut off
+                record = json.loads(line)
+                if record["iteration"] <= iteration:
+                    records.append(record)
         return records
 
     def write_synthetic(self, synthetic: SyntheticSet, name: str = "synthetic") -> None:
@@ -149,3 +154,23 @@ class RunFolder:
         """The results; None where the run has not ended."""
         file = self.path / "summary.json"
         return read_json(file) if file.is_file() else None
+
+
+class WatchedRunFolder(RunFolder):
+    """A run folder as the other processes of a run have it: they read it, and the first one writes."""
+
+    writes = False
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The first process holds it."""
+        yield
+
+    def keep_until(self, name: str, iteration: int) -> list[dict[str, Any]]:
+        """The records up to an iteration."""
+        return self._until(name, iteration)
+
+    def _leave(self, *args: Any) -> None:
+        """Write nothing."""
+
+    discard = write_config = append = write_synthetic = write_state = write_summary = _leave

@@ -15,8 +15,8 @@ class Segments(NamedTuple):
 
     experts: list[int]
     start_epochs: list[int]
-    start: Tensor  # [S, P], on the device
-    target: Tensor  # [S, P]
+    start: Tensor  # [S, P], on the device, or a part of them
+    target: Tensor  # like start
 
     def names(self) -> dict[str, Any]:
         """Which they are, for a record: plain numbers where there is one."""
@@ -31,6 +31,7 @@ class SegmentReader:
     The draws have a generator of their own, seeded from the given one, so that the next ones can be read ahead.
     `start_epochs`: the bounds that the starts of an outer step, counted from 0, are drawn from, the upper one excluded;
     `in_turn`: one after another instead, over the experts too.
+    `part`: which of them are read here, where several processes have one each.
     `ahead`: None for reading ahead on a GPU only; on a CPU the second thread would take from the step what it saves.
     """
 
@@ -45,9 +46,10 @@ class SegmentReader:
         expert_epochs: int,
         segments: int,  # S
         device: torch.device,
+        part: slice = slice(None),
         ahead: bool | None = None,
     ):
-        self.store, self.device = store, device
+        self.store, self.device, self._part = store, device, part
         self._num_experts, self._start_epochs, self._in_turn = num_experts, start_epochs, in_turn
         self._expert_epochs, self._count = expert_epochs, segments
         self._drawn = 0  # outer steps
@@ -103,7 +105,7 @@ class SegmentReader:
         return self._thread.submit(self._read, self._draw())
 
     def _read(self, drawn: list[tuple[int, int]]) -> Segments:
-        ends = [self.store.segment(expert, epoch, epoch + self._expert_epochs) for expert, epoch in drawn]
+        ends = [self.store.segment(expert, epoch, epoch + self._expert_epochs) for expert, epoch in drawn[self._part]]
         start, target = (torch.stack(rows) for rows in zip(*ends, strict=True))
         if self._stream is not None:
             with torch.cuda.stream(self._stream):

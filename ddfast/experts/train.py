@@ -144,9 +144,8 @@ def train_experts(
         P = sum(p.numel() for p in net.parameters())
         megabytes = len(missing) * (store.epochs + 1) * P * 4 / 1e6
         log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), store.epochs, megabytes, store.path)
-        if ranks.size > 1:  # a GPU that could take all leaves some to the others
-            at_once = min(at_once or len(missing), -(-len(missing) // ranks.size))
-        _train_missing(store, data, num_experts, how, device, at_once)
+        most = -(-len(missing) // ranks.size)  # a GPU that could take all leaves the others theirs
+        _train_missing(store, data, num_experts, how, device, at_once, most)
     ranks.together(lambda: None)
     return store
 
@@ -158,6 +157,7 @@ def _train_missing(
     how: ExpertTraining,
     device: torch.device,
     at_once: int | None,
+    most: int,  # experts side by side
 ) -> None:
     """Train the experts that a store lacks and no other process trains; in the end wait for those."""
     network, seed = store.settings["network"], store.settings["seed"]
@@ -175,7 +175,7 @@ def _train_missing(
                     continue
             began, first = time.perf_counter(), create(claimed[0])
             if store.unfinished(claimed[0]) is None:
-                more = side_by_side(first, len(missing), minibatch, device, at_once) - 1
+                more = side_by_side(first, min(most, len(missing)), minibatch, device, at_once) - 1
                 claimed += _claim(store, [e for e in missing if e > claimed[0]], more, claims)
             training = _Training([first, *map(create, claimed[1:])], batches, how, store, claimed)
             names = ", ".join(str(expert + 1) for expert in claimed)

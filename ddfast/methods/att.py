@@ -25,7 +25,7 @@ class ATT(TrajectoryMatching):
         """The loss at the nearest state."""
         with torch.no_grad():
             nearest = torch.stack([(state - target).abs().sum(1) for state in student[1:]]).argmin(0) + 1  # [S]
-        self.chosen_steps = nearest.tolist()
+        self.chosen_steps = [step for part in self.ranks.gather(nearest.tolist()) for step in part]
         rows = torch.arange(len(target), device=target.device)
         return super().compare(student[nearest, rows], target, start)
 

@@ -69,10 +69,12 @@ class Replayed:
                     tensor.copy_(value)
 
 
-def why_not_replayed(student: Student, device: torch.device, chooses: bool) -> str | None:
+def why_not_replayed(student: Student, device: torch.device, *, chooses: bool, alone: bool) -> str | None:
     """Why a step cannot be a CUDA graph; None where it can be tried."""
     if device.type != "cuda":
         return f"it needs a GPU, and this runs on {device}"
+    if not alone:
+        return "several processes share the step"
     if not isinstance(student, ConvNetStudent):
         return "this network does not run on the fused ops"
     if chooses:

@@ -22,7 +22,8 @@ from ddfast.methods.descent import Adam, Descent, Learned, Momentum
 from ddfast.methods.settings import MatchingSettings
 from ddfast.methods.visiting import VisitingRows
 from ddfast.planner import Plan
-from ddfast.students import student_of
+from ddfast.ranks import ALONE, Ranks
+from ddfast.students import RankBatches, student_of
 
 log = logging.getLogger("ddfast")
 
@@ -53,6 +54,7 @@ class TrajectoryMatching:
         plan: Plan | None = None,
         precision: str = "default",
         cuda_graph: bool = False,
+        ranks: Ranks = ALONE,
     ):
         self.num_experts = experts.num_experts if num_experts is None else num_experts
         if not 1 <= self.num_experts <= experts.num_experts:
@@ -62,8 +64,11 @@ class TrajectoryMatching:
         if synthetic.is_hard != (settings.labels == "hard"):
             has = "classes" if synthetic.is_hard else "label logits"
             raise ValueError(f"labels: expected a set of {settings.labels} labels, got one of {has}")
-        self.settings, self.generator, self.synthetic = settings, generator, synthetic
+        self.settings, self.generator, self.synthetic, self.ranks = settings, generator, synthetic, ranks
         self.student = student_of(network.to(device), precision)
+        if ranks.size > 1 and settings.segments == 1:
+            self.student = RankBatches(self.student, ranks)
+        self._part = ranks.part(settings.segments) if settings.segments > 1 else slice(None)  # this process's segments
         self._drops = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules())
         self.augment = DSA(settings.dsa_strategy)
         count = settings.on_device(len(synthetic))
@@ -79,6 +84,7 @@ class TrajectoryMatching:
             expert_epochs=settings.expert_epochs,
             segments=settings.segments,
             device=self.images.device,
+            part=self._part,
         )
         image_rule = RULES[settings.img_optimizer]
         learned = [Learned(self.images, settings.lr_img, image_rule), Learned(self.lr, settings.lr_lr, Momentum(0.5))]
@@ -91,7 +97,10 @@ class TrajectoryMatching:
             self.visiting = VisitingRows(everything, visitors, learned, self.descent.slots)
             images, labels = self.visiting.rows  # a large set is kept once
             self.synthetic = replace(synthetic, images=images, labels=labels)
-        why_not = why_not_replayed(self.student, self.images.device, self.compares_states) if cuda_graph else None
+        why_not = None
+        if cuda_graph:
+            alone = ranks.size == 1
+            why_not = why_not_replayed(self.student, self.images.device, chooses=self.compares_states, alone=alone)
         if why_not is not None:
             log.warning("cuda_graph: not used, %s", why_not)
         self._replays = cuda_graph and why_not is None
@@ -240,7 +249,9 @@ class TrajectoryMatching:
             return_states=self.compares_states,
         )
         loss = self.compare(student, target, start).mean()
-        return loss.detach(), self.descent(loss.detach(), torch.autograd.grad(loss, self.descent.tensors))
+        gradients = torch.autograd.grad(loss, self.descent.tensors)
+        loss, *gradients = self.ranks.mean([loss.detach(), *gradients])
+        return loss, self.descent(loss, gradients)
 
     @contextmanager
     def _dropout(self) -> Iterator[None]:
@@ -256,8 +267,8 @@ class TrajectoryMatching:
         """Robust learning, a comparison of the FTD paper: Gaussian noise on the student's start."""
         if not self.settings.start_noise:
             return start
-        noise = torch.randn(start.shape, generator=self.generator)
-        return start + self.settings.start_noise * noise.to(start)
+        noise = torch.randn(self.settings.segments, start.shape[1], generator=self.generator)
+        return start + self.settings.start_noise * noise[self._part].to(start)
 
     def _augmentations(self, count: int) -> tuple[Tensor | None, Tensor | None]:  # [T, count, 16], [T, count, 2]
         """One draw per inner step, made beforehand: the backward replays them. None where nothing is augmented."""

@@ -7,6 +7,7 @@ from ddfast.students.convnet import ConvNetStudent, why_not_fused
 from ddfast.students.gsam import GSAM
 from ddfast.students.micro_batches import MicroBatches
 from ddfast.students.module import ModuleStudent
+from ddfast.students.rank_batches import RankBatches
 from ddfast.students.training import Training, side_by_side
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "GradientJvp",
     "MicroBatches",
     "ModuleStudent",
+    "RankBatches",
     "Step",
     "StepBytes",
     "Student",

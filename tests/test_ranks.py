@@ -1,0 +1,172 @@
+"""Several processes in one run: they share out experts, segments, minibatches and evaluations, and outlive a loss."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import ddfast
+from ddfast.ranks import ALONE, Ranks
+from tests.conftest import relative_error
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+NETWORK = "--network convnet:width=16 --batch-train 400"
+JOB = f"{NETWORK} --train-epochs 2 --num-experts 3 --syn-steps 4 --expert-epochs 1 --max-start-epoch 2 --lr-img 50"
+JOB += " --ipc 2 --batch-syn 10 --iterations 5 --checkpoint-every 1 --eval-every 3 --num-eval 3 --eval-epochs 4"
+
+
+def start(command: list[str], words: str) -> subprocess.Popen:
+    """One thread per process."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "-m", "ddfast", *words.split()], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    )
+
+
+def launch(processes: int, words: str, *options: str) -> subprocess.Popen:
+    """As `torchrun --nproc-per-node …`, or alone without it."""
+    return start([*TORCHRUN, str(processes), *options] if processes else [sys.executable], words)
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def accuracies(run) -> dict:
+    return json.loads((run / "summary.json").read_text())["accuracy"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Runs of one process, by the number of segments; and their experts."""
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DDFAST_CACHE", str(folder / "cache"))
+        for segments in (1, 4):
+            finish(launch(0, f"distill {JOB} --segments {segments} --output {folder / str(segments)}"))
+    return folder
+
+
+@pytest.mark.parametrize(("processes", "segments"), [(2, 4), (3, 1)])
+def test_processes_that_share_a_run_give_the_result_of_one(alone, tmp_path, processes, segments):
+    """Each takes segments of its own, or a part of every minibatch of one; experts and evaluations are shared out."""
+    words = f"distill {JOB} --segments {segments} --output {tmp_path / 'run'}"
+    output = finish(launch(processes, words))
+    assert output.count("images: ") == 1 and output.count("evaluating") == 1  # one of them speaks
+    whole, shared = (ddfast.SyntheticSet.load(path / "synthetic") for path in (alone / str(segments), tmp_path / "run"))
+    moved = whole.images - ddfast.SyntheticSet.load(alone / str(segments) / "initial").images
+    assert 0.1 < moved.norm() and (shared.images - whole.images).norm() < 1e-3 * moved.norm()  # float32, 5 iterations
+    assert relative_error(shared.lr, whole.lr) < 1e-5
+    records = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (alone / str(segments), tmp_path / "run")
+    ]
+    assert [[r["expert"], r["start_epoch"]] for r in records[0]] == [
+        [r["expert"], r["start_epoch"]] for r in records[1]
+    ]
+    # the same networks on the same real images, whoever trains them
+    expected, got = accuracies(alone / str(segments)), accuracies(tmp_path / "run")
+    assert got["random_real"] == expected["random_real"] and got["full_data"] == expected["full_data"]
+    assert len((tmp_path / "run" / "accuracies.jsonl").read_text().splitlines()) == 9
+
+
+def test_experts_are_shared_out_and_the_same(alone, tmp_path):
+    options = f"experts {NETWORK} --num-experts 3 --epochs 2 --output"
+    output = finish(launch(3, f"{options} {tmp_path / 'shared'}"))
+    assert output.count("3 experts of 2 epochs") == 1
+    finish(launch(0, f"{options} {tmp_path / 'alone'}"))
+    for name in ("experts.json", *(f"expert_000{n}.safetensors" for n in range(3))):
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert not list((tmp_path / "shared").glob("*.claim"))
+
+
+def test_processes_that_know_nothing_of_each_other_share_out_experts_too(tmp_path):
+    """As the tasks of a Slurm array do, with the same command."""
+    words = f"experts {NETWORK} --num-experts 4 --epochs 12 --output {tmp_path / 'experts'}"
+    outputs = [finish(process) for process in [launch(0, words) for _ in range(2)]]
+    trained = [output.count("trained in") for output in outputs]
+    assert sum(trained) == 4 and all("4 experts of 12 epochs" in output for output in outputs)
+
+
+def test_a_set_is_evaluated_by_several_processes(alone, tmp_path):
+    words = f"evaluate {alone / '4'} --num-eval 4 --eval-epochs 3 --networks convnet:width=16,mlp --no-random-real"
+    lines = [
+        [line for line in finish(launch(processes, words)).splitlines() if "over 4" in line] for processes in (0, 2)
+    ]
+    assert lines[0] == lines[1] and len(lines[0]) == 2
+
+
+def wait_for(path, lines: int, process: subprocess.Popen) -> None:
+    began = time.monotonic()
+    while not path.exists() or len(path.read_text().splitlines()) < lines:
+        assert process.poll() is None and time.monotonic() - began < 240, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def workers(of: subprocess.Popen) -> list[int]:
+    """The processes that torchrun started, by their ranks."""
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(of.pid)], capture_output=True, text=True).stdout
+    found = {}
+    for pid in map(int, children.split()):
+        with open(f"/proc/{pid}/environ", encoding="utf-8") as file:
+            environment = dict(entry.partition("=")[::2] for entry in file.read().split("\0"))
+        if "RANK" in environment:
+            found[int(environment["RANK"])] = pid
+    return [found[rank] for rank in sorted(found)]
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_lost_process_ends_the_run_cleanly_and_it_goes_on_from_the_last_checkpoint(alone, tmp_path, restarts):
+    """Killed in the middle; torchrun begins anew by itself where it may, else the same command does."""
+    run = tmp_path / "run"
+    job = JOB.replace("--iterations 5", "--iterations 60")
+    words = f"distill {job} --segments 2 --resume --output {run}"
+    finish(launch(2, words.replace(str(run), str(tmp_path / "whole"))))
+    process = launch(2, words, "--max-restarts", str(restarts))
+    wait_for(run / "metrics.jsonl", 10, process)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    if restarts == 0:
+        assert process.returncode != 0 and "another process of this run was lost" in output
+        assert "Traceback" not in output.partition("torch.distributed.elastic")[0]
+        assert torch.load(run / "checkpoint.pt", weights_only=True)["iteration"] >= 9
+        finish(launch(2, words))
+    else:
+        assert process.returncode == 0, output
+    assert "going on after iteration" in output or restarts == 0
+    whole, resumed = (ddfast.SyntheticSet.load(folder / "synthetic") for folder in (tmp_path / "whole", run))
+    assert torch.equal(whole.images, resumed.images) and torch.equal(whole.lr, resumed.lr)
+    assert accuracies(tmp_path / "whole") == accuracies(run)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--segments 3", "segments: expected 1 or a multiple of the 2 processes, got 3"),
+        ("--segments 1 --network convnet:norm=batchnorm", "segments: 2 processes would share the minibatches of one"),
+        ("--ipc 0", "Invalid value for '--ipc'"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_in_one_sentence(tmp_path, options, sentence):
+    process = launch(2, f"distill --iterations 2 {options} --output {tmp_path / 'run'}")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and sentence in output and not (tmp_path / "run").exists()
+
+
+def test_a_share_is_a_share():
+    assert ALONE.is_first and ALONE.size == 1 and ALONE.gather(3) == [3] and ALONE.first(lambda: 4) == 4
+    parts, works = [], []
+    for rank in range(3):
+        ranks = Ranks()
+        ranks.rank, ranks.size = rank, 3
+        parts.append(ranks.part(8))
+        works += ranks.mine(list(range(7)))
+    assert [(part.start, part.stop) for part in parts] == [(0, 2), (2, 5), (5, 8)]
+    assert sorted(works) == list(range(7))
