@@ -80,7 +80,7 @@ def test_processes_that_share_a_run_give_the_result_of_one(alone, tmp_path, proc
 def test_experts_are_shared_out_and_the_same(alone, tmp_path):
     options = f"experts {NETWORK} --num-experts 3 --epochs 2 --output"
     output = finish(launch(3, f"{options} {tmp_path / 'shared'}"))
-    assert output.count("3 experts of 2 epochs") == 1
+    assert output.count("3 experts of 2 epochs in ") == 1
     finish(launch(0, f"{options} {tmp_path / 'alone'}"))
     for name in ("experts.json", *(f"expert_000{n}.safetensors" for n in range(3))):
         assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
@@ -92,7 +92,7 @@ def test_processes_that_know_nothing_of_each_other_share_out_experts_too(tmp_pat
     words = f"experts {NETWORK} --num-experts 4 --epochs 12 --output {tmp_path / 'experts'}"
     outputs = [finish(process) for process in [launch(0, words) for _ in range(2)]]
     trained = [output.count("trained in") for output in outputs]
-    assert sum(trained) == 4 and all("4 experts of 12 epochs" in output for output in outputs)
+    assert sum(trained) == 4 and all("4 experts of 12 epochs in " in output for output in outputs)
 
 
 def test_a_set_is_evaluated_by_several_processes(alone, tmp_path):

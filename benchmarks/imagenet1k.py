@@ -1,0 +1,100 @@
+"""What ImageNet-1K takes, from the planner's model: bytes, FLOPs, hours and processes, as Markdown tables.
+
+python -m benchmarks.imagenet1k [TFLOP/s that a GPU sustains] > table.md
+"""
+
+import sys
+
+import torch
+
+from ddfast import networks, seeds
+from ddfast.planner import Plan, UnrollSize, make_plan, predict
+from ddfast.presets import choose_preset
+from ddfast.students import student_of
+
+TRAIN, TEST, CLASSES = 1_281_167, 50_000, 1000
+SIDE = 64
+GPU = 70 * 2**30  # bytes for an outer step: half of a GPU of 140 GiB
+RECOMPUTING, STORED, FIRST_ORDER = 11, 9, 9  # convolutions of an inner step, in forward passes (docs of the adjoints)
+RANKS = (1, 8, 64)
+
+
+def main(tflops: float) -> None:
+    """Print the tables."""
+    network = networks.create(
+        "convnet", channels=3, num_classes=CLASSES, image_size=(SIDE, SIDE), generator=seeds.generator(0)
+    )
+    student = student_of(network)
+    P = student.num_parameters
+    settings = choose_preset("tesla", "", 1, "tesla/imagenet1k/ipc1").settings
+    epochs = settings["max_start_epoch"] - 1 + settings["expert_epochs"]
+    per_image = _forward_flops(network)
+    print(
+        f"ConvNet, {SIDE} px, {CLASSES} classes: P = {P:,}; a forward pass is {per_image / 1e9:.2f} GFLOP an image.\n"
+    )
+    images = TRAIN * 3 * SIDE**2
+    print(f"Images: {images / 2**30:.1f} GiB as bytes (train), {TEST * 3 * SIDE**2 / 2**30:.1f} GiB (test).\n")
+    _experts(P, epochs, settings["num_experts"], 3 * per_image * TRAIN, tflops)
+    _distillation(student, settings, per_image, tflops)
+
+
+def _experts(P: int, epochs: int, count: int, epoch_flops: float, tflops: float) -> None:
+    hours = epoch_flops * epochs * count / tflops / 1e12 / 3600
+    snapshots = count * (epochs + 1) * P
+    print(f"| {count} experts of {epochs} epochs | |\n|---|---|")
+    print(f"| FLOPs | {epoch_flops * epochs * count:.2g} ({epoch_flops:.2g} an epoch) |")
+    print(f"| snapshots, float32 / bfloat16 | {4 * snapshots / 1e9:.0f} GB / {2 * snapshots / 1e9:.0f} GB |")
+    print(
+        "| hours at this rate, by GPUs | " + ", ".join(f"{n}: {_rounds(hours, count, n):.1f}" for n in RANKS) + " |\n"
+    )
+
+
+def _rounds(hours: float, pieces: int, ranks: int) -> float:
+    """Whole pieces of work are shared out."""
+    return hours / pieces * -(-pieces // ranks)
+
+
+def _distillation(student, settings: dict, per_image: float, tflops: float) -> None:
+    print(
+        "| images per class, minibatch × steps | adjoint | set | outer step recomputing all | planned for 70 GiB |",
+        end="",
+    )
+    print(" PFLOP an iteration | hours for 10,000 iterations, by GPUs of one segment |")
+    print("|---|---|---|---|---|---|---|")
+    steps = settings["syn_steps"]
+    for ipc, batch in ((1, 100), (1, 1000), (10, 1000), (50, 1000)):
+        count = ipc * CLASSES
+        shape = torch.Size((batch, 3, SIDE, SIDE))
+        visitors = min(count, steps * batch)
+        size = UnrollSize(steps, shape, visitors, on_gpu=True)
+        plan = make_plan(student, size, GPU)
+        for name, forwards in (("exact", STORED if plan.stored_steps == steps else RECOMPUTING), ("first-order", 9)):
+            flops = forwards * per_image * batch * steps
+            seconds = flops / tflops / 1e12
+            hours = ", ".join(f"{n}: {10_000 * seconds / min(n, batch) / 3600:.1f}" for n in (1, 8))
+            recompute = predict(student, size, Plan()) / 2**30
+            print(
+                f"| {ipc}, {batch} × {steps} | {name} | {count * 3 * SIDE**2 * 4 / 2**30:.2f} GiB | {recompute:.2f} GiB |"
+                f" {plan.predicted_bytes / 2**30:.1f} GiB, {plan.stored_steps} steps stored | {flops / 1e15:.3f} | {hours} |"
+            )
+
+
+def _forward_flops(network: torch.nn.Module) -> float:
+    """Floating-point operations of the convolutions and the linear layer for one image."""
+    total = 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        total += 2 * module.weight[0].numel() * output[0].numel()
+
+    hooks = [
+        m.register_forward_hook(count) for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
+    ]
+    network(torch.zeros(1, 3, SIDE, SIDE))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 100.0)
