@@ -10,12 +10,12 @@ import torch
 from ddfast import networks, seeds
 from ddfast.planner import Plan, UnrollSize, make_plan, predict
 from ddfast.presets import choose_preset
-from ddfast.students import student_of
+from ddfast.students import Student, student_of
 
 TRAIN, TEST, CLASSES = 1_281_167, 50_000, 1000
 SIDE = 64
-GPU = 70 * 2**30  # bytes for an outer step: half of a GPU of 140 GiB
-RECOMPUTING, STORED, FIRST_ORDER = 11, 9, 9  # convolutions of an inner step, in forward passes (docs of the adjoints)
+BUDGET = 70 * 2**30  # bytes for an outer step: half of a GPU of 140 GiB
+RECOMPUTING, STORED = 11, 9  # convolutions of an inner step of the exact gradient, in forward passes
 RANKS = (1, 8, 64)
 
 
@@ -54,29 +54,30 @@ def _rounds(hours: float, pieces: int, ranks: int) -> float:
     return hours / pieces * -(-pieces // ranks)
 
 
-def _distillation(student, settings: dict, per_image: float, tflops: float) -> None:
+def _distillation(student: Student, settings: dict, per_image: float, tflops: float) -> None:
+    steps, vector = settings["syn_steps"], 4 * student.num_parameters
     print(
-        "| images per class, minibatch × steps | adjoint | set | outer step recomputing all | planned for 70 GiB |",
-        end="",
+        "| images per class; minibatch × steps | set | outer step, recomputing all | planned for 70 GiB | FLOPs an "
+        "iteration | hours for 10,000 | sent an iteration: segments / minibatches |\n|---|---|---|---|---|---|---|"
     )
-    print(" PFLOP an iteration | hours for 10,000 iterations, by GPUs of one segment |")
-    print("|---|---|---|---|---|---|---|")
-    steps = settings["syn_steps"]
     for ipc, batch in ((1, 100), (1, 1000), (10, 1000), (50, 1000)):
-        count = ipc * CLASSES
-        shape = torch.Size((batch, 3, SIDE, SIDE))
-        visitors = min(count, steps * batch)
-        size = UnrollSize(steps, shape, visitors, on_gpu=True)
-        plan = make_plan(student, size, GPU)
-        for name, forwards in (("exact", STORED if plan.stored_steps == steps else RECOMPUTING), ("first-order", 9)):
-            flops = forwards * per_image * batch * steps
-            seconds = flops / tflops / 1e12
-            hours = ", ".join(f"{n}: {10_000 * seconds / min(n, batch) / 3600:.1f}" for n in (1, 8))
-            recompute = predict(student, size, Plan()) / 2**30
-            print(
-                f"| {ipc}, {batch} × {steps} | {name} | {count * 3 * SIDE**2 * 4 / 2**30:.2f} GiB | {recompute:.2f} GiB |"
-                f" {plan.predicted_bytes / 2**30:.1f} GiB, {plan.stored_steps} steps stored | {flops / 1e15:.3f} | {hours} |"
-            )
+        images = torch.Size((batch, 3, SIDE, SIDE))
+        on_device = min(ipc * CLASSES, steps * batch)
+        size = UnrollSize(steps, images, on_device, on_gpu=True)
+        plan = make_plan(student, size, BUDGET)
+        flops = (STORED if plan.stored_steps == steps else RECOMPUTING) * per_image * batch * steps
+        hours = 10_000 * flops / tflops / 1e12 / 3600
+        image = 4 * 3 * SIDE**2
+        cells = (
+            f"{ipc}; {batch} × {steps}",
+            f"{ipc * CLASSES * image / 2**30:.2f} GiB",
+            f"{predict(student, size, Plan()) / 2**30:.1f} GiB",
+            f"{plan.predicted_bytes / 2**30:.1f} GiB, {plan.stored_steps} of {steps} steps stored",
+            f"{flops:.1e}",
+            f"{hours:.1f}",
+            f"{on_device * image / 1e6:.0f} MB / {steps * (2 * vector + batch * image) / 1e6:.0f} MB",
+        )
+        print(f"| {' | '.join(cells)} |")
 
 
 def _forward_flops(network: torch.nn.Module) -> float:
