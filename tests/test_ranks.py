@@ -134,7 +134,9 @@ def test_a_lost_process_ends_the_run_cleanly_and_it_goes_on_from_the_last_checkp
     os.kill(workers(process)[1], signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     if restarts == 0:
-        assert process.returncode != 0 and "another process of this run was lost" in output
+        assert process.returncode != 0
+        # it misses the other one, or is told by torchrun to end: whichever comes first
+        assert "another process of this run was lost" in output or "stopped after iteration" in output
         assert "Traceback" not in output.partition("torch.distributed.elastic")[0]
         assert torch.load(run / "checkpoint.pt", weights_only=True)["iteration"] >= 9
         finish(launch(2, words))
