@@ -16,7 +16,6 @@ from benchmarks.measure import described
 from benchmarks.methods import subset
 from ddfast import networks, seeds
 from ddfast.data import DSA, Dataset
-from ddfast.data.augment import Draws
 
 DRAWS, STEPS = 5, (1, 10, 20, 50)
 LR = 0.01
@@ -29,12 +28,12 @@ def compared(data: Dataset, store: ddfast.TrajectoryStore, steps: int, draw: int
     network = networks.create(store.settings["network"], generator=generator, **data.network_arguments)
     epoch = int(torch.randint(store.epochs - 1, (), generator=generator))
     start, target = store.segment(0, epoch, epoch + 2)
-    rows = torch.stack([DSA().draw(len(images), data.image_size, generator).rows for _ in range(steps)]).float()
+    augment = DSA().draw_steps(steps, len(images), data.image_size, generator)
     gradients = []
     for adjoint in (ddfast.adjoints.CheckpointedUnroll(), ddfast.adjoints.DetachedUnroll()):
         x, lr = images.clone().requires_grad_(), torch.tensor(LR, requires_grad=True)
         loss = ddfast.match_trajectory(
-            network, start, target, x, labels, lr, syn_steps=steps, augment=Draws(rows), adjoint=adjoint
+            network, start, target, x, labels, lr, syn_steps=steps, augment=augment, adjoint=adjoint
         )
         gradients.append(torch.autograd.grad(loss, (x, lr)))
     (exact, exact_lr), (detached, detached_lr) = gradients

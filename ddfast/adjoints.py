@@ -178,7 +178,7 @@ class _Recomputing:
             )
         if self.second_order and _is_one_op(unroll, plan):
             check_labels(labels, unroll.student.layout.num_classes)
-            rows = None if unroll.augment is None else unroll.augment.rows.to(images.dtype)
+            rows = None if unroll.augment is None else unroll.augment.rows.to(images)
             steps = Steps(unroll.batches, rows, unroll.syn_steps, unroll.momentum, unroll.weight_decay)
             return ops.unroll(start, images, labels, lr, steps, plan.stored_steps, unroll.student.layout)
         if plan.micro_batch is not None:

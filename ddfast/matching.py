@@ -43,8 +43,8 @@ def unroll(
         lr: α, one or one per step; a plain number is a constant.
         batches: the minibatches, indices into images; images may be repeated and left out.
         syn_steps: T, for all images in every step. Exactly one of batches and syn_steps is given.
-        augment: A(images, n), differentiable, and the same for the same step n, for the backward calls it again; its
-            draws are made beforehand, or from a generator that n seeds.
+        augment: A(images, n), differentiable, and the same for the same step n, for the backward calls it again: what
+            data.DSA.draw_steps gives, data.SeededAugment of any random function, or one whose draws n seeds.
         adjoint: how the gradient is formed; CheckpointedUnroll() where None.
         return_states: return θ_0 … θ_T instead of θ_T.
 

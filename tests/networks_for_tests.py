@@ -11,6 +11,35 @@ K = 4
 SIDE = 16
 
 
+class PlainConvNet(nn.Module):
+    """The field's ConvNet of PyTorch's layers, in the field's layout, of two blocks."""
+
+    def __init__(self, channels, classes, width, size, norm="instancenorm", activation="relu", pooling="avgpooling"):
+        super().__init__()
+        layers, (H, W) = [], size
+        for block in range(2):
+            norms = {
+                "instancenorm": lambda: nn.GroupNorm(width, width),
+                "batchnorm": lambda: nn.BatchNorm2d(width),
+                "layernorm": lambda H=H, W=W: nn.LayerNorm([width, H, W]),
+                "groupnorm": lambda: nn.GroupNorm(4, width),
+            }
+            activations = {"relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.01), "sigmoid": nn.Sigmoid}
+            poolings = {"avgpooling": nn.AvgPool2d, "maxpooling": nn.MaxPool2d}
+            layers.append(nn.Conv2d(width if block else channels, width, kernel_size=3, padding=1))
+            if norm != "none":
+                layers.append(norms[norm]())
+            layers.append(activations[activation]())
+            if pooling != "none":
+                layers.append(poolings[pooling](kernel_size=2, stride=2))
+                H, W = H // 2, W // 2
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * H * W, classes)
+
+    def forward(self, images):
+        return self.classifier(self.features(images).flatten(1))
+
+
 class _Dropout(nn.Module):
     """A small ConvNet with dropout before its linear layer."""
 

@@ -1,12 +1,26 @@
 """The networks: sizes, options, and that the fused layer changes nothing."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 from ddfast import seeds
 from ddfast.networks import NETWORKS, ConvNet, NormReLUPool, create, resnet18
-from tests.conftest import normal, relative_error
+from tests.conftest import normal, relative_error, uniform
+from tests.networks_for_tests import PlainConvNet
+
+OPTIONS = pytest.mark.parametrize(
+    "norm, activation, pooling",
+    list(
+        itertools.product(
+            ["instancenorm", "batchnorm", "layernorm", "groupnorm", "none"],
+            ["relu", "leakyrelu", "sigmoid"],
+            ["avgpooling", "maxpooling", "none"],
+        )
+    ),
+)
 
 
 @pytest.mark.parametrize(
@@ -26,9 +40,7 @@ def test_convnet_has_the_fields_depth_and_parameters(channels, classes, size, pa
     assert network(torch.randn(2, channels, *size)).shape == (2, classes)
 
 
-@pytest.mark.parametrize("norm", ["instancenorm", "batchnorm", "layernorm", "groupnorm", "none"])
-@pytest.mark.parametrize("activation", ["relu", "leakyrelu", "sigmoid"])
-@pytest.mark.parametrize("pooling", ["avgpooling", "maxpooling", "none"])
+@OPTIONS
 def test_every_option_gives_a_network_that_can_be_differentiated_twice(norm, activation, pooling):
     network = ConvNet(1, 3, width=8, depth=2, image_size=(9, 12), norm=norm, activation=activation, pooling=pooling)
     logits = network(torch.randn(4, 1, 9, 12))
@@ -38,20 +50,43 @@ def test_every_option_gives_a_network_that_can_be_differentiated_twice(norm, act
     assert all(p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_the_fused_block_equals_pytorchs_layers_with_the_same_parameters_in_the_same_order():
-    fused = ConvNet(3, 5, width=8, image_size=(16, 16)).double()
-    layers = nn.Sequential()
-    for module in fused.features:
-        if isinstance(module, NormReLUPool):
-            layers += nn.Sequential(nn.GroupNorm(8, 8).double(), nn.ReLU(), nn.AvgPool2d(2))
-        else:
-            layers.append(nn.Conv2d(module.in_channels, 8, 3, padding=1).double())
-    plain = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 16, 5).double())
-    vector = torch.nn.utils.parameters_to_vector(fused.parameters())
-    torch.nn.utils.vector_to_parameters(vector + 0.1 * normal(len(vector)), fused.parameters())
-    torch.nn.utils.vector_to_parameters(vector + 0.1 * normal(len(vector)), plain.parameters())
-    images = normal(2, 3, 16, 16)
-    assert relative_error(fused(images), plain(images)) < 1e-12
+def alike(seed=0, **options):
+    """Our ConvNet and PyTorch's layers, made from the same global random state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        ours = ConvNet(3, 5, width=8, depth=2, image_size=(9, 12), **options)
+        torch.manual_seed(seed)
+        return ours.double(), PlainConvNet(3, 5, 8, (9, 12), **options).double()
+
+
+@OPTIONS
+def test_the_initial_values_and_their_names_are_those_of_pytorchs_layers_in_the_fields_order(norm, activation, pooling):
+    ours, plain = alike(norm=norm, activation=activation, pooling=pooling)
+    expected = plain.state_dict()
+    assert list(ours.state_dict()) == list(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in plain.named_parameters()]
+
+
+@OPTIONS
+def test_state_dicts_go_both_ways_and_give_the_same_outputs(norm, activation, pooling):
+    images, options = normal(4, 3, 9, 12), {"norm": norm, "activation": activation, "pooling": pooling}
+    for to_ours in (True, False):
+        ours, _ = alike(seed=0, **options)
+        _, plain = alike(seed=1, **options)
+        given, taken = (plain, ours) if to_ours else (ours, plain)
+        for tensor in given.state_dict().values():  # norms begin with ones and zeros, which any order would fit
+            if tensor.is_floating_point():
+                tensor += 0.1 * uniform(*tensor.shape)
+        taken.load_state_dict(given.state_dict(), strict=True)
+        assert relative_error(ours.eval()(images), plain.eval()(images)) < 1e-12
+        assert relative_error(ours.train()(images), plain.train()(images)) < 1e-12
+
+
+def test_the_fields_convnet_has_these_keys():
+    keys = [name for name in ConvNet(3, 10).state_dict() if name.endswith("weight")]
+    layers = [key.removesuffix(".weight") for key in keys]
+    assert layers == [*(f"features.{i}" for i in (0, 1, 4, 5, 8, 9)), "classifier"]
 
 
 @pytest.mark.parametrize("norm", ["instancenorm", "batchnorm"])
@@ -134,7 +169,7 @@ def test_every_network_takes_larger_and_oblong_images(name, size):
 def test_a_first_padding_is_that_of_the_convolution():
     network = ConvNet(1, 3, width=4, depth=1, image_size=(12, 12), first_padding=3)
     images = torch.randn(2, 1, 12, 12)
-    convolution, layer = network.features
+    convolution, layer, *_ = network.features
     z = torch.nn.functional.conv2d(images, convolution.weight, convolution.bias, padding=3)
     torch.testing.assert_close(network(images), network.classifier(layer(z).flatten(1)))
 

@@ -233,3 +233,11 @@ def test_a_step_is_sized_in_every_precision(name):
         assert 0 < low.grad < 0.6 * exact.grad and 0 < low.grad_jvp < 0.6 * exact.grad_jvp
     else:  # what autocast chooses is not known beforehand
         assert low is None
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3, 6])
+def test_a_convnet_is_fused_until_a_layer_of_its_blocks_is_replaced(place):
+    network = make("convnet")
+    assert isinstance(student_of(network), ConvNetStudent)
+    network.features[place] = nn.Sequential(network.features[place], nn.Sigmoid())
+    assert isinstance(student_of(network), ModuleStudent)

@@ -10,7 +10,6 @@ import ddfast
 from ddfast import SyntheticSet, seeds
 from ddfast.adjoints import FullUnroll
 from ddfast.data import DSA, load_dataset
-from ddfast.data.augment import Draws
 from ddfast.data.texture import Crops, crop, draw_rolls
 from ddfast.evaluate import evaluate
 from tests.conftest import assert_close, normal, uniform
@@ -63,7 +62,7 @@ def test_an_unroll_crops_then_augments_and_its_gradient_reaches_the_canvases():
     canvases, labels = uniform(B, 3, 2 * SIDE, 2 * SIDE), torch.arange(B) % K
     generator = seeds.generator(0)
     rolls = torch.stack([draw_rolls(B, (2 * SIDE, 2 * SIDE), generator) for _ in range(T)])
-    draws = Draws(torch.stack([DSA("crop_color").draw(B, (SIDE, SIDE), generator).rows for _ in range(T)]))
+    draws = DSA("crop_color").draw_steps(T, B, (SIDE, SIDE), generator)
     start = torch.nn.utils.parameters_to_vector(student.parameters()).detach()
     gradients = []
     for canvas, augment in (

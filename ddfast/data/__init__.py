@@ -5,6 +5,7 @@ from ddfast.data.batches import Batches
 from ddfast.data.datasets import Dataset, known_name, load_dataset
 from ddfast.data.named import DATASETS
 from ddfast.data.preprocessing import Preprocessing
+from ddfast.data.seeded_augment import SeededAugment
 from ddfast.data.statistics import take_statistics
 from ddfast.data.synthetic import SyntheticSet
 from ddfast.data.zca import ZCA
@@ -16,6 +17,7 @@ __all__ = [
     "Batches",
     "Dataset",
     "Preprocessing",
+    "SeededAugment",
     "SyntheticSet",
     "known_name",
     "load_dataset",

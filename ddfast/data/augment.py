@@ -34,18 +34,19 @@ class Draw:
 
     def __call__(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
         """Transform images."""
-        return images if self.kind == NO_STRATEGY else dsa_augment(images, self.rows.to(images.dtype))
+        return images if self.kind == NO_STRATEGY else dsa_augment(images, self.rows.to(images))
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of all inner steps: what ddfast.unroll takes as `augment`."""
+    """The draws of all inner steps: what ddfast.unroll takes as `augment`. Rows elsewhere than the images are copied
+    to their device when they are used."""
 
     rows: Tensor  # [T, B, 16]
 
     def __call__(self, images: Tensor, n: int) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
         """Transform the minibatch of step n."""
-        return dsa_augment(images, self.rows[n].to(images.dtype))
+        return dsa_augment(images, self.rows[n].to(images))
 
 
 class DSA:
@@ -99,6 +100,17 @@ class DSA:
             parameters |= transform.parameters(image_size, self.family == "mtt", **drawn)
         columns = [parameters.get(name, torch.tensor(value)).double().expand(count) for name, value in IDENTITY.items()]
         return Draw(kind, values, torch.stack(columns, 1))
+
+    def draw_steps(
+        self,
+        steps: int,  # T
+        count: int,  # B
+        image_size: tuple[int, int],  # (H, W)
+        generator: torch.Generator,
+    ) -> Draws | None:
+        """A transform for each inner step, drawn on the CPU; None where the strategy is none."""
+        draws = [self.draw(count, image_size, generator) for _ in range(steps)]
+        return None if self.kinds == [NO_STRATEGY] else Draws(torch.stack([draw.rows for draw in draws]))
 
     def side_by_side(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddfast import seeds
 from ddfast.adjoints import Adjoint, CheckpointedUnroll
 from ddfast.data import DSA, SyntheticSet
-from ddfast.data.augment import NO_STRATEGY, Draws
+from ddfast.data.augment import Draws
 from ddfast.data.texture import Crops, draw_rolls
 from ddfast.distances import distance
 from ddfast.experts import SegmentReader, TrajectoryStore
@@ -273,8 +273,8 @@ class TrajectoryMatching:
     def _augmentations(self, count: int) -> tuple[Tensor | None, Tensor | None]:  # [T, count, 16], [T, count, 2]
         """One draw per inner step, made beforehand: the backward replays them. None where nothing is augmented."""
         T, size = self.settings.syn_steps, self.synthetic.image_size
-        draws = [self.augment.draw(count, size, self.generator) for _ in range(T)]
-        rows = None if draws[0].kind == NO_STRATEGY else torch.stack([draw.rows for draw in draws]).to(self.images)
+        draws = self.augment.draw_steps(T, count, size, self.generator)
+        rows = None if draws is None else draws.rows.to(self.images)
         if self.settings.canvas == 1:
             return rows, None
         canvas = tuple(self.images.shape[2:])

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ddfast.arguments import expect_whole
+from ddfast.arguments import expect_one_of, expect_whole
 from ddfast.ops import channels_last, norm_relu_pool
 
 ACTIVATIONS = {"relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.01), "sigmoid": nn.Sigmoid}
-POOLINGS = {"avgpooling": lambda: nn.AvgPool2d(2), "maxpooling": lambda: nn.MaxPool2d(2), "none": nn.Identity}
+POOLINGS = {"avgpooling": nn.AvgPool2d, "maxpooling": nn.MaxPool2d}
 NORMALISATIONS = ("instancenorm", "batchnorm", "layernorm", "groupnorm", "none")
 
 
@@ -50,8 +50,11 @@ class ConvNet(nn.Module):
         pooling: avgpooling, maxpooling or none.
         first_padding: padding of the first convolution; 3 makes 28-px digits 32 px, as the field does.
 
-    The default block runs as one op after its convolution, in channels-last. Parameters and their order are the same
-    either way: weight and bias of the convolution, then of the norm, block by block, then of the linear layer.
+    `features` holds the layers as the field numbers them, block by block: convolution, norm, activation, pooling, those
+    that are none left out; `classifier` is the linear layer. State dicts, the order of the parameters (weight and bias
+    of each) and, for the same global random state, the initial values are those of PyTorch's layers in that order.
+    The default block runs as one op after its convolution, in channels-last: a NormReLUPool where the norm is, and
+    nn.Identity where activation and pooling are.
     """
 
     def __init__(
@@ -68,9 +71,9 @@ class ConvNet(nn.Module):
         first_padding: int = 1,
     ):
         super().__init__()
-        _expect_one_of("norm", norm, NORMALISATIONS)
-        _expect_one_of("activation", activation, ACTIVATIONS)
-        _expect_one_of("pooling", pooling, POOLINGS)
+        expect_one_of("norm", norm, NORMALISATIONS)
+        expect_one_of("activation", activation, ACTIVATIONS)
+        expect_one_of("pooling", pooling, (*POOLINGS, "none"))
         expect_whole(channels=channels, num_classes=num_classes, width=width, depth=1 if depth is None else depth)
         if not isinstance(image_size, tuple | list) or len(image_size) != 2:
             raise ValueError(f"image_size: expected (H, W), got {image_size!r}")
@@ -88,10 +91,7 @@ class ConvNet(nn.Module):
         blocks = []
         for block in range(depth):
             blocks.append(nn.Conv2d(channels if block == 0 else width, width, 3, padding=1))
-            if (norm, activation, pooling) == ("instancenorm", "relu", "avgpooling"):
-                blocks.append(NormReLUPool(width))
-            else:
-                blocks += [_norm(norm, width, (H, W)), ACTIVATIONS[activation](), POOLINGS[pooling]()]
+            blocks += _after_convolution(norm, activation, pooling, width, (H, W))
             if pooling != "none":
                 H, W = H // 2, W // 2
         self.features = nn.Sequential(*blocks)
@@ -104,19 +104,20 @@ class ConvNet(nn.Module):
         return self.classifier(self.features(channels_last(images)).flatten(1))
 
 
+def _after_convolution(norm: str, activation: str, pooling: str, width: int, size: tuple[int, int]) -> list[nn.Module]:
+    if (norm, activation, pooling) == ("instancenorm", "relu", "avgpooling"):
+        return [NormReLUPool(width), nn.Identity(), nn.Identity()]  # the numbers of three layers
+    layers = [] if norm == "none" else [_norm(norm, width, size)]
+    layers.append(ACTIVATIONS[activation]())
+    return layers if pooling == "none" else [*layers, POOLINGS[pooling](2)]
+
+
 def _norm(name: str, width: int, size: tuple[int, int]) -> nn.Module:
     if name == "batchnorm":
         return nn.BatchNorm2d(width)
     if name == "layernorm":
         return nn.LayerNorm([width, *size])
-    if name == "none":
-        return nn.Identity()
     groups = width if name == "instancenorm" else 4
     if width % groups:
         raise ValueError(f"width: expected a multiple of {groups} for {name}, got {width}")
     return nn.GroupNorm(groups, width)
-
-
-def _expect_one_of(name: str, value: str, allowed) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")

@@ -24,7 +24,7 @@ class ConvNetStudent(Student):
             raise ValueError(f"student: {reason}; use ModuleStudent")
         self.num_parameters = sum(p.numel() for p in network.parameters())
         self.layer_sizes = layer_sizes(network)
-        blocks, K = len(network.features) // 2, network.classifier.out_features
+        blocks, K = len(network.features) // 4, network.classifier.out_features
         norm = network.features[1]
         self.layout = ConvNetLayout(len(norm.weight), blocks, K, network.border, norm.eps, precision)
 
@@ -78,10 +78,11 @@ def why_not_fused(network: nn.Module) -> str | None:
     """Why the fused ops cannot stand in for a network; None where they can."""
     if type(network) is not ConvNet:
         return f"{type(network).__name__} is not a networks.ConvNet"
-    convolutions, norms = network.features[::2], network.features[1::2]
+    norms = network.features[1::4]
     if not all(type(layer) is NormReLUPool for layer in norms):
         return "its blocks are not instance norm, ReLU and average pooling"
-    if not all(type(layer) is nn.Conv2d for layer in convolutions) or type(network.classifier) is not nn.Linear:
+    block = [nn.Conv2d, NormReLUPool, nn.Identity, nn.Identity]
+    if [type(layer) for layer in network.features] != len(norms) * block or type(network.classifier) is not nn.Linear:
         return "its layers were replaced"
     if len({(len(layer.weight), layer.eps) for layer in norms}) > 1:
         return "its norms differ"

@@ -9,7 +9,6 @@ from torch.nn.utils import parameters_to_vector
 from ddfast import seeds
 from ddfast.adjoints import CheckpointedUnroll, FullUnroll
 from ddfast.data import DSA
-from ddfast.data.augment import Draws
 from ddfast.matching import match_trajectory, unroll
 from ddfast.networks import ConvNet
 from ddfast.ops import reference_mode
@@ -42,8 +41,7 @@ def call(student, adjoint, *, soft=False, students=2, device="cpu", batches=None
         options["batches"] = torch.tensor(batches, device=device)
     if augment:
         generator, size = seeds.generator(0), IMAGES if batches is None else 3
-        draws = [DSA("flip_scale_color_crop").draw(size, (SIDE, SIDE), generator) for _ in range(T)]
-        options["augment"] = Draws(torch.stack([draw.rows for draw in draws]).to(device))
+        options["augment"] = DSA("flip_scale_color_crop").draw_steps(T, size, (SIDE, SIDE), generator)
     result = unroll(student, *leaves, adjoint=adjoint, **options)
     loss = (result * normal(*result.shape, seed=3, device=device)).sum() + result.square().sum()
     return [result.detach(), *torch.autograd.grad(loss, [leaf for leaf in leaves if leaf.requires_grad])]
