@@ -22,6 +22,7 @@ from ddfast.options import (
     memory_option,
     method_options,
     optimizer_options,
+    storage_options,
     training_options,
     where_options,
 )
@@ -92,6 +93,7 @@ def cli(traceback: bool) -> None:
 @click.option("--experts", type=PATH, help="Folder of trained experts.  [default: trained, cached]")
 @training_options
 @optimizer_options
+@storage_options
 @click.option("--train-epochs", type=TrainEpochs(), help="Epochs of each expert; needed: no more than a run can use.")
 @click.option("--train-lr", type=POSITIVE, help="Learning rate of the experts.")
 @click.option("--train-dsa-strategy", help="Their augmentation, where it is another than --dsa-strategy.")
@@ -165,17 +167,25 @@ def _print_table(result) -> None:
 @click.option("--epochs", type=AT_LEAST_1, help="Epochs of each; one snapshot after every one.")
 @click.option("--lr-teacher", type=POSITIVE, help="Learning rate.")
 @optimizer_options
+@storage_options
 @click.option("--at-once", type=AT_LEAST_1, help="Experts trained side by side.  [default: what fits a GPU; CPU: 1]")
 @click.option("--output", type=PATH, help="Folder.  [default: one in the user's cache]")
 @click.option("--method", help="Whose presets.  [default: mtt]")
-def experts(dataset, ipc, method, preset, **options) -> None:
+@click.option("--plan", is_flag=True, help="Only say what they would take on disk, by --snapshots.")
+def experts(dataset, ipc, method, preset, plan, **options) -> None:
     """Train experts and keep a snapshot of their parameters after every epoch."""
     import ddfast
-    from ddfast.configuration import expert_options
+    from ddfast.configuration import expert_options, expert_sizes
+    from ddfast.experts import words
     from ddfast.ranks import launched
 
     with launched() as ranks:
         arguments = ranks.in_turn(lambda: expert_options(dataset, ipc, method, preset, options))
+        if plan:
+            click.echo(f"{arguments['num_experts']} experts of {arguments['epochs']} epochs, {arguments['network']}")
+            for snapshots, size in expert_sizes(arguments).items():
+                click.echo(f"{snapshots:<10}{words(size):>10}")
+            return
         store = ddfast.train_experts(ranks=ranks, **arguments)
     if ranks.is_first:
         click.echo(f"{store.num_experts} experts of {store.epochs} epochs in {store.path}")
@@ -254,7 +264,8 @@ def info(as_json: bool, preset, memory_budget, precision, network, device, **set
 
         about = plan_of_preset(preset, memory_budget, precision or "default", network, device, settings)
         lines = (
-            f"{name}: {about[name]}" for name in ("setting", "network", "gradient", "budget", "recomputing all", "plan")
+            f"{name}: {about[name]}"
+            for name in ("setting", "network", "gradient", "budget", "recomputing all", "plan", "experts")
         )
         click.echo(json.dumps(about, indent=2) if as_json else "\n".join(lines))
         return

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from ddfast import networks, seeds
 from ddfast.arguments import expect_one_of, expect_positive, expect_whole
 from ddfast.data import Dataset, known_name, load_dataset
 from ddfast.devices import computes_bfloat16, resolve_device
 from ddfast.evaluate import check_evaluation
-from ddfast.experts import ExpertTraining, TrajectoryStore
+from ddfast.experts import FORMATS, ExpertTraining, TrajectoryStore, predicted_bytes
 from ddfast.installation import build_info
-from ddfast.job import EXPERT_TRAINING, NEEDED, Job
+from ddfast.job import EXPERT_STORAGE, EXPERT_TRAINING, NEEDED, Job
 from ddfast.methods import INITS, METHODS, load_init
 from ddfast.presets import choose_preset
 from ddfast.ranks import ALONE, Ranks
@@ -24,7 +25,8 @@ log = logging.getLogger("ddfast")
 DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": "stretch", "zca": None}
 RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
 RUN |= {"memory_budget": "50%", "precision": "default", "cuda_graph": False}  # the budget: of what is free
-FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "train_dsa_strategy", *EXPERT_TRAINING)
+OF_EXPERTS = EXPERT_TRAINING | EXPERT_STORAGE
+FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "train_dsa_strategy", *OF_EXPERTS)
 REPORT = {
     "networks": None,
     "num_eval": 5,
@@ -65,7 +67,7 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE)
     store = experts if isinstance(experts, TrajectoryStore) or experts is None else TrajectoryStore(experts)
     side = min(data.image_size)
     preset = choose_preset(method, data.name, config["ipc"], config["preset"], side=side, classes=data.num_classes)
-    config = DATA | RUN | REPORT | EXPERT_TRAINING | preset.settings
+    config = DATA | RUN | REPORT | OF_EXPERTS | preset.settings
     config |= _of_experts(store, given, preset.settings) | given | off
     expansion = ("current_max_start_epoch", "expansion_end")
     if not any(name in given and name not in off for name in expansion) and (
@@ -125,7 +127,7 @@ def resolve_resumed(
                 f"{name}: the run in {path} has {saved.get(name)!r}, got {value!r}; "
                 f"a run is resumed with its own settings"
             )
-    config = RUN | REPORT | EXPERT_TRAINING | saved | {name: value for name, value in given.items() if name in FREE}
+    config = RUN | REPORT | OF_EXPERTS | saved | {name: value for name, value in given.items() if name in FREE}
     if dataset is None and saved["dataset"] == "custom":
         raise ValueError(f"dataset: the run in {path} had one that was given from Python; give it again")
     data = load_dataset(
@@ -149,7 +151,8 @@ def resolve_resumed(
     store = None if config["experts"] is None else TrajectoryStore(config["experts"])
     trained = saved.get("trained_experts")
     if store is not None and trained is not None:
-        differing = [name for name, value in store.settings.items() if trained.get(name) != value]
+        has, had = EXPERT_STORAGE | store.settings, EXPERT_STORAGE | trained
+        differing = [name for name, value in has.items() if had.get(name) != value]
         if differing or trained["epochs"] != store.epochs:
             raise ValueError(f"experts: the run in {path} had others than {store.path} ({', '.join(differing)})")
     job = _checked(config, data, METHODS[saved["method"]].Settings, store, ranks)
@@ -177,13 +180,29 @@ def expert_options(
         _method(method, preset), data.name, ipc or 1, preset, side=min(data.image_size), classes=data.num_classes
     )
     log.info("settings: %s", chosen.name)
-    row = EXPERT_TRAINING | chosen.settings
+    row = OF_EXPERTS | chosen.settings
     defaults = {"epochs": row["train_epochs"], "lr_teacher": row["train_lr"]}
-    defaults |= {name: row[name] for name in ("network", "num_experts", "zca", *EXPERT_TRAINING)}
+    defaults |= {name: row[name] for name in ("network", "num_experts", "zca", *OF_EXPERTS)}
     defaults["dsa_strategy"] = row.get("train_dsa_strategy") or row["dsa_strategy"]
     merged = defaults | {name: value for name, value in given.items() if name not in names}
     _check_sharpness(given, merged["optimizer"])
+    if merged["keep_epochs"] == NEEDED:
+        settings_class = METHODS[_method(method, preset)].Settings
+        names = {field.name for field in fields(settings_class)}
+        settings = settings_class(**{name: value for name, value in row.items() if name in names})
+        merged["keep_epochs"] = settings.min_start_epoch, settings.epochs_needed
+    elif merged["keep_epochs"] == EXPERT_STORAGE["keep_epochs"]:
+        merged["keep_epochs"] = None
     return {"dataset": data.whitened() if merged.pop("zca") else data, **merged}
+
+
+def expert_sizes(options: dict[str, Any]) -> dict[str, int]:
+    """What the experts that train_experts makes of these options take on disk, in bytes at most, by the format of their
+    snapshots; without training any. Errors: ValueError as there."""
+    network = networks.create(options["network"], generator=seeds.generator(0), **options["dataset"].network_arguments)
+    size = {"num_parameters": sum(p.numel() for p in network.parameters())}
+    size |= {name: options[name] for name in ("epochs", "num_experts", "keep_epochs")}
+    return {snapshots: predicted_bytes(snapshots=snapshots, **size) for snapshots in FORMATS}
 
 
 def _check_sharpness(given: dict[str, Any], optimizer: str) -> None:
@@ -224,6 +243,7 @@ def _checked(
         raise ValueError(f"canvas: whitening is of whole images; expected zca off or canvas 1, got {settings.canvas}")
     strategy = config.get("train_dsa_strategy") or config["dsa_strategy"]
     ExpertTraining(config["train_lr"], dsa_strategy=strategy, **{name: config[name] for name in EXPERT_TRAINING})
+    expect_one_of("snapshots", config["snapshots"], FORMATS)
     device = resolve_device(config.get("device"))
     if isinstance(config.get("networks"), str):
         raise ValueError(f"networks: expected a tuple of names, got {config['networks']!r}")
@@ -264,6 +284,8 @@ def _checked(
     job.check_ranks()
     if store is not None:
         job.check_experts(store)
+    else:
+        _ = job.keep_epochs  # refuses those that leave out what the run can use
     return job
 
 
@@ -279,11 +301,11 @@ def _of_experts(store: TrajectoryStore | None, given: dict[str, Any], row: dict[
         "train_epochs": store.epochs,
         "train_lr": store.settings.get("lr_teacher"),
         "train_dsa_strategy": store.settings.get("dsa_strategy"),
-        **{name: store.settings.get(name, default) for name, default in EXPERT_TRAINING.items()},
+        **{name: store.settings.get(name, default) for name, default in OF_EXPERTS.items()},
     }
-    row = EXPERT_TRAINING | row
-    for name in ("train_epochs", "train_lr", "train_dsa_strategy", *EXPERT_TRAINING):
-        if name in given and given[name] not in (decided[name], NEEDED):
+    row = OF_EXPERTS | row
+    for name in ("train_epochs", "train_lr", "train_dsa_strategy", *OF_EXPERTS):
+        if name in given and _as_json(name, given[name]) not in (decided[name], NEEDED):
             raise ValueError(
                 f"{name}: the experts in {store.path} were trained with {decided[name]!r}, got {given[name]!r}"
             )

@@ -84,8 +84,10 @@ def distill(
         options: of load_dataset (data_root, image_size, resize, zca); settings of the method (MatchingSettings and its
             own); of the experts (num_experts, train_epochs: a number, or "needed" for those that the run can use;
             train_lr, batch_train, mom, l2, optimizer, rho, alpha, schedule; train_dsa_strategy: where it is not
-            dsa_strategy); of the evaluation (networks, num_eval, eval_epochs, eval_batch, protocol, sam_rho;
-            full_epochs: train on full data anew, for so many epochs); eval_every and checkpoint_every, in iterations.
+            dsa_strategy; keep_epochs: "all", "needed", or the first and the last whose snapshots are kept; snapshots:
+            float32, delta16 or delta8); of the evaluation (networks, num_eval, eval_epochs, eval_batch, protocol,
+            sam_rho; full_epochs: train on full data anew, for so many epochs); eval_every and checkpoint_every, in
+            iterations.
 
     On a CPU the same seed with the same number of threads gives the same bits; on a GPU that is not promised yet.
 
@@ -125,7 +127,7 @@ def distill(
         except KeyboardInterrupt:
             log.info("stopped while experts were trained; resume goes on from there: %s", run.path)
             raise
-        trained = {"path": str(store.path.resolve()), "epochs": store.epochs, **store.settings}
+        trained = {"path": str(store.path.resolve()), "epochs": store.epochs, "error": store.error, **store.settings}
         job.config["trained_experts"] = trained
         run.write_config(job.config)
         history = _run(run, job, distillation, progress)
@@ -179,8 +181,13 @@ def _summary(run: RunFolder, job: Job, accuracy: dict[str, Any], history: list[d
 
 def _train_experts(job: Job) -> TrajectoryStore:
     config = job.config
-    same = {name: config[name] for name in ("network", "num_experts", "seed", *EXPERT_TRAINING)}
-    own = {"lr_teacher": config["train_lr"], "dsa_strategy": job.train_dsa_strategy, "device": job.device}
+    same = {name: config[name] for name in ("network", "num_experts", "seed", "snapshots", *EXPERT_TRAINING)}
+    own = {
+        "keep_epochs": job.keep_epochs,
+        "lr_teacher": config["train_lr"],
+        "dsa_strategy": job.train_dsa_strategy,
+        "device": job.device,
+    }
     return train_experts(job.data, epochs=job.train_epochs, ranks=job.ranks, **same, **own)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ddfast import networks, seeds
 from ddfast.data import Dataset, Preprocessing
-from ddfast.experts import TrajectoryStore
+from ddfast.experts import TrajectoryStore, kept_epochs
 from ddfast.methods import METHODS
 from ddfast.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
 from ddfast.ranks import ALONE, Ranks
@@ -18,7 +18,8 @@ log = logging.getLogger("ddfast")
 
 EXPERT_TRAINING = {"batch_train": 256, "mom": 0.0, "l2": 0.0}
 EXPERT_TRAINING |= {"optimizer": "sgd", "rho": 0.01, "alpha": 1.0, "schedule": "constant"}
-NEEDED = "needed"  # train_epochs: only those that the run can use
+EXPERT_STORAGE = {"keep_epochs": "all", "snapshots": "float32"}
+NEEDED = "needed"  # train_epochs, keep_epochs: only those that the run can use
 
 
 @dataclass
@@ -105,6 +106,25 @@ class Job:
         return needed if asked == NEEDED else max(asked, needed)
 
     @property
+    def keep_epochs(self) -> tuple[int, int] | None:
+        """The first and the last epoch of experts trained for this run that are kept beside their last; None for all.
+
+        Errors: ValueError for those that leave out some that the run can use, or are no such thing.
+        """
+        asked = self.config["keep_epochs"]
+        if asked == EXPERT_STORAGE["keep_epochs"]:
+            return None
+        needed = self.settings.min_start_epoch, self.settings.epochs_needed
+        if asked == NEEDED:
+            return needed
+        kept = kept_epochs(self.train_epochs, asked)
+        if not set(range(needed[0], needed[1] + 1)) <= set(kept):
+            raise ValueError(
+                f"keep_epochs: this run can use epochs {needed[0]} to {needed[1]}, got {asked[0]} to {asked[1]}"
+            )
+        return tuple(asked)
+
+    @property
     def train_dsa_strategy(self) -> str:
         """Augmentation of the real images that experts are trained on."""
         return self.config.get("train_dsa_strategy") or self.config["dsa_strategy"]
@@ -143,6 +163,11 @@ class Job:
                 f"max_start_epoch: the experts in {store.path} have {store.epochs} epochs, starts up to epoch "
                 f"{self.settings.max_start_epoch - 1} with targets {self.settings.expert_epochs} later need "
                 f"{self.settings.epochs_needed}"
+            )
+        used = range(self.settings.min_start_epoch, self.settings.epochs_needed + 1)
+        if not set(used) <= set(store.kept_epochs):
+            raise ValueError(
+                f"keep_epochs: {store.path} holds {store.words_of_kept()}, this run can use {used[0]} to {used[-1]}"
             )
         if not 1 <= self.config["num_experts"] <= store.num_experts:
             raise ValueError(

@@ -43,6 +43,21 @@ class TrainEpochs(click.ParamType):
         return int(value)
 
 
+class KeepEpochs(click.ParamType):
+    """The first and the last epoch, needed, or all."""
+
+    name = "A-B, needed or all"
+
+    def convert(self, value, param, ctx):
+        """As distill takes it."""
+        if value in ("needed", "all") or isinstance(value, tuple):
+            return value
+        first, _, last = str(value).partition("-")
+        if not (first.isdigit() and last.isdigit()):
+            self.fail(f"expected a first and a last epoch as 40-61, needed, or all, got {value!r}", param, ctx)
+        return int(first), int(last)
+
+
 class OrNone(click.ParamType):
     """A number of another type, or none, which switches off what the preset has."""
 
@@ -68,6 +83,7 @@ AT_LEAST_1 = click.IntRange(min=1)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
 PATH = click.Path(path_type=Path)
+SNAPSHOTS = ["float32", "delta16", "delta8"]  # of ddfast.experts
 PROTOCOLS = ["ddfast", "mtt", "datm", "simplified"]  # of ddfast.evaluate, which takes seconds to import
 
 memory_option = click.option(
@@ -108,6 +124,16 @@ optimizer_options = options(
     click.option("--rho", type=POSITIVE, help="Of gsam: the length of its ascent.  [default: 0.01]"),
     click.option("--alpha", type=NOT_NEGATIVE, help="Of gsam: 0 is SAM.  [default: 1]"),
     click.option("--schedule", type=click.Choice(["constant", "cosine"]), help="Of the rate.  [default: constant]"),
+)
+storage_options = options(
+    click.option(
+        "--keep-epochs", type=KeepEpochs(), help="Snapshots that are kept, beside the last epoch's.  [default: all]"
+    ),
+    click.option(
+        "--snapshots",
+        type=click.Choice(SNAPSHOTS),
+        help="delta16, delta8: rounded, 1/2, 1/3 of it.  [default: float32]",
+    ),
 )
 method_options = options(
     click.option("--init", help="real, noise, first, correct (of the experts), or a saved set or run to go on from."),

@@ -8,7 +8,8 @@ import torch
 from ddfast import networks, seeds
 from ddfast.configuration import RUN
 from ddfast.devices import resolve_device
-from ddfast.methods import METHODS
+from ddfast.experts import FORMATS, predicted_bytes, words
+from ddfast.methods import METHODS, MatchingSettings
 from ddfast.planner import Plan, make_plan, parse_budget, predict
 from ddfast.presets import choose_preset
 from ddfast.students import student_of, why_not_fused
@@ -22,7 +23,8 @@ def plan_of_preset(
     device: str | torch.device | None = None,
     settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """How an outer step of a preset would use memory, without its data and without running it, for people and JSON.
+    """How an outer step of a preset would use memory, and its experts the disk, without its data and without running
+    it, for people and JSON.
 
     precision: of ddfast.ops.PRECISIONS; settings: some of syn_steps, batch_syn and segments, to replace the preset's.
     Errors: ValueError for an unknown preset, network or precision, or where nothing fits, with the smallest budget that
@@ -56,5 +58,19 @@ def plan_of_preset(
         "budget": f"{budget / 2**20:.0f} MiB",
         "plan": plan.words(size),
         "recomputing all": Plan(predicted_bytes=predict(student, size, Plan())).words(size),
+        **_disk(preset.settings, row, student.num_parameters),
         **{key: value for key, value in asdict(plan).items() if value is not None},
     }
+
+
+def _disk(experts: dict[str, Any], row: MatchingSettings, num_parameters: int) -> dict[str, Any]:
+    """What a preset's experts take, by the format of their snapshots, with all epochs and with those it needs."""
+    needed = row.min_start_epoch, row.epochs_needed
+    size = {"num_parameters": num_parameters, "epochs": experts["train_epochs"], "num_experts": experts["num_experts"]}
+    sizes = {
+        name: {snapshots: predicted_bytes(keep_epochs=keep, snapshots=snapshots, **size) for snapshots in FORMATS}
+        for name, keep in (("all", None), ("needed", needed))
+    }
+    said = {name: ", ".join(f"{words(of[s])} as {s}" for s in of) for name, of in sizes.items()}
+    about = f"{size['num_experts']} of {size['epochs']} epochs: {said['all']}"
+    return {"experts": f"{about}; epochs {needed[0]} to {needed[1]}: {said['needed']}", "expert_bytes": sizes}

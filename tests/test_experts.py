@@ -217,7 +217,7 @@ def test_the_bytes_are_said_before_training(pair, tmp_path, caplog):
         store = train_experts(pair, output=tmp_path, **OPTIONS)
     said = caplog.messages[0]
     size = sum(p.stat().st_size for p in tmp_path.glob("*.safetensors")) / 1e6
-    assert said.startswith("training 2 experts of 3 epochs: ") and said.endswith(f" MB in {store.path}")
+    assert said.startswith("training 2 experts of 3 epochs: ") and f" MB as float32 in {store.path}, " in said
     assert float(said.split()[6]) == pytest.approx(size, rel=0.02)
 
 

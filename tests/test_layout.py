@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "presets",
         "installation",
     },
-    "preset_plan": {"configuration", "networks", "methods", "planner", "presets", "students"},
+    "preset_plan": {"configuration", "networks", "methods", "planner", "presets", "students", "experts"},
     "distillation": {"job", "methods", "experts", "data"},
     "distill": {"configuration", "job", "distillation", "runs", "experts", "data", "evaluate", "report"},
     "seeds": set(),

@@ -1,7 +1,18 @@
 """Experts: networks trained on real data, and the trajectories that they leave."""
 
 from ddfast.experts.segments import SegmentReader, Segments
+from ddfast.experts.snapshots import FORMATS, kept_epochs, predicted_bytes, words
 from ddfast.experts.train import ExpertTraining, train_experts
 from ddfast.experts.trajectories import TrajectoryStore
 
-__all__ = ["ExpertTraining", "SegmentReader", "Segments", "TrajectoryStore", "train_experts"]
+__all__ = [
+    "FORMATS",
+    "ExpertTraining",
+    "SegmentReader",
+    "Segments",
+    "TrajectoryStore",
+    "kept_epochs",
+    "predicted_bytes",
+    "train_experts",
+    "words",
+]

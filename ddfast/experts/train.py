@@ -17,6 +17,7 @@ from ddfast.arguments import expect_one_of, expect_whole
 from ddfast.data import DSA, Batches, Dataset, load_dataset
 from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
+from ddfast.experts.snapshots import WHOLE, storage_settings
 from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.files import cache_folder
 from ddfast.ranks import ALONE, Ranks
@@ -90,6 +91,8 @@ def train_experts(
     rho: float = 0.01,
     alpha: float = 1.0,
     schedule: str = "constant",
+    keep_epochs: tuple[int, int] | None = None,
+    snapshots: str = WHOLE,
     seed: int = 0,
     device: str | torch.device | None = None,
     at_once: int | None = None,
@@ -114,13 +117,17 @@ def train_experts(
         optimizer: sgd, or gsam (ddfast.students.GSAM), which costs two gradients a step.
         rho, alpha: of gsam: the length of its ascent, and how much of the gradient beside it is taken out; 0 is SAM.
         schedule: constant, or cosine: in epoch e of E, from 0, the rate is lr_teacher/2 · (1 + cos(πe/E)).
+        keep_epochs: the first and the last epoch whose snapshots are kept, beside the very last; None for all. Where
+            the cache has such experts with all epochs, those are taken.
+        snapshots: how they are kept: float32; delta16 and delta8 round them to a half and a third of the bytes.
+            TrajectoryStore.error says how far off they are.
         at_once: experts trained side by side, each on its own order of the data; None for one on a CPU, on a GPU as
             many as fit. Other networks than the fused ConvNet are trained one by one.
         ranks: the processes that make this call together (ddfast.ranks), each with the folder in reach.
         data_options: those of ddfast.data.load_dataset.
 
     Errors: ValueError for settings that make no sense, a folder that holds experts of other settings, or an expert
-    whose loss is not finite.
+    whose loss is not finite; OSError where the disk has not the room for the experts.
     """
     expect_whole(num_experts=num_experts, epochs=epochs, at_once=1 if at_once is None else at_once)
     how = ExpertTraining(lr_teacher, mom, l2, batch_train, dsa_strategy, optimizer, rho, alpha, schedule)
@@ -137,16 +144,19 @@ def train_experts(
         "seed": seed,
         "device": device.type,
     }
-    path = Path(output) if output is not None else cache_folder() / "experts" / folder_name(settings, epochs)
+    settings |= storage_settings(epochs, keep_epochs, snapshots)
+    path, settings = _cached(settings, epochs, num_experts) if output is None else (Path(output), settings)
     store = TrajectoryStore.create(path, settings, epochs)
     missing = store.missing(num_experts)
     if missing:
         P = sum(p.numel() for p in net.parameters())
-        megabytes = len(missing) * (store.epochs + 1) * P * 4 / 1e6
-        log.info("training %d experts of %d epochs: %.1f MB in %s", len(missing), store.epochs, megabytes, store.path)
+        log.info("training %d experts of %d epochs: %s", len(missing), store.epochs, store.room_for(len(missing), P))
         most = -(-len(missing) // ranks.size)  # a GPU that could take all leaves the others theirs
         _train_missing(store, data, num_experts, how, device, at_once, most)
     ranks.together(lambda: None)
+    if store.snapshots != WHOLE:
+        error = "on average {segment_mean:.2g}, at most {segment_max:.2g}".format(**store.error)
+        log.info("snapshots as %s: what an epoch moves is off by a share of %s", store.snapshots, error)
     return store
 
 
@@ -198,6 +208,15 @@ def _claim(store: TrajectoryStore, missing: list[int], most: int, claims: ExitSt
     return claimed
 
 
+def _cached(settings: dict, epochs: int, num_experts: int) -> tuple[Path, dict]:
+    """The cache's folder for experts of these settings, or of the same with all epochs kept where that holds them."""
+    whole, folder = {name: settings[name] for name in settings if name != "keep_epochs"}, cache_folder() / "experts"
+    path = folder / folder_name(whole, epochs)
+    if (path / "experts.json").exists() and TrajectoryStore(path).num_experts >= num_experts:
+        return path, whole
+    return folder / folder_name(settings, epochs), settings
+
+
 def folder_name(settings: dict, epochs: int) -> str:
     """The name of a cache folder for experts of these settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
@@ -218,10 +237,11 @@ class _Training:
             nets, lr=how.lr_teacher, momentum=how.mom, weight_decay=how.l2, sharpness=how.sharpness
         )
         start = self.training.parameters()
-        # [S, E + 1, P], a copy each: a view of the live weights would move with them
-        self.snapshots = torch.empty(len(nets), store.epochs + 1, start.shape[1])
-        self.snapshots[:, 0] = start
+        self.rows = {epoch: row for row, epoch in enumerate(store.kept_epochs)}
+        # [S, kept epochs, P], a copy each: a view of the live weights would move with them
+        self.snapshots = torch.empty(len(nets), len(self.rows), start.shape[1])
         self.epoch = self.kept_epoch = 0
+        self._reached(start)
         self.velocity = torch.empty(len(nets), 0)  # [S, P] after the last whole epoch, with momentum
         if len(nets) == 1:
             self._go_on(store.unfinished(experts[0]))
@@ -241,10 +261,10 @@ class _Training:
             began = time.perf_counter()
             losses = self._train_epoch()
             self.epoch += 1
-            self.snapshots[:, self.epoch] = self.training.parameters()
+            self._reached(self.training.parameters())
             if self.how.mom:
                 self.velocity = self.training.velocity()
-            finite = losses.isfinite().cpu() & self.snapshots[:, self.epoch].isfinite().all(1)
+            finite = losses.isfinite().cpu() & self.parameters.isfinite().all(1)
             if not finite.all():
                 expert = self.experts[int((~finite).nonzero()[0])]
                 raise ValueError(
@@ -259,6 +279,11 @@ class _Training:
             if now - kept > KEEP_SECONDS and self.epoch < self.store.epochs:
                 self._keep()
                 kept, self.kept_epoch = now, self.epoch
+
+    def _reached(self, parameters: Tensor) -> None:  # [S, P] after the epoch
+        self.parameters = parameters.cpu()
+        if self.epoch in self.rows:
+            self.snapshots[:, self.rows[self.epoch]] = self.parameters
 
     def _train_epoch(self) -> Tensor:  # [S], the mean losses
         generators = [seeds.generator(self.seed, "expert", e, "epoch", self.epoch) for e in self.experts]
@@ -276,16 +301,21 @@ class _Training:
         return torch.stack(losses).mean(0)
 
     def _keep(self) -> None:
-        for expert, snapshots, velocity in zip(self.experts, self.snapshots, self.velocity, strict=True):
-            state = {"snapshots": snapshots[: self.epoch + 1], "velocity": velocity}
+        done, epoch = sum(kept <= self.epoch for kept in self.rows), torch.tensor(self.epoch)
+        for expert, snapshots, *now in zip(self.experts, self.snapshots, self.parameters, self.velocity, strict=True):
+            state = {"snapshots": snapshots[:done], "parameters": now[0], "velocity": now[1], "epoch": epoch}
             self.store.keep_unfinished(expert, state)
 
     def _go_on(self, state: dict[str, Tensor] | None) -> None:
         P = self.snapshots.shape[2]
         if state is None or state.get("snapshots", torch.empty(0)).shape[1:] != (P,):
             return
-        self.epoch = self.kept_epoch = len(state["snapshots"]) - 1
-        self.snapshots[0, : self.epoch + 1] = state["snapshots"]
+        snapshots = state["snapshots"]
+        self.snapshots[0, : len(snapshots)] = snapshots
+        # Older versions kept neither of these two, for they kept every epoch.
+        self.epoch = self.kept_epoch = int(state.get("epoch", len(snapshots) - 1))
+        parameters = state["parameters"] if "parameters" in state else snapshots[-1]
+        self._reached(parameters[None])
         self.velocity = state["velocity"][None]
-        self.training.load(self.snapshots[:, self.epoch], self.velocity if self.how.mom else None)
+        self.training.load(self.parameters, self.velocity if self.how.mom else None)
         log.info("expert %d goes on after epoch %d", self.experts[0], self.epoch)

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddfast.experts.snapshots import (
+    FORMATS,
+    WHOLE,
+    kept_epochs,
+    predicted_bytes,
+    rounding_error,
+    storage_settings,
+    words,
+)
 from ddfast.files import locking, read_json, replacing, write_json
 
 log = logging.getLogger("ddfast")
 
-FORMAT = "ddfast-trajectories-1"
+PLAIN = "ddfast-trajectories-1"  # all epochs, float32
+FORMAT = "ddfast-trajectories-2"  # of those in the settings
+FOREIGN = (OSError, KeyError, TypeError, ValueError, IndexError)  # what reading another program's file may raise
 
 
 class TrajectoryStore:
     """A folder of experts: `experts.json` says what they are, `expert_0000.safetensors` … hold snapshots [E + 1, P].
 
-    Snapshot 0 is the initialisation, snapshot e the parameters after epoch e. Files are mapped, never read whole, and
-    each snapshot is checked against its checksum when it is first read.
+    Snapshot 0 is the initialisation, snapshot e the parameters after epoch e. Some epochs may not be kept, and
+    snapshots may be rounded (ddfast.experts.snapshots); what is read is float32. Files are mapped, never read whole,
+    and what is stored of each snapshot is checked against its checksum when it is first read.
     """
 
     def __init__(self, path: str | Path):
@@ -32,19 +45,42 @@ class TrajectoryStore:
             raise FileNotFoundError(f"{self.path}: no trained experts here (experts.json is missing)")
         self.about: dict[str, Any] = read_json(about)
         whole = isinstance(self.about, dict) and isinstance(self.about.get("settings"), dict)
-        if not whole or self.about.get("format") != FORMAT or not isinstance(self.about.get("epochs"), int):
+        if (
+            not whole
+            or self.about.get("format") not in (PLAIN, FORMAT)
+            or not isinstance(self.about.get("epochs"), int)
+        ):
             raise ValueError(f"{about}: not a ddfast trajectory store")
+        if self.snapshots not in FORMATS:
+            raise ValueError(f"{about}: expected snapshots as {', '.join(FORMATS)}, got {self.snapshots!r}")
+        self._format = FORMATS[self.snapshots]
+        self._rows = {
+            epoch: row for row, epoch in enumerate(kept_epochs(self.epochs, self.settings.get("keep_epochs")))
+        }
         self._checked: set[tuple[int, int]] = set()  # snapshots whose checksum was right
 
     @classmethod
-    def create(cls, path: str | Path, settings: dict[str, Any], epochs: int) -> "TrajectoryStore":
+    def create(
+        cls,
+        path: str | Path,
+        settings: dict[str, Any],
+        epochs: int,
+        *,
+        keep_epochs: tuple[int, int] | None = None,
+        snapshots: str = WHOLE,
+    ) -> "TrajectoryStore":
         """A store in `path` for experts of these settings: the one that is there, or a new, empty one.
 
-        Errors: ValueError where the folder holds experts of other settings.
+        keep_epochs: the first and the last epoch whose snapshots are kept, beside the very last; None for all.
+        snapshots: how they are kept, one of ddfast.experts.FORMATS. Both become part of the settings.
+
+        Errors: ValueError where the folder holds experts of other settings, or for epochs or a format that are not.
         """
+        storage = storage_settings(epochs, keep_epochs, snapshots)
+        settings = json.loads(json.dumps({**settings, **storage}))
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        about = {"format": FORMAT, "epochs": epochs, "settings": json.loads(json.dumps(settings))}
+        about = {"format": FORMAT if storage else PLAIN, "epochs": epochs, "settings": settings}
         if (path / "experts.json").exists():
             store = cls(path)
             has, wanted = ({"epochs": a["epochs"], **a["settings"]} for a in (store.about, about))
@@ -64,8 +100,31 @@ class TrajectoryStore:
 
     @property
     def epochs(self) -> int:
-        """E, epochs per expert; there are E + 1 snapshots."""
+        """E, epochs per expert; there are E + 1 snapshots, where all are kept."""
         return self.about["epochs"]
+
+    @property
+    def kept_epochs(self) -> list[int]:
+        """The epochs whose snapshots are kept, in their order; E is always one."""
+        return list(self._rows)
+
+    @property
+    def snapshots(self) -> str:
+        """How snapshots are kept: one of ddfast.experts.FORMATS."""
+        return self.settings.get("snapshots", WHOLE)
+
+    @property
+    def error(self) -> dict[str, float]:
+        """How far what is read is from what was trained, relative, the mean and the largest over all experts: of a
+        snapshot, and of what the parameters move between neighbouring kept epochs. All zero where nothing is rounded.
+
+        Keys: snapshot_mean, snapshot_max, segment_mean, segment_max.
+        """
+        errors = [self._about(expert, "error") for expert in range(self.num_experts if self.snapshots != WHOLE else 0)]
+        names = [f"{of}_{how}" for of in ("snapshot", "segment") for how in ("mean", "max")]
+        return {
+            name: (max if name.endswith("max") else _mean)([error[name] for error in errors] or [0.0]) for name in names
+        }
 
     @property
     def num_experts(self) -> int:
@@ -97,43 +156,98 @@ class TrajectoryStore:
     def _file(self, expert: int) -> Path:
         return self.path / f"expert_{expert:04d}.safetensors"
 
-    def add(self, expert: int, snapshots: Tensor) -> None:  # [E + 1, P]
+    def room_for(self, experts: int, num_parameters: int) -> str:
+        """The bytes that so many more experts will take, for people; OSError where their disk has less free.
+
+        Beside them goes one expert in training, which is kept in float32.
+        """
+        kept, free = self.settings.get("keep_epochs"), shutil.disk_usage(self.path).free
+        size = {"num_parameters": num_parameters, "epochs": self.epochs, "keep_epochs": kept}
+        total = predicted_bytes(num_experts=experts, snapshots=self.snapshots, **size)
+        if total + predicted_bytes(**size) > free:
+            raise OSError(
+                f"{self.path}: {experts} experts of {self.epochs} epochs take {words(total)} as {self.snapshots}, "
+                f"{words(free)} are free; keep_epochs, other snapshots or fewer experts take less"
+            )
+        return f"{words(total)} as {self.snapshots} in {self.path}, {words(free)} are free"
+
+    def add(self, expert: int, snapshots: Tensor) -> None:  # [E + 1, P], or those of the kept epochs
         """Store an expert, whole or not at all; what was kept of its unfinished training goes."""
-        if snapshots.dim() != 2 or len(snapshots) != self.epochs + 1:
-            raise ValueError(f"snapshots: expected [{self.epochs + 1}, P], got {list(snapshots.shape)}")
-        snapshots = snapshots.detach().cpu().contiguous()
-        checksums = [_checksum(row) for row in snapshots]
-        _save(self._file(expert), {"snapshots": snapshots}, {"sha256": json.dumps(checksums)})
+        if snapshots.dim() != 2 or len(snapshots) != len(self._rows):
+            raise ValueError(f"snapshots: expected [{len(self._rows)}, P], got {list(snapshots.shape)}")
+        snapshots = snapshots.detach().cpu().float().contiguous()
+        tensors = self._format.encode(snapshots)
+
+        def read(row: int) -> list[Tensor]:
+            return [tensors[name][place] for name, place in self._format.places(row)]
+
+        about = {"sha256": [_checksum(read(row)) for row in range(len(snapshots))]}
+        if self.snapshots != WHOLE:
+            about["error"] = rounding_error(snapshots, lambda row: self._format.decode(read, row))
+            about["originals"] = [_checksum([row]) for row in snapshots]
+        _save(self._file(expert), tensors, {name: json.dumps(value) for name, value in about.items()})
         self._unfinished_file(expert).unlink(missing_ok=True)
 
-    def snapshot(self, expert: int, epoch: int) -> Tensor:  # [P], on the CPU
-        """The parameters of an expert after an epoch, the only bytes that are read.
+    def snapshot(self, expert: int, epoch: int) -> Tensor:  # float32 [P], on the CPU
+        """The parameters of an expert after an epoch, the only bytes that are read, or with the one or two snapshots
+        that it is the difference from.
 
-        Errors: ValueError that names the file, for one that is truncated, altered or of another program.
+        Errors: ValueError that names the file, for one that is truncated, altered or of another program, or an epoch
+        that was not kept.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = self._file(expert)
         if not path.exists():
             raise ValueError(f"{self.path}: expected an expert from 0 to {self.num_experts - 1}, got {expert}")
         if not 0 <= epoch <= self.epochs:
             raise ValueError(f"{self.path}: expected an epoch from 0 to {self.epochs}, got {epoch}")
+        if epoch not in self._rows:
+            raise ValueError(f"{self.path}: the snapshots of epoch {epoch} were not kept, {self.words_of_kept()} were")
+        return self._read(expert, lambda file: self._format.decode(self._reader(file, expert), self._rows[epoch]))
+
+    def words_of_kept(self) -> str:
+        """The kept epochs, for people."""
+        first, last = self.settings.get("keep_epochs", (0, self.epochs))
+        beside = "" if last == self.epochs else f" and {self.epochs}"
+        return f"those of epochs {first} to {last}{beside}"
+
+    def _reader(self, file: Any, expert: int) -> Callable[[int], list[Tensor]]:
+        """What reads the stored rows of an open file, and checks each when it is first read."""
+        checksums, epochs = json.loads(file.metadata()["sha256"]), self.kept_epochs
+
+        def read(row: int) -> list[Tensor]:
+            pieces = [file.get_slice(name)[place] for name, place in self._format.places(row)]
+            if (expert, row) not in self._checked:
+                if len(checksums) != len(epochs) or checksums[row] != _checksum(pieces):
+                    raise _DamagedError(f"the snapshot of epoch {epochs[row]} is damaged: its checksum differs")
+                self._checked.add((expert, row))
+            return pieces
+
+        return read
+
+    def _read(self, expert: int, read: Callable[[Any], Any]) -> Any:
+        """What `read` finds in an expert's file; ValueError that names the file."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self._file(expert)
         try:
             with safe_open(path, framework="pt") as file:
-                snapshot = file.get_slice("snapshots")[epoch]
-                checksums = json.loads(file.metadata()["sha256"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError) as error:
+                return read(file)
+        except _DamagedError as error:
+            raise ValueError(f"{path}: {error}") from None
+        except (SafetensorError, *FOREIGN) as error:
             raise ValueError(f"{path}: not a whole trajectory file ({error})") from None
-        if (expert, epoch) not in self._checked:
-            if len(checksums) != self.epochs + 1 or checksums[epoch] != _checksum(snapshot):
-                raise ValueError(f"{path}: the snapshot of epoch {epoch} is damaged: its checksum differs")
-            self._checked.add((expert, epoch))
-        return snapshot
+
+    def _about(self, expert: int, name: str) -> Any:
+        return self._read(expert, lambda file: json.loads(file.metadata()[name]))
 
     def segment(self, expert: int, start_epoch: int, target_epoch: int) -> tuple[Tensor, Tensor]:  # [P], [P]
         """The start and the target of one match; ValueError where they are equal, for their distance is divided by."""
         start, target = self.snapshot(expert, start_epoch), self.snapshot(expert, target_epoch)
-        if start.equal(target):
+        equal = start.equal(target)
+        if self.snapshots != WHOLE and not equal:  # rounded from different rows, equal ones may differ
+            originals = self._about(expert, "originals")
+            equal = originals[self._rows[start_epoch]] == originals[self._rows[target_epoch]]
+        if equal:
             raise ValueError(
                 f"{self._file(expert)}: the snapshots of epochs {start_epoch} and {target_epoch} are equal: "
                 f"there is no trajectory to match"
@@ -161,8 +275,19 @@ class TrajectoryStore:
         return self.path / f"unfinished_{expert:04d}.safetensors"
 
 
-def _checksum(snapshot: Tensor) -> str:  # [P]
-    return hashlib.sha256(snapshot.contiguous().view(torch.uint8).numpy()).hexdigest()[:16]
+class _DamagedError(Exception):
+    """Stored bytes are not those that were written."""
+
+
+def _checksum(pieces: list[Tensor]) -> str:  # what is stored of a snapshot
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
