@@ -3,10 +3,13 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 def cache_folder() -> Path:
@@ -45,6 +48,21 @@ def locking(folder: Path, *, wait: bool) -> Iterator[None]:
         raise BlockingIOError(f"{folder}: another process is at work here") from None
     finally:
         os.close(descriptor)
+
+
+def mapped_tensor(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:  # of this shape
+    """Room outside of memory: a tensor in a mapped file in `folder`, which has no name and goes with the tensor.
+
+    Errors: OSError where the disk is full.
+    """
+    path, size = folder / f".mapped.{os.getpid()}.tmp", math.prod(shape)
+    try:
+        with open(path, "wb") as file:
+            # a full disk is an error here, not a crash later
+            os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+        return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
+    finally:
+        path.unlink(missing_ok=True)  # the mapping keeps it until the process ends
 
 
 def write_json(path: Path, value: Any) -> None:
