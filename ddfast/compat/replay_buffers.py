@@ -63,7 +63,8 @@ def read_replay_buffers(
     files = buffer_files(path)
     if not files:
         raise FileNotFoundError(f"{path}: no replay_buffer_0.pt or the like in this folder")
-    epochs = len(_experts(files[0], shapes)[0]) - 1
+    experts = _experts(files[0], shapes)
+    epochs = len(experts[0]) - 1
     expect_folder(output)
     if output.exists() and not (output / "experts.json").is_file() and not all(map(is_left_over, output.iterdir())):
         raise FileExistsError(f"{output}: holds something else than experts; choose another folder")
@@ -80,7 +81,7 @@ def read_replay_buffers(
         room = mapped_tensor(output, (epochs + 1, sum(map(torch.Size.numel, shapes))), torch.float32)
         count = 0
         for file in files:
-            experts = _experts(file, shapes, epochs)
+            experts = experts if file == files[0] else _experts(file, shapes, epochs)
             for number, snapshots in enumerate(experts):
                 _fill(room, snapshots, f"{file}, expert {number}")
                 _keep(store, count, room)
