@@ -21,7 +21,10 @@ from ddfast.options import (
     evaluation_options,
     memory_option,
     method_options,
+    minibatch_options,
     optimizer_options,
+    root_options,
+    size_options,
     storage_options,
     training_options,
     where_options,
@@ -242,6 +245,36 @@ def evaluate(
         for name in networks:
             row = result.of(name)
             click.echo(f"{name}{words}: {row.mean:.1f}% ± {row.std:.1f} over {row.n}")
+
+
+@cli.command(epilog="docs/files.md shows the formats, what they hold and what is lost.")
+@click.argument("source", type=PATH, metavar="SRC")
+@click.argument("output", type=PATH, metavar="DST")
+@click.option("--format", "to", help="Of DST: ddfast, replay-buffer, mtt, dd-ranking or png.  [default: ddfast]")
+@click.option("--dataset", help="What SRC was made from: a name or a folder.  [default: recorded in ddfast's files]")
+@root_options
+@size_options
+@click.option("--zca/--no-zca", default=None, help="Whether SRC was made with whitened images; needed for tensors.")
+@click.option("--preset", help="The preset that SRC was made with says --network and --zca.")
+@click.option("--network", help="Of replay buffers.  [default: convnet]")
+@click.option("--per-file", type=AT_LEAST_1, help="Experts per replay buffer.  [default: 10]")
+@click.option("--lr", type=POSITIVE, help="To train on SRC's images with.  [default: SRC's]")
+@click.option("--labels", help="What soft labels are in others' files: logits or probabilities.  [default: logits]")
+@click.option("--dsa-strategy", help="To train on SRC's images with; of buffers: used then.  [default: MTT's; unknown]")
+@click.option("--canvas", type=AT_LEAST_1, help="Side of SRC's images over what networks see of them.  [default: 1]")
+@click.option("--lr-teacher", type=POSITIVE, help="How buffers were trained, as all below.  [default: unknown]")
+@minibatch_options
+@optimizer_options
+def convert(source: Path, output: Path, to, data_root, download, preset, **options) -> None:
+    """Convert SRC, a file or folder whose format is recognised, to DST. Experts become experts, images images."""
+    from ddfast.compat import convert as convert_files
+    from ddfast.methods import METHODS
+    from ddfast.presets import choose_preset
+
+    method = str(preset).split("/")[0]
+    chosen = None if preset is None else choose_preset(method if method in METHODS else "mtt", "", 1, preset).settings
+    options |= {"root": data_root, "download": download or None}
+    click.echo(convert_files(source, output, to, preset=chosen, **options))
 
 
 @cli.command()

@@ -208,7 +208,7 @@ def expert_sizes(options: dict[str, Any]) -> dict[str, int]:
 def _check_sharpness(given: dict[str, Any], optimizer: str) -> None:
     """Refuse settings of GSAM where experts are trained by something else."""
     for name in ("rho", "alpha"):
-        if name in given and optimizer != "gsam":
+        if name in given and optimizer not in ("gsam", None):
             raise ValueError(f"{name}: expected with the optimizer gsam only, got {given[name]}")
 
 
@@ -242,19 +242,21 @@ def _checked(
     if settings.canvas > 1 and config["zca"]:
         raise ValueError(f"canvas: whitening is of whole images; expected zca off or canvas 1, got {settings.canvas}")
     strategy = config.get("train_dsa_strategy") or config["dsa_strategy"]
-    ExpertTraining(config["train_lr"], dsa_strategy=strategy, **{name: config[name] for name in EXPERT_TRAINING})
+    how = {"lr_teacher": config["train_lr"], **{name: config[name] for name in EXPERT_TRAINING}}
+    known = {name: value for name, value in how.items() if value is not None}  # of given experts not all may be
+    ExpertTraining(**({"lr_teacher": 1.0, **EXPERT_TRAINING} | known), dsa_strategy=strategy)
     expect_one_of("snapshots", config["snapshots"], FORMATS)
     device = resolve_device(config.get("device"))
     if isinstance(config.get("networks"), str):
         raise ValueError(f"networks: expected a tuple of names, got {config['networks']!r}")
     config["networks"] = list(config.get("networks") or [config["network"]])
     epochs = None if config["train_epochs"] == NEEDED else config["train_epochs"]
-    wholes = {name: config[name] for name in ("iterations", "num_experts", "batch_train", "num_eval")}
+    wholes = {name: config[name] for name in ("iterations", "num_experts", "num_eval")}
     maybe = {
         name: config.get(name)
         for name in ("eval_every", "checkpoint_every", "full_epochs", "eval_epochs", "eval_batch")
     }
-    maybe["train_epochs"] = epochs
+    maybe |= {"train_epochs": epochs, "batch_train": how["batch_train"]}
     expect_whole(**wholes, **{name: value for name, value in maybe.items() if value is not None})
     if config.get("sam_rho") is not None:
         expect_positive("sam_rho", config["sam_rho"])
@@ -305,12 +307,12 @@ def _of_experts(store: TrajectoryStore | None, given: dict[str, Any], row: dict[
     }
     row = OF_EXPERTS | row
     for name in ("train_epochs", "train_lr", "train_dsa_strategy", *OF_EXPERTS):
-        if name in given and _as_json(name, given[name]) not in (decided[name], NEEDED):
+        if name in given and decided[name] is not None and _as_json(name, given[name]) not in (decided[name], NEEDED):
             raise ValueError(
                 f"{name}: the experts in {store.path} were trained with {decided[name]!r}, got {given[name]!r}"
             )
     for name in ("network", "zca", "optimizer"):
-        if name not in given and decided[name] != row[name]:
+        if name not in given and decided[name] not in (row[name], None):
             log.info("%s: %s, as the experts were trained (the preset has %s)", name, decided[name], row[name])
     return decided
 

@@ -3,12 +3,15 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 def cache_folder() -> Path:
@@ -68,6 +71,21 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
         for number in came[:1]:
             handlers[number](number, None)
+
+
+def mapped_tensor(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:  # of this shape
+    """Room outside of memory: a tensor in a mapped file in `folder`, which has no name and goes with the tensor.
+
+    Errors: OSError where the disk is full.
+    """
+    path, size = folder / f".mapped.{os.getpid()}.tmp", math.prod(shape)
+    try:
+        with open(path, "wb") as file:
+            # a full disk is an error here, not a crash later
+            os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
+        return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
+    finally:
+        path.unlink(missing_ok=True)  # the mapping keeps it until the process ends
 
 
 def write_json(path: Path, value: Any) -> None:

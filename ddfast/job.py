@@ -147,7 +147,7 @@ class Job:
         wanted = {"fingerprint": self.data.fingerprint} | {n: self.config[n] for n in ("network", "optimizer")}
         for name, value in wanted.items():
             has = store.settings.get(name, EXPERT_TRAINING.get(name))
-            if has != value:
+            if has != value and not (name == "optimizer" and has is None):  # not known
                 what = "training images" if name == "fingerprint" else name
                 raise ValueError(
                     f"experts: {store.path} was trained with {what} {has!r} of {store.settings.get('dataset')!r}, "

@@ -89,27 +89,36 @@ PROTOCOLS = ["ddfast", "mtt", "datm", "simplified"]  # of ddfast.evaluate, which
 memory_option = click.option(
     "--memory-budget", help="What an outer step may use: bytes, 4GiB, 0.5 or 50% of what is free.  [default: 50%]"
 )
-where_options = options(
+root_options = options(
     click.option("--data-root", type=PATH, help="Where named data sets are.  [default: DDFAST_DATA, or the cache]"),
     click.option("--download", is_flag=True, help="Fetch a named data set that is not there."),
+)
+where_options = options(
+    root_options,
     click.option("--device", default=None, help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]"),
+)
+size_options = options(
+    click.option("--image-size", type=ImageSize(), help="Resize to this.  [default: their own, or what fits them]"),
+    click.option("--resize", type=click.Choice(["stretch", "crop"]), help="How.  [default: stretch]"),
 )
 data_options = options(
     click.option("--dataset", help="Name of a data set, or a folder with train/ and val/ or test/.  [default: digits]"),
     where_options,
-    click.option("--image-size", type=ImageSize(), help="Resize to this.  [default: their own, or what fits them]"),
-    click.option("--resize", type=click.Choice(["stretch", "crop"]), help="How.  [default: stretch]"),
+    size_options,
     click.option("--zca/--no-zca", default=None, help="Whiten the images.  [default: the preset's]"),
     click.option("--network", help="With options: convnet:depth=4:width=64.  [default: the preset's]"),
     click.option("--seed", type=int, help="Same seed, same result.  [default: 0]"),
     click.option("--preset", help="Settings to start from; see `ddfast presets`.  [default: the nearest]"),
     click.option("--ipc", type=AT_LEAST_1, help="Images per class.  [default: 1]"),
 )
-training_options = options(
-    click.option("--num-experts", type=AT_LEAST_1, help="Experts to train.  [default: the preset's, as all below]"),
+minibatch_options = options(
     click.option("--batch-train", type=AT_LEAST_1, help="Real images per minibatch of an expert."),
     click.option("--mom", type=NOT_NEGATIVE, help="Momentum of the experts."),
     click.option("--l2", type=NOT_NEGATIVE, help="Weight decay of the experts."),
+)
+training_options = options(
+    click.option("--num-experts", type=AT_LEAST_1, help="Experts to train.  [default: the preset's, as all below]"),
+    minibatch_options,
     click.option("--dsa-strategy", help="Transforms: _ between those of which one is drawn, + joins; or none."),
 )
 evaluation_options = options(

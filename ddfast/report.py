@@ -70,10 +70,10 @@ def save_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
 def _pictures(synthetic: SyntheticSet, images: Tensor) -> list:  # [N, C, H, W] preprocessed -> N PIL images
     from torchvision.transforms.v2.functional import to_pil_image
 
-    images = synthetic.preprocessing.invert(images).clamp(0, 1)
+    images = synthetic.preprocessing.pixels(images)
     if images.shape[1] not in (1, 3):
-        images = images.mean(1, keepdim=True)  # no picture has so many channels: show their mean
-    return [to_pil_image((image * 255).round().to(torch.uint8)) for image in images]
+        images = images.float().mean(1, keepdim=True).round().to(torch.uint8)  # no picture has so many channels
+    return [to_pil_image(image) for image in images]
 
 
 def _fitting(draw, text: str, width: int) -> str:

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "data": {"ops"},
     "experts": {"students", "networks", "data"},
     "methods": {"matching", "distances", "adjoints", "planner", "students", "networks", "data", "experts"},
+    "compat": {"experts", "networks", "data"},
     "presets": set(),
     "runs": {"data"},
     "report": {"runs", "data"},

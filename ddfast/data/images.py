@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddfast.devices import free_bytes
-from ddfast.files import cache_folder
+from ddfast.files import cache_folder, mapped_tensor
 
 log = logging.getLogger("ddfast")
 
@@ -126,14 +126,7 @@ def _allocate(shape: tuple[int, ...]) -> Tensor:  # uint8, of this shape
     size = math.prod(shape)
     if size <= free_bytes(torch.device("cpu")) // 2:
         return torch.empty(shape, dtype=torch.uint8)
-    path = cache_folder() / f"images-{os.getpid()}.tmp"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log.info(
-        "%.1f GB of images: more than fits in memory, streamed from a temporary file in %s", size / 1e9, path.parent
-    )
-    try:
-        with open(path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a crash later
-        return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8).view(shape)
-    finally:
-        path.unlink(missing_ok=True)  # the mapping keeps it until the process ends
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    log.info("%.1f GB of images: more than fits in memory, streamed from a temporary file in %s", size / 1e9, folder)
+    return mapped_tensor(folder, shape, torch.uint8)

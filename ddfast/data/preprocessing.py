@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ddfast.data.images import to_unit
@@ -41,6 +42,10 @@ class Preprocessing:
         if self.zca is not None:
             return self.zca.unwhiten(images)
         return images * self._column(self.std, images) + self._column(self.mean, images)
+
+    def pixels(self, images: Tensor) -> Tensor:  # [N, C, H, W] preprocessed -> uint8
+        """`invert` as a picture file holds it: cut off at black and white, in 256 steps."""
+        return (self.invert(images).clamp(0, 1) * 255).round().to(torch.uint8)
 
     @staticmethod
     def _column(values: tuple[float, ...], like: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""Where converted files go: never over other files, and there again when the same is converted twice."""
+
+import contextlib
+import filecmp
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+# ddfast.files calls a file so until it is whole
+LEFT_OVER = re.compile(r"\.(experts\.json|expert_\d+\.safetensors|replay_buffer_\d+\.pt|mapped)\.\d+\.tmp")
+
+
+@contextlib.contextmanager
+def placing(folder: Path, *, alone: bool) -> Iterator[Path]:
+    """Yield an empty folder; when the block ends without an error, what was written there is in `folder`.
+
+    A new folder appears whole. One that is there may hold the same files already, byte for byte.
+    Errors: FileExistsError where it holds other files of their names, or, where they have to be alone, any others.
+    """
+    folder = folder.resolve()
+    expect_folder(folder)
+    beside = folder.parent if alone else folder
+    beside.mkdir(parents=True, exist_ok=True)
+    staged = beside / f".{folder.name}.{os.getpid()}.tmp"
+    staged.mkdir()
+    try:
+        yield staged
+        files = sorted(path.relative_to(staged) for path in staged.rglob("*") if path.is_file())
+        for file in files:
+            _flush(staged / file)
+        if not folder.exists():
+            staged.rename(folder)
+            return
+        others = [
+            path for path in folder.rglob("*") if alone and path.is_file() and path.relative_to(folder) not in files
+        ]
+        differing = [folder / file for file in files if not _same(staged / file, folder / file)]
+        if others or differing:
+            raise FileExistsError(
+                f"{(others + differing)[0]}: is there already, and is another file; choose another name"
+            )
+        for file in files:
+            if not (folder / file).exists():
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (staged / file).rename(folder / file)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def expect_folder(path: Path) -> None:
+    """FileExistsError where a folder is to be and a file is."""
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path}: is a file; a folder is written, choose another name")
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether a file is what a killed process left half written of experts or of a buffer."""
+    return LEFT_OVER.fullmatch(path.name) is not None
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left half written; the caller holds the folder's lock."""
+    for path in filter(is_left_over, folder.iterdir()):
+        path.unlink()
+
+
+def _same(staged: Path, there: Path) -> bool:
+    return not there.exists() or (there.is_file() and filecmp.cmp(staged, there, shallow=False))
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
