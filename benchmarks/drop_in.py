@@ -15,7 +15,7 @@ ROWS = {
     "eager": "the loop, by autograd",
     "recompute": "the call",
     "store": "the call, with memory for all steps",
-    "module": "the call, another module",
+    "module": "the call, the network run as any module",
 }
 CASE = {"images": 10, "steps": 20, "side": 32}
 ROUNDS = 3
