@@ -202,7 +202,7 @@ def test_what_does_not_fit_together_is_refused(data, pair, good):
         evaluate(colour, pair)
     broken = good.images.clone()
     broken[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="synthetic: its images hold values that are not finite"):
+    with pytest.raises(ValueError, match="images: expected finite values"):
         evaluate(replace(good, images=broken), data)
     for chosen in ((), "convnet"):
         with pytest.raises(ValueError, match=r"networks: expected a tuple of names out of convnet, resnet18, .* got"):

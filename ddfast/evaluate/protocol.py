@@ -1,5 +1,6 @@
 """How good a training set is: networks trained on it from scratch, and their accuracy on real test images."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,8 @@ from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.texture import random_crops
 from ddfast.devices import resolve_device
 from ddfast.students import GSAM, Training, side_by_side
+
+log = logging.getLogger("ddfast")
 
 BASELINE_LR = 0.01  # for sets that bring no learning rate of their own
 BATCH = 256
@@ -128,8 +131,10 @@ def evaluate(
             ConvNet are trained one by one.
         data_options: root and download of load_dataset.
 
+    A network that diverges, as with too large a rate, has an accuracy all the same, near chance: a warning says so.
+
     Errors: ValueError for unknown networks, classes or channels that differ, a whitening fitted on other data, or
-    images that are not finite.
+    images, labels or a learning rate that are not finite.
     """
     unknown = set(data_options) - {"root", "download", "image_size", "resize"}
     if unknown or not isinstance(synthetic, SyntheticSet):
@@ -139,8 +144,7 @@ def evaluate(
         lr = float(synthetic.lr)
     dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
     schedule = _schedule(protocol, epochs, batch, lr, dsa_strategy, sam_rho, num_eval, device, at_once)
-    if not synthetic.images.isfinite().all():
-        raise ValueError("synthetic: its images hold values that are not finite")
+    synthetic.check_values()
     data = data_for(synthetic, dataset, **data_options)
     check_evaluation(networks, protocol, data)
     pair = synthetic.images.to(schedule.device), synthetic.targets.to(schedule.device)
@@ -164,6 +168,7 @@ class _Schedule:
     device: torch.device
     at_once: int | None  # networks side by side
 
+    @seeds.same_algorithms()
     def accuracies(
         self,
         name: str,
@@ -186,7 +191,7 @@ class _Schedule:
             epochs_of = [partial(self._epoch, *pair, data.image_size) for pair in sets[:together]]
             nets, sets = [first, *map(create, now[1:])], sets[together:]
             train_networks(nets, epochs_of, augment, self.protocol, now, sharpness=self.sharpness)
-            results += [accuracy(net, test) for net in nets]
+            results += [accuracy(net, test, f"{name} trained at rate {self.protocol.lr:g}") for net in nets]
         return results
 
     def _epoch(
@@ -285,6 +290,7 @@ def evaluate_random_real(
     return Evaluation(accuracies)
 
 
+@seeds.same_algorithms()
 def evaluate_full_data(
     dataset: Dataset,
     *,
@@ -307,10 +313,11 @@ def evaluate_full_data(
             net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(device)
             epoch_of, augment = partial(train.shuffled, protocol.batch), DSA(dsa_strategy)
             train_networks([net], [epoch_of], augment, protocol, [generator])
-            accuracies[name].append(accuracy(net, test))
+            accuracies[name].append(accuracy(net, test, f"{name} trained at rate {protocol.lr:g}"))
     return Evaluation(accuracies)
 
 
+@seeds.same_algorithms()
 def evaluate_snapshots(
     dataset: Dataset,
     network: str,
@@ -325,7 +332,7 @@ def evaluate_snapshots(
     for parameters in snapshots:
         vector_to_parameters(parameters.to(device), net.parameters())
         take_statistics(net, dataset, device)
-        accuracies.append(accuracy(net, test))
+        accuracies.append(accuracy(net, test, f"a snapshot of {network}"))
     return Evaluation({network: accuracies})
 
 
@@ -359,8 +366,15 @@ def train_networks(
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, test: Batches) -> float:
-    """Share of images classified correctly, in percent."""
+def accuracy(net: nn.Module, test: Batches, what: str) -> float:
+    """Share of images classified correctly, in percent; a warning that names `what` where logits are not finite."""
     net.eval()
-    right = sum(int((net(images).argmax(1) == labels).sum()) for images, labels in test.in_order(BATCH))
-    return 100 * right / len(test)
+    right, finite = 0, True
+    for images, labels in test.in_order(BATCH):
+        logits = net(images)
+        right += int((logits.argmax(1) == labels).sum())
+        finite = finite and bool(logits.isfinite().all())
+    percent = 100 * right / len(test)
+    if not finite:
+        log.warning("%s: it diverged, its logits are not finite; an accuracy of %.1f%% means nothing", what, percent)
+    return percent

@@ -134,7 +134,7 @@ def train_experts(
     path = Path(output) if output is not None else cache_folder() / "experts" / folder_name(settings, epochs)
     store = TrajectoryStore.create(path, settings, epochs)
     if store.num_experts < num_experts:
-        with locking(path, wait=True):  # another run may be training the same
+        with locking(path, wait=True), seeds.same_algorithms():  # another run may be training the same
             P = sum(p.numel() for p in net.parameters())
             _train_missing(store, data, range(store.num_experts, num_experts), P, how, device, at_once)
     return store

@@ -106,13 +106,15 @@ class TrajectoryStore:
         if (expert, epoch) not in self._checked:
             if len(checksums) != self.epochs + 1 or checksums[epoch] != _checksum(snapshot):
                 raise ValueError(f"{path}: the snapshot of epoch {epoch} is damaged: its checksum differs")
+            if not snapshot.isfinite().all():
+                raise ValueError(f"{path}: the snapshot of epoch {epoch} holds values that are not finite")
             self._checked.add((expert, epoch))
         return snapshot
 
     def segment(self, expert: int, start_epoch: int, target_epoch: int) -> tuple[Tensor, Tensor]:  # [P], [P]
         """The start and the target of one match; ValueError where they are equal, for their distance is divided by."""
         start, target = self.snapshot(expert, start_epoch), self.snapshot(expert, target_epoch)
-        if start.equal(target):
+        if (start - target).square().sum() == 0:  # equal, or nearer than their type can square
             raise ValueError(
                 f"{self._file(expert)}: the snapshots of epochs {start_epoch} and {target_epoch} are equal: "
                 f"there is no trajectory to match"
