@@ -140,11 +140,11 @@ def evaluate(
     if unknown or not isinstance(synthetic, SyntheticSet):
         got = f"the option {', '.join(sorted(unknown))}" if unknown else f"{type(synthetic).__name__} for synthetic"
         raise TypeError(f"evaluate: expected a SyntheticSet and the options that its documentation lists, got {got}")
+    synthetic.check_values()
     if lr is None and _named(protocol).lr is None:
         lr = float(synthetic.lr)
     dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
     schedule = _schedule(protocol, epochs, batch, lr, dsa_strategy, sam_rho, num_eval, device, at_once)
-    synthetic.check_values()
     data = data_for(synthetic, dataset, **data_options)
     check_evaluation(networks, protocol, data)
     pair = synthetic.images.to(schedule.device), synthetic.targets.to(schedule.device)
