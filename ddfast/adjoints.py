@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ddfast import ops
 from ddfast.ops import Steps
+from ddfast.ops._scatter import add_rows
 from ddfast.planner import Plan, UnrollSize, make_plan, parse_budget
 from ddfast.students import ConvNetStudent, MicroBatches, Step, Student, Wanted
 from ddfast.students.base import check_labels
@@ -32,6 +33,10 @@ class Unroll:
     momentum: float  # μ
     weight_decay: float  # w
     return_states: bool
+
+    def indices(self, n: int) -> Tensor | None:  # int64 [B]
+        """The images of step n; None for all."""
+        return None if self.batches is None else self.batches[n]
 
     def take(
         self,
@@ -324,9 +329,9 @@ class _Checkpointed(torch.autograd.Function):
                 by_images = derivative.images
                 if unroll.augment is not None:
                     (by_images,) = torch.autograd.grad(augmented, taken, by_images)
-                _scatter(grad_images, unroll.batches, n, by_images * -rate)
+                add_rows(grad_images, unroll.indices(n), by_images * -rate)
             if need_labels:
-                _scatter(grad_labels, unroll.batches, n, derivative.labels * -rate)
+                add_rows(grad_labels, unroll.indices(n), derivative.labels * -rate)
             if need_lr:
                 slope = derivative.slope.sum() + unroll.weight_decay * (theta * sigma).sum()
                 if lr.dim() == 0:
@@ -351,18 +356,3 @@ def _last_used(
     """The last state whose gradient is not zero."""
     used = grad.flatten(1).any(1).nonzero()
     return int(used[-1]) if len(used) else 0
-
-
-def _scatter(
-    total: Tensor,  # [I, …]
-    batches: Tensor | None,  # int64 [T, B]
-    n: int,
-    values: Tensor,  # [B, …]
-) -> None:
-    """total[b_n] += values; an image that a batch repeats gets every term, in the same order in every run."""
-    if batches is None:
-        total += values
-    elif total.device.type == "cpu":
-        total.index_add_(0, batches[n], values)  # index_put_ adds with atomics on a CPU, index_add_ on CUDA
-    else:
-        total.index_put_((batches[n],), values, accumulate=True)

@@ -93,6 +93,9 @@ def cli(traceback: bool) -> None:
 @memory_option
 @click.option("--precision", help="Of convolutions: default, float32 (no TF32), or bfloat16.  [default: default]")
 @click.option("--cuda-graph/--no-cuda-graph", default=None, help="On a GPU: replay an outer step.  [default: no]")
+@click.option(
+    "--deterministic/--no-deterministic", default=None, help="On a GPU: the same bits every time.  [default: yes]"
+)
 @click.option("--experts", type=PATH, help="Folder of trained experts.  [default: trained, cached]")
 @training_options
 @optimizer_options
@@ -109,6 +112,7 @@ def cli(traceback: bool) -> None:
 @click.option("--full-epochs", type=AT_LEAST_1, help="Full data: train anew.  [default: the experts' last snapshot]")
 @click.option("--eval-every", type=AT_LEAST_1, help="Evaluate after so many iterations too.  [default: at the end]")
 @click.option("--checkpoint-every", type=AT_LEAST_1, help="Iterations between checkpoints.  [default: 100]")
+@click.option("--keep-checkpoints", type=AT_LEAST_1, help="Of the sets evaluated on the way: the last.  [default: all]")
 def distill(**options) -> None:
     """Distil a data set: experts, images, evaluation, run folder. With no options: the embedded digits."""
     import ddfast

@@ -24,7 +24,8 @@ log = logging.getLogger("ddfast")
 
 DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": "stretch", "zca": None}
 RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
-RUN |= {"memory_budget": "50%", "precision": "default", "cuda_graph": False}  # the budget: of what is free
+RUN |= {"memory_budget": "50%", "precision": "default"}  # the budget: of what is free
+RUN |= {"cuda_graph": False, "deterministic": True}
 OF_EXPERTS = EXPERT_TRAINING | EXPERT_STORAGE
 FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "train_dsa_strategy", *OF_EXPERTS)
 REPORT = {
@@ -37,6 +38,7 @@ REPORT = {
     "full_epochs": None,
     "eval_every": None,
     "checkpoint_every": 100,
+    "keep_checkpoints": None,
 }
 FREE = {"iterations", "data_root", "experts", "memory_budget", *REPORT}  # may be others when a run is resumed
 NONE = "none"  # switches off what a preset has
@@ -254,14 +256,15 @@ def _checked(
     wholes = {name: config[name] for name in ("iterations", "num_experts", "num_eval")}
     maybe = {
         name: config.get(name)
-        for name in ("eval_every", "checkpoint_every", "full_epochs", "eval_epochs", "eval_batch")
+        for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "full_epochs", "eval_epochs", "eval_batch")
     }
     maybe |= {"train_epochs": epochs, "batch_train": how["batch_train"]}
     expect_whole(**wholes, **{name: value for name, value in maybe.items() if value is not None})
     if config.get("sam_rho") is not None:
         expect_positive("sam_rho", config["sam_rho"])
-    if not isinstance(config["cuda_graph"], bool):
-        raise ValueError(f"cuda_graph: expected True or False, got {config['cuda_graph']!r}")
+    for name in ("cuda_graph", "deterministic"):
+        if not isinstance(config[name], bool):
+            raise ValueError(f"{name}: expected True or False, got {config[name]!r}")
     try:
         mosaics = settings.init in INITS and (settings.init != "noise" or settings.labels != "hard")
         data.check_ipc(config["ipc"] * (settings.canvas**2 if mosaics else 1))

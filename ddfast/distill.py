@@ -46,6 +46,7 @@ def distill(
     memory_budget: int | float | str | None = None,
     precision: str | None = None,
     cuda_graph: bool | None = None,
+    deterministic: bool | None = None,
     network: str | None = None,
     seed: int | None = None,
     device: str | torch.device | None = None,
@@ -72,6 +73,9 @@ def distill(
             bfloat16 (and of the maps between them); None for default.
         cuda_graph: on a GPU, capture an outer step once and replay it as one launch: faster where steps are small; None
             for no.
+        deterministic: on a GPU, let cuDNN use only algorithms that give the same bits every time, in the outer steps as
+            in the training of experts and in the evaluation, where they always are; None for yes. docs/numerics.md
+            says what gives the same bits where.
         network: a name as ddfast.networks.create takes it, to distil with; None for the experts', or the preset's.
         seed: all random draws of the run come from it; None for 0.
         device: None for a GPU where there is one.
@@ -87,9 +91,10 @@ def distill(
             dsa_strategy; keep_epochs: "all", "needed", or the first and the last whose snapshots are kept; snapshots:
             float32, delta16 or delta8); of the evaluation (networks, num_eval, eval_epochs, eval_batch, protocol,
             sam_rho; full_epochs: train on full data anew, for so many epochs); eval_every and checkpoint_every, in
-            iterations.
+            iterations; keep_checkpoints, how many of the sets that eval_every evaluated stay in the run folder, the
+            last ones: the others go, the best on test data among them; None for all.
 
-    On a CPU the same seed with the same number of threads gives the same bits; on a GPU that is not promised yet.
+    The same seed gives the same bits twice on one device, on a CPU with the same number of threads.
 
     Errors: ValueError or TypeError for what cannot work, before anything is written or trained; FileExistsError for an
     output folder that holds a run; DistillationDivergedError, with the last good images saved.
@@ -99,6 +104,7 @@ def distill(
         "memory_budget": memory_budget,
         "precision": precision,
         "cuda_graph": cuda_graph,
+        "deterministic": deterministic,
         "preset": preset,
         "network": network,
         "seed": seed,
@@ -233,6 +239,7 @@ def _run(
             result["averaged"] = evaluate(averaged, job.data, **_evaluation_options(job, run)).summary()
             run.write_synthetic(averaged, f"{place}-averaged")
         run.append("evaluations", {"iteration": distillation.iteration, **result})
+        run.prune_checkpoints(job.config["keep_checkpoints"])
         log.info("iteration %d: %.1f%% ± %.1f", distillation.iteration, result["mean"], result["std"])
 
     def is_due() -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ddfast import seeds
 from ddfast.data import SyntheticSet
+from ddfast.data.synthetic import LARGEST
 from ddfast.devices import is_out_of_memory, peak_bytes
 from ddfast.experts import TrajectoryStore
 from ddfast.job import Job
@@ -15,11 +16,11 @@ from ddfast.methods.descent import LR_FLOOR
 
 log = logging.getLogger("ddfast")
 
-MOST_SKIPS = 20  # updates in a row without a finite gradient that end a run
+MOST_SKIPS = 20  # updates in a row that were left out, as not finite or too large, and end a run
 
 
 class DistillationDivergedError(ValueError):
-    """Too many updates in a row had no finite gradient; the synthetic set is the last good one again."""
+    """Too many updates in a row had no finite gradient or result; the synthetic set is the last good one again."""
 
 
 class Distillation:
@@ -84,7 +85,9 @@ class Distillation:
             self._skips = self._skips + 1 if skipped else 0
             diverged = self._skips >= MOST_SKIPS
             if diverged or (self._skips and self.iteration == self.iterations):
-                log.warning("the last %d updates had no finite gradient: back to the images before them", self._skips)
+                log.warning(
+                    "the last %d updates had no finite gradient or result: back to the images before", self._skips
+                )
                 self.method.restore()
             self._mark()
             cost = {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes(self.device)}
@@ -94,8 +97,8 @@ class Distillation:
             self._tell(record)
             if diverged:
                 raise DistillationDivergedError(
-                    f"distillation: {self._skips} updates in a row had no finite gradient; "
-                    f"try a smaller lr_img or lr_lr, or fewer syn_steps"
+                    f"distillation: {self._skips} updates in a row had no finite gradient, or one that leads beyond "
+                    f"{LARGEST:g}; try a smaller lr_teacher, lr_img or lr_lr, or fewer syn_steps"
                 )
 
     def _tell(self, record: dict[str, Any]) -> None:
@@ -114,7 +117,8 @@ class Distillation:
     def _step(self) -> dict[str, Any]:
         while True:
             try:
-                return self.method.step()
+                with seeds.same_algorithms(self._job.config["deterministic"]):
+                    return self.method.step()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

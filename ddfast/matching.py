@@ -1,5 +1,7 @@
 """One pure iteration of trajectory matching: unroll a student on the synthetic set, compare it with the expert."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +50,9 @@ def unroll(
         adjoint: how the gradient is formed; CheckpointedUnroll() where None.
         return_states: return θ_0 … θ_T instead of θ_T.
 
+    Values of tensors are not looked at, for that would wait for the device: a NaN or inf in one of them, or an
+    overflow, comes out as NaN or inf.
+
     Errors: ValueError or TypeError naming the argument, what was expected and what came.
     """
     adjoint = CheckpointedUnroll() if adjoint is None else adjoint
@@ -59,11 +64,14 @@ def unroll(
         student = ModuleStudent(student) if plainly else student_of(student)
     elif not isinstance(student, Student):
         raise TypeError(f"student: expected an nn.Module or a Student, got {type(student).__name__}")
-    lr = torch.as_tensor(lr, dtype=start.dtype, device=start.device) if isinstance(lr, int | float) else lr
+    if isinstance(lr, int | float):
+        if not math.isfinite(lr):
+            raise ValueError(f"lr: expected a finite number, got {lr}")
+        lr = torch.as_tensor(lr, dtype=start.dtype, device=start.device)
     _check_tensors(student, start, images, labels, lr)
     syn_steps = _check_steps(batches, syn_steps, images, lr)
     for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
-        if not isinstance(value, int | float) or not value >= 0:
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ValueError(f"{name}: expected at least 0, got {value!r}")
     if augment is not None and not callable(augment):
         raise TypeError(f"augment: expected a function of images and the step's number, got {augment!r}")

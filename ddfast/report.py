@@ -14,6 +14,7 @@ SMALLEST_SIDE = 64  # pixels at which an image can be looked at; smaller ones ar
 PADDING = 2  # pixels between images
 CAPTION = 14  # pixels of a line of text
 IMAGES_A_ROW = 10
+MOST_POINTS = 500  # of a curve, that can be told apart
 MOST_ON_A_PICTURE = 2000  # images; of more, the first of each class are shown
 
 
@@ -48,7 +49,11 @@ def save_images(synthetic: SyntheticSet, path: str | Path) -> None:
 
 
 def save_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Write the matching loss and the learning rate over the iterations as a PNG; nothing for an empty history."""
+    """Write the matching loss and the learning rate over the iterations as a PNG; nothing for an empty history.
+
+    Of many iterations the median of every group of neighbours is drawn over the values; a loss that once was a hundred
+    times its median makes its axis logarithmic.
+    """
     if not history:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -59,12 +64,24 @@ def save_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     panels = (("loss", "matching loss"), ("lr", "learning rate α"))
     for axes, (key, label) in zip(figure.subplots(2, 1, sharex=True), panels, strict=True):
         values = [float("nan") if record[key] is None else record[key] for record in history]
-        axes.plot(iterations, values, linewidth=0.8)
+        many = len(values) > MOST_POINTS
+        axes.plot(iterations, values, linewidth=0.8, alpha=0.4 if many else 1)
+        if many:
+            size = -(-len(values) // MOST_POINTS)
+            medians = [part.nanmedian().item() for part in torch.tensor(values).split(size)]
+            axes.plot(iterations[size // 2 :: size], medians[: len(iterations[size // 2 :: size])], color="C1")
+        if key == "loss" and _has_peaks(torch.tensor(values)):
+            axes.set_yscale("log")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     axes.set_xlabel("iteration")
     with replacing(Path(path)) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
+
+
+def _has_peaks(values: Tensor) -> bool:  # [N], NaN where nothing was finite
+    finite = values[values.isfinite()]
+    return len(finite) > 0 and bool(finite.min() > 0) and bool(finite.max() > 100 * finite.median())
 
 
 def _pictures(synthetic: SyntheticSet, images: Tensor) -> list:  # [N, C, H, W] preprocessed -> N PIL images

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,25 +112,41 @@ class RunFolder:
 
     def keep_until(self, name: str, iteration: int) -> list[dict[str, Any]]:
         """The records of metrics or evaluations up to an iteration; later and broken lines are deleted."""
-        path, records = self.path / f"{name}.jsonl", self._until(name, iteration)
-        if path.is_file():
+        path = self.path / f"{name}.jsonl"
+        records, kept, text = self._until(name, iteration)
+        if (whole := "".join(kept)) != text:
             with replacing(path) as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+                temporary.write_text(whole, encoding="utf-8")
         return records
 
-    def _until(self, name: str, iteration: int) -> list[dict[str, Any]]:
-        path, records = self.path / f"{name}.jsonl", []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    def _until(self, name: str, iteration: int) -> tuple[list[dict[str, Any]], list[str], str]:
+        """The records up to an iteration, their lines, and the whole file."""
+        path, records, kept = self.path / f"{name}.jsonl", [], []
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        for line in text.splitlines(keepends=True):
             with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut off
                 record = json.loads(line)
-                if record["iteration"] <= iteration:
+                if record["iteration"] <= iteration and line.endswith("\n"):
                     records.append(record)
-        return records
+                    kept.append(line)
+        return records, kept, text
 
     def write_synthetic(self, synthetic: SyntheticSet, name: str = "synthetic") -> None:
         """Write the latest synthetic set, or another one by name."""
         (self.path / name).parent.mkdir(exist_ok=True)
         synthetic.save(self.path / name)
+
+    def prune_checkpoints(self, keep: int | None) -> None:
+        """Delete all but the last `keep` of the sets in checkpoints/; None: delete none. What a kill left of a set goes
+        with it."""
+        sets: dict[int, list[Path]] = {}
+        for path in (self.path / "checkpoints").glob("*"):
+            iteration = re.match(r"\d+(?=[.-])", path.name)
+            if iteration is not None:
+                sets.setdefault(int(iteration.group()), []).append(path)
+        for iteration in sorted(sets)[: -keep if keep is not None else 0]:
+            for path in sets[iteration]:
+                path.unlink(missing_ok=True)
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Write what the run goes on from."""
@@ -168,9 +185,9 @@ class WatchedRunFolder(RunFolder):
 
     def keep_until(self, name: str, iteration: int) -> list[dict[str, Any]]:
         """The records up to an iteration."""
-        return self._until(name, iteration)
+        return self._until(name, iteration)[0]
 
     def _leave(self, *args: Any) -> None:
         """Write nothing."""
 
-    discard = write_config = append = write_synthetic = write_state = write_summary = _leave
+    discard = write_config = append = write_synthetic = write_state = write_summary = prune_checkpoints = _leave

@@ -1,4 +1,4 @@
-"""Independent random streams from one seed; the global random state is left as found."""
+"""What makes two runs alike: random streams from one seed, and the same algorithms; global states are left as found."""
 
 import hashlib
 from collections.abc import Iterator
@@ -25,3 +25,17 @@ def dropout_from(stream: torch.Generator, device: torch.device) -> Iterator[None
         for state in (torch.random.default_generator, *(torch.cuda.default_generators[index] for index in cuda)):
             state.manual_seed(seed)
         yield
+
+
+@contextmanager
+def same_algorithms(wanted: bool = True) -> Iterator[None]:
+    """A context in which cuDNN uses deterministic algorithms only, chosen without timing them; after it, torch's
+    settings are as they were. Where it is not wanted nothing changes."""
+    cudnn = torch.backends.cudnn
+    found = cudnn.deterministic, cudnn.benchmark
+    if wanted:
+        cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = found

@@ -12,7 +12,7 @@ from ddfast.evaluate import Evaluation, evaluate, evaluate_full_data, evaluate_r
 from ddfast.students import GSAM
 from tests.conftest import uniform
 
-protocol = importlib.import_module("ddfast.evaluate.protocol")
+schedule = importlib.import_module("ddfast.evaluate.schedule")
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def test_evaluation_trains_from_scratch_and_tells_a_good_set_from_a_bad_one(data
 @pytest.mark.parametrize("which", ["hard", "soft", "random real"])
 def test_networks_side_by_side_are_those_trained_one_by_one(data, good, monkeypatch, which):
     trained = []
-    original = protocol.train_networks
+    original = schedule.train_networks
 
     def remember(nets, *arguments, **options):
         original(nets, *arguments, **options)
         trained.append([torch.nn.utils.parameters_to_vector(net.parameters()).detach() for net in nets])
 
-    monkeypatch.setattr(protocol, "train_networks", remember)
+    monkeypatch.setattr(schedule, "train_networks", remember)
     if which == "soft":
         good = replace(good, labels=4 * torch.nn.functional.one_hot(good.labels).float())
     options = {"num_eval": 3, "epochs": 8, "dsa_strategy": "flip_scale_color", "batch": 4}
@@ -111,7 +111,7 @@ def test_training_is_sgd_with_momentum_decay_and_drops(data, good, monkeypatch, 
 def test_protocols_are_the_papers(data, good, monkeypatch):
     """Epochs, minibatch, rate for a set of rate 0.03 and for real images, and the epochs at which the rate drops."""
     used = []
-    monkeypatch.setattr(protocol, "train_networks", lambda nets, e, a, chosen, *_, **o: used.append((chosen, o)))
+    monkeypatch.setattr(schedule, "train_networks", lambda nets, e, a, chosen, *_, **o: used.append((chosen, o)))
     good = replace(good, lr=torch.tensor(0.03))
     for name, epochs, batch, lr, drops in (
         ("ddfast", 1000, 256, 0.03, (500,)),
@@ -127,7 +127,7 @@ def test_protocols_are_the_papers(data, good, monkeypatch):
         assert (chosen.epochs, chosen.batch, chosen.drops(epochs)) == (epochs, batch, drops)
         assert chosen.lr == pytest.approx(lr) and baseline == replace(chosen, lr=0.01)
         assert given == replace(chosen, lr=0.02, epochs=3, batch=5)
-    assert len(protocol.PROTOCOLS) == 4 and all(options["sharpness"] is None for _, options in used)
+    assert len(schedule.PROTOCOLS) == 4 and all(options["sharpness"] is None for _, options in used)
     evaluate_random_real(data, 1, num_eval=1, networks=("mlp",), sam_rho=0.05)
     assert used[-1][1]["sharpness"] == GSAM(0.05, 0.0)
 
@@ -136,7 +136,7 @@ def test_dropout_follows_the_seed_and_leaves_the_global_state_alone(data, good):
     before, options = torch.get_rng_state(), {"num_eval": 1, "epochs": 5, "networks": ("smallvgg:width=4",), "lr": 0.05}
     trained = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol, "accuracy", lambda net, test: trained.append(net) or 0.0)
+        patch.setattr(schedule, "accuracy", lambda net, test: trained.append(net) or 0.0)
         for seed in (0, 0, 1):
             evaluate(good, data, seed=seed, **options)
             torch.rand(3)  # another global state the next time
@@ -202,7 +202,7 @@ def test_what_does_not_fit_together_is_refused(data, pair, good):
         evaluate(colour, pair)
     broken = good.images.clone()
     broken[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="synthetic: its images hold values that are not finite"):
+    with pytest.raises(ValueError, match="images: expected finite values"):
         evaluate(replace(good, images=broken), data)
     for chosen in ((), "convnet"):
         with pytest.raises(ValueError, match=r"networks: expected a tuple of names out of convnet, resnet18, .* got"):

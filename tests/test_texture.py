@@ -15,7 +15,7 @@ from ddfast.evaluate import evaluate
 from tests.conftest import assert_close, normal, uniform
 from tests.networks_for_tests import SIDE, K, make
 
-protocol = importlib.import_module("ddfast.evaluate.protocol")
+schedule = importlib.import_module("ddfast.evaluate.schedule")
 SIZE = (3, 4)
 
 
@@ -135,6 +135,6 @@ def test_networks_side_by_side_see_the_crops_that_each_alone_sees(data):
 
 def test_memory_is_planned_for_the_images_that_networks_see(data, monkeypatch):
     sizes = []
-    monkeypatch.setattr(protocol, "side_by_side", lambda net, count, size, *rest: sizes.append(size) or 1)
+    monkeypatch.setattr(schedule, "side_by_side", lambda net, count, size, *rest: sizes.append(size) or 1)
     evaluate(tiled(data), data, num_eval=1, epochs=1, networks=("mlp",))
     assert sizes == [torch.Size((9, 1, 16, 16))]

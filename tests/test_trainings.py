@@ -9,7 +9,7 @@ import torch
 import ddfast
 from ddfast.data import SyntheticSet, load_dataset
 
-protocol = importlib.import_module("ddfast.evaluate.protocol")
+schedule = importlib.import_module("ddfast.evaluate.schedule")
 HOW = {"num_eval": 3, "epochs": 2, "networks": ("convnet:width=8", "mlp")}
 
 
@@ -22,7 +22,7 @@ def synthetic(pair):
 
 def test_an_evaluation_that_was_stopped_trains_only_what_is_missing(pair, synthetic, tmp_path, monkeypatch):
     whole, output, trained = ddfast.evaluate(synthetic, pair, **HOW), tmp_path / "accuracies.jsonl", []
-    train = protocol.train_networks
+    train = schedule.train_networks
 
     def stop(nets, *args, **kwargs):
         trained.append(len(nets))
@@ -30,7 +30,7 @@ def test_an_evaluation_that_was_stopped_trains_only_what_is_missing(pair, synthe
             raise KeyboardInterrupt
         train(nets, *args, **kwargs)
 
-    monkeypatch.setattr(protocol, "train_networks", stop)
+    monkeypatch.setattr(schedule, "train_networks", stop)
     with pytest.raises(KeyboardInterrupt):
         ddfast.evaluate(synthetic, pair, output=output, **HOW)
     assert len(output.read_text().splitlines()) == 4

@@ -11,6 +11,7 @@ from ddfast.data.images import to_unit
 from ddfast.data.zca import ZCA
 
 RESIZES = ("stretch", "crop")
+LEAST_STD, LARGEST_STATISTIC = 1e-6, 1e6  # of images in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Preprocessing:
     def __post_init__(self):
         if self.resize not in RESIZES:
             raise ValueError(f"resize: expected one of {', '.join(RESIZES)}, got {self.resize!r}")
+        if not all(abs(value) <= LARGEST_STATISTIC for value in self.mean):
+            raise ValueError(f"mean: expected numbers up to {LARGEST_STATISTIC:g} in size, got {list(self.mean)}")
+        if not all(LEAST_STD <= value <= LARGEST_STATISTIC for value in self.std):
+            expected = f"numbers from {LEAST_STD:g} to {LARGEST_STATISTIC:g}"
+            raise ValueError(f"std: expected {expected}, got {list(self.std)}")
 
     def apply(self, images: Tensor) -> Tensor:  # [N, C, H, W] in [0, 1], or uint8 of 0 to 255 -> preprocessed float32
         """Preprocess."""
@@ -84,7 +90,7 @@ class Preprocessing:
             count += part[:, 0].numel()
         mean = sums / count
         std = ((squares - count * mean.square()) / max(1, count - 1)).clamp_min(0).sqrt()
-        if not (std > 1e-6).all():
+        if not (std >= LEAST_STD).all():
             raise ValueError(
                 f"images: expected pixels that differ in every channel, got standard deviations {std.tolist()}"
             )

@@ -12,6 +12,7 @@ from ddfast.data.preprocessing import Preprocessing
 from ddfast.files import read_json, replacing, write_json
 
 FORMAT = "ddfast-synthetic-set-1"
+LARGEST = 1e9  # of pixels: beyond it the squares that a norm or a distance sums soon overflow float32
 
 
 @dataclass
@@ -47,11 +48,21 @@ class SyntheticSet:
             raise ValueError(f"labels: expected classes 0 to {K - 1}, got {self.labels.tolist()}")
         if self.lr.shape != ():
             raise ValueError(f"lr: expected [], got {list(self.lr.shape)}")
+        self.check_values()
         expect_whole(canvas=self.canvas)
         if any(side % self.canvas for side in self.images.shape[2:]):
             raise ValueError(
                 f"canvas: expected a divisor of both sides, {list(self.images.shape[2:])}, got {self.canvas}"
             )
+
+    def check_values(self) -> None:
+        """ValueError for images, label logits or a learning rate that are not finite, or pixels that are too large:
+        the tensors may have changed."""
+        for name in ("images", "labels", "lr"):
+            if not getattr(self, name).isfinite().all():
+                raise ValueError(f"{name}: expected finite values, got some that are not")
+        if self.images.abs().max() > LARGEST:
+            raise ValueError(f"images: expected values up to {LARGEST:g}, got {float(self.images.abs().max()):g}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -92,8 +103,10 @@ class SyntheticSet:
         return self.with_values(self.images, self.labels, self.lr)
 
     def save(self, path: str | Path) -> None:
-        """Write both files, each whole or not at all."""
+        """Write both files, each whole or not at all; ValueError for values that are not finite."""
         from safetensors.torch import save_file
+
+        self.check_values()
 
         tensors, about_path = _paths(path)
         values = {"images": self.images, "labels": self.labels, "lr": self.lr}

@@ -1,9 +1,7 @@
 """What a synthetic set is worth."""
 
 from ddfast.evaluate.protocol import (
-    PROTOCOLS,
     Evaluation,
-    Protocol,
     check_evaluation,
     data_for,
     evaluate,
@@ -11,6 +9,7 @@ from ddfast.evaluate.protocol import (
     evaluate_random_real,
     evaluate_snapshots,
 )
+from ddfast.evaluate.schedule import PROTOCOLS, Protocol
 
 __all__ = [
     "PROTOCOLS",

@@ -1,61 +1,26 @@
 """How good a training set is: networks trained on it from scratch, and their accuracy on real test images."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
 from ddfast import networks as all_networks
 from ddfast import seeds
-from ddfast.arguments import expect_one_of, expect_positive, expect_whole
-from ddfast.data import DSA, Batches, Dataset, SyntheticSet, load_dataset, take_statistics
+from ddfast.data import DSA, Dataset, SyntheticSet, load_dataset, take_statistics
 from ddfast.data.augment import NO_STRATEGY
-from ddfast.data.texture import random_crops
 from ddfast.devices import resolve_device
+from ddfast.evaluate.schedule import accuracy, protocol_named, schedule_of, train_networks
 from ddfast.evaluate.trainings import checksum, run_trainings
 from ddfast.ranks import ALONE, Ranks
-from ddfast.students import GSAM, Training, side_by_side
 
 BASELINE_LR = 0.01  # for sets that bring no learning rate of their own
-BATCH = 256
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How networks are trained on a set: SGD with momentum 0.9 and weight decay 5e-4, by default for so many epochs."""
-
-    epochs: int
-    batch: int
-    drops: Callable[[int], tuple[int, ...]]  # of E epochs: those, from 0, that begin at a tenth of the rate before
-    loses_momentum: bool = False  # at the drops
-    lr: float | None = None  # None: the set's own, or 0.01 for one that has none
-
-
-def _at_half(epochs: int) -> tuple[int, ...]:
-    return ((epochs + 1) // 2,)
-
-
-def _as_mtt(epochs: int) -> tuple[int, ...]:
-    """1001 epochs: 502 at the full rate, as MTT's code does after its epoch of index 501."""
-    return ((epochs - 1) // 2 + 2,)
-
-
-def _at_half_and_three_quarters(epochs: int) -> tuple[int, ...]:
-    return (epochs + 1) // 2, (3 * epochs + 3) // 4
-
-
-PROTOCOLS = {
-    "ddfast": Protocol(1000, BATCH, _at_half),
-    "mtt": Protocol(1001, BATCH, _as_mtt, loses_momentum=True),
-    "datm": Protocol(1001, 128, _as_mtt, loses_momentum=True),
-    "simplified": Protocol(200, 100, _at_half_and_three_quarters, lr=0.01),
-}
 
 
 @dataclass(frozen=True)
@@ -137,19 +102,20 @@ def evaluate(
         ranks: the processes that make this call together (ddfast.ranks); each trains some of the networks.
         data_options: root and download of load_dataset.
 
+    A network that diverges, as with too large a rate, has an accuracy all the same, near chance: a warning says so.
+
     Errors: ValueError for unknown networks, classes or channels that differ, a whitening fitted on other data, or
-    images that are not finite.
+    images, labels or a learning rate that are not finite.
     """
     unknown = set(data_options) - {"root", "download", "image_size", "resize"}
     if unknown or not isinstance(synthetic, SyntheticSet):
         got = f"the option {', '.join(sorted(unknown))}" if unknown else f"{type(synthetic).__name__} for synthetic"
         raise TypeError(f"evaluate: expected a SyntheticSet and the options that its documentation lists, got {got}")
-    if lr is None and _named(protocol).lr is None:
+    synthetic.check_values()
+    if lr is None and protocol_named(protocol).lr is None:
         lr = float(synthetic.lr)
     dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
-    schedule = _schedule(protocol, epochs, batch, lr, dsa_strategy, sam_rho, num_eval, device, at_once)
-    if not synthetic.images.isfinite().all():
-        raise ValueError("synthetic: its images hold values that are not finite")
+    schedule = schedule_of(protocol, epochs, batch, lr, dsa_strategy, sam_rho, num_eval, device, at_once)
     data = data_for(synthetic, dataset, **data_options)
     check_evaluation(networks, protocol, data)
     pair = synthetic.images.to(schedule.device), synthetic.targets.to(schedule.device)
@@ -165,95 +131,9 @@ def evaluate(
     return Evaluation(run_trainings(about, networks, num_eval, train, output, ranks))
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    """How networks are trained on a synthetic set."""
-
-    protocol: Protocol  # with its rate
-    dsa_strategy: str
-    sharpness: GSAM | None
-    device: torch.device
-    at_once: int | None  # networks side by side
-
-    def accuracies(
-        self,
-        name: str,
-        data: Dataset,
-        test: Batches,
-        sets: list[tuple[Tensor, Tensor]],  # images [I, C, H, W] and targets, of each network
-        generators: list[torch.Generator],  # of each network
-    ) -> Iterator[float]:
-        """Test accuracies of networks after it."""
-        augment = DSA(self.dsa_strategy)
-
-        def create(generator: torch.Generator) -> nn.Module:
-            return all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
-
-        while generators:
-            first = create(generators[0])
-            size = torch.Size((min(self.protocol.batch, len(sets[0][0])), data.channels, *data.image_size))
-            together = side_by_side(first, len(generators), size, self.device, self.at_once)
-            now, generators = generators[:together], generators[together:]
-            epochs_of = [partial(self._epoch, *pair, data.image_size) for pair in sets[:together]]
-            nets, sets = [first, *map(create, now[1:])], sets[together:]
-            train_networks(nets, epochs_of, augment, self.protocol, now, sharpness=self.sharpness)
-            for net in nets:
-                yield accuracy(net, test)
-
-    def describe(self, data: Dataset) -> dict[str, Any]:
-        """All that an accuracy depends on, besides the set, the network and the seed."""
-        protocol, size = self.protocol, data.image_size
-        return {
-            "test": [data.fingerprint, data.preprocessing.describe(), checksum(data.test_images, data.test_labels)],
-            "protocol": [protocol.epochs, protocol.batch, protocol.lr, protocol.drops(protocol.epochs)],
-            "loses_momentum": protocol.loses_momentum,
-            "dsa_strategy": self.dsa_strategy,
-            "sharpness": None if self.sharpness is None else [self.sharpness.rho, self.sharpness.alpha],
-            "image_size": list(size),
-        }
-
-    def _epoch(
-        self,
-        images: Tensor,  # [I, C, cH, cW]
-        targets: Tensor,  # int64 [I], or [I, K]
-        size: tuple[int, int],  # (H, W)
-        generator: torch.Generator,
-    ) -> Iterable[tuple[Tensor, Tensor]]:  # images [B, C, H, W], targets
-        for chosen in torch.randperm(len(images), generator=generator).to(self.device).split(self.protocol.batch):
-            yield random_crops(images[chosen], size, generator), targets[chosen]
-
-
-def _schedule(
-    name: str,  # of the protocol
-    epochs: int | None,
-    batch: int | None,
-    lr: float | None,
-    dsa_strategy: str,
-    sam_rho: float | None,
-    num_eval: int,
-    device: str | torch.device | None,
-    at_once: int | None,
-) -> _Schedule:
-    """A protocol, with what was given in the place of its own; ValueError for what makes no sense."""
-    given = {"epochs": epochs, "batch": batch, "lr": lr}
-    protocol = replace(_named(name), **{field: value for field, value in given.items() if value is not None})
-    at_once_or_1 = 1 if at_once is None else at_once
-    expect_whole(num_eval=num_eval, epochs=protocol.epochs, batch=protocol.batch, at_once=at_once_or_1)
-    for option, value in (("lr", protocol.lr), ("sam_rho", sam_rho)):
-        if value is not None:
-            expect_positive(option, value)
-    sharpness = None if sam_rho is None else GSAM(sam_rho, alpha=0.0)
-    return _Schedule(protocol, dsa_strategy, sharpness, resolve_device(device), at_once)
-
-
-def _named(protocol: str) -> Protocol:
-    expect_one_of("protocol", protocol, PROTOCOLS)
-    return PROTOCOLS[protocol]
-
-
 def check_evaluation(networks: Sequence[str], protocol: str, data: Dataset) -> None:
     """ValueError for an unknown protocol or network, or images too small for it: before any training."""
-    _named(protocol)
+    protocol_named(protocol)
     if isinstance(networks, str) or not networks:
         expected = ", ".join(all_networks.NETWORKS)
         raise ValueError(f"networks: expected a tuple of names out of {expected}, got {networks!r}")
@@ -297,7 +177,7 @@ def evaluate_random_real(
     Learning rate 0.01; the preprocessing is that of the Dataset.
     """
     check_evaluation(networks, protocol, dataset)
-    schedule = _schedule(protocol, epochs, batch, BASELINE_LR, dsa_strategy, sam_rho, num_eval, device, at_once)
+    schedule = schedule_of(protocol, epochs, batch, BASELINE_LR, dsa_strategy, sam_rho, num_eval, device, at_once)
     test = dataset.test_batches(schedule.device)
 
     def train(name: str, numbers: list[int]) -> Iterator[float]:
@@ -325,7 +205,7 @@ def evaluate_full_data(
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """As `evaluate`, on all training images: learning rate 0.01, cut to a tenth after half of the epochs."""
-    schedule = _schedule("ddfast", epochs, None, BASELINE_LR, dsa_strategy, None, num_eval, device, None)
+    schedule = schedule_of("ddfast", epochs, None, BASELINE_LR, dsa_strategy, None, num_eval, device, None)
     train, test = dataset.train_batches(schedule.device), dataset.test_batches(schedule.device)
     augment, epoch_of = DSA(dsa_strategy), partial(train.shuffled, schedule.protocol.batch)
 
@@ -334,7 +214,7 @@ def evaluate_full_data(
             generator = seeds.generator(seed, "full data", name, n)
             net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(schedule.device)
             train_networks([net], [epoch_of], augment, schedule.protocol, [generator])
-            yield accuracy(net, test)
+            yield accuracy(net, test, f"{name} trained at rate {BASELINE_LR:g}")
 
     def about() -> dict[str, Any]:
         return {"full_data": dataset.fingerprint, "seed": seed, **schedule.describe(dataset)}
@@ -342,6 +222,7 @@ def evaluate_full_data(
     return Evaluation(run_trainings(about, networks, num_eval, train_each, output, ranks))
 
 
+@seeds.same_algorithms()
 def evaluate_snapshots(
     dataset: Dataset,
     network: str,
@@ -356,42 +237,5 @@ def evaluate_snapshots(
     for parameters in snapshots:
         vector_to_parameters(parameters.to(device), net.parameters())
         take_statistics(net, dataset, device)
-        accuracies.append(accuracy(net, test))
+        accuracies.append(accuracy(net, test, f"a snapshot of {network}"))
     return Evaluation({network: accuracies})
-
-
-def train_networks(
-    nets: list[nn.Module],
-    epochs_of: Sequence[Callable[[torch.Generator], Iterable[tuple[Tensor, Tensor]]]],
-    augment: DSA,
-    protocol: Protocol,  # with its rate
-    generators: list[torch.Generator],
-    *,
-    sharpness: GSAM | None = None,
-) -> None:
-    """Train networks in place, side by side, each on minibatches (images [B, C, H, W], targets) of its own, one epoch's
-    per call with its generator."""
-    for net in nets:
-        net.train()
-    training = Training(nets, lr=protocol.lr, momentum=0.9, weight_decay=5e-4, sharpness=sharpness)
-    drops, device = protocol.drops(protocol.epochs), next(nets[0].parameters()).device
-    with seeds.dropout_from(generators[0], device):  # networks with dropout are trained alone
-        for epoch in range(protocol.epochs):
-            if epoch in drops:
-                for group in training.optimizer.param_groups:
-                    group["lr"] = protocol.lr / 10 ** sum(drop <= epoch for drop in drops)
-                if protocol.loses_momentum:
-                    training.optimizer.state.clear()
-            epochs_now = (epoch_of(generator) for epoch_of, generator in zip(epochs_of, generators, strict=True))
-            for minibatches in zip(*epochs_now, strict=True):
-                images, targets = (torch.stack(column) for column in zip(*minibatches, strict=True))
-                training.step(augment.side_by_side(images, generators), targets)
-    training.write()
-
-
-@torch.no_grad()
-def accuracy(net: nn.Module, test: Batches) -> float:
-    """Share of images classified correctly, in percent."""
-    net.eval()
-    right = sum(int((net(images).argmax(1) == labels).sum()) for images, labels in test.in_order(BATCH))
-    return 100 * right / len(test)

@@ -152,7 +152,8 @@ def train_experts(
         P = sum(p.numel() for p in net.parameters())
         log.info("training %d experts of %d epochs: %s", len(missing), store.epochs, store.room_for(len(missing), P))
         most = -(-len(missing) // ranks.size)  # a GPU that could take all leaves the others theirs
-        _train_missing(store, data, num_experts, how, device, at_once, most)
+        with seeds.same_algorithms():
+            _train_missing(store, data, num_experts, how, device, at_once, most)
     ranks.together(lambda: None)
     if store.snapshots != WHOLE:
         error = "on average {segment_mean:.2g}, at most {segment_max:.2g}".format(**store.error)

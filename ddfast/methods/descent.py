@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ddfast.data.synthetic import LARGEST
+
 LR_FLOOR = 1e-6  # the learned learning rate is projected to at least this
 LEFT_OUT, FLOORED, GATED = range(3)  # what is counted
 
@@ -55,10 +57,10 @@ class Learned(NamedTuple):
 class Descent:
     """One update after another of what an outer step learns: images, the student's learning rate α, soft labels.
 
-    An update whose loss, gradient or result is not finite changes nothing, and is counted; so is one whose loss is
-    above `threshold` (DATM's gate). α ← max(α, 1e-6) after it. With `ema_decay` β an average of the first tensor
-    follows: ema ← β ema + (1 − β) x, after every call (FTD). Nothing here waits for the device, so that a CUDA graph
-    can hold it.
+    An update whose loss, gradient or result is not finite, or whose result is larger than 1e9, changes nothing, and is
+    counted; so is one whose loss is above `threshold` (DATM's gate). α ← max(α, 1e-6) after it. With `ema_decay` β an
+    average of the first tensor follows: ema ← β ema + (1 − β) x, after every call (FTD). Nothing here waits for the
+    device, so that a CUDA graph can hold it.
     """
 
     def __init__(
@@ -105,7 +107,8 @@ class Descent:
         below = after[self._at][0] < LR_FLOOR
         after[self._at][0] = after[self._at][0].clamp(min=LR_FLOOR)
         gated = finite & (loss > self._threshold) if self._threshold is not None else torch.zeros_like(finite)
-        computable = finite & _finite([value for values in after for value in values])
+        within = torch.stack([(values[0].abs() <= LARGEST).all() for values in after]).all()
+        computable = finite & within & _finite([slot for _, *slots in after for slot in slots])
         updated = computable & ~gated
         _replace(self._good, self._moving, finite)
         before = [[x, *slots] for x, slots in zip(self.tensors, self.slots, strict=True)]

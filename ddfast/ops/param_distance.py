@@ -18,8 +18,9 @@ def param_distance(
         Σ_p w (student − target)² / Σ_p w (start − target)²           (MTT, Cazenavette et al. 2022, eq. 2)
 
     `weight` (1 where None) enters both sums and is a constant. One pass over the inputs computes the value, one more
-    all gradients asked for. Differentiable in student, target and start, in every order. A start that equals its target
-    gives inf or nan: that is for the reader of the segment to refuse, for this op never waits for the device.
+    all gradients asked for. Differentiable in student, target and start, in every order. A start that equals its
+    target, or a weight of zeros, gives inf or nan: that is for the reader of the segment to refuse, for this op never
+    waits for the device.
 
     Errors: TypeError for other dtypes than one of float32 and float64; ValueError for shapes or devices that differ, or
     a weight that requires grad.

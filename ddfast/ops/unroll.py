@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddfast.ops._library import define, define_autograd, forbid_autograd
 from ddfast.ops._precision import apart_from_autocast
+from ddfast.ops._scatter import add_rows
 from ddfast.ops.convnet import SIZES, ConvNetLayout, check_convnet
 
 
@@ -59,9 +60,7 @@ class _Sweep(NamedTuple):
         return self.lr if self.lr.dim() == 0 else self.lr[n]
 
     def scattered(self, like: Tensor, n: int, values: Tensor) -> Tensor:  # [B, …] -> like `like`, at b_n
-        if self.batches is None:
-            return values
-        return torch.zeros_like(like).index_put((self.batches[n],), values, accumulate=True)
+        return values if self.batches is None else add_rows(torch.zeros_like(like), self.batches[n], values)
 
 
 def _reference(start, images, labels, lr, batches, rows, syn_steps, momentum, weight_decay, stored_steps, *sizes):

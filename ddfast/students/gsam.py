@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddfast.arguments import expect_positive, is_number
 
+LARGEST_RHO = 1e3  # of parameters of the size of 1; far beyond it they overflow the norms
 EPS = 1e-12  # beside the norm that the ascent divides by
 
 
@@ -17,7 +18,7 @@ class GSAM:
 
     rho: length of the ascent. alpha: how much of what lowers the loss at w alone is taken out; 0 is (adaptive) SAM.
 
-    Errors: ValueError unless rho is positive and alpha at least 0.
+    Errors: ValueError unless rho is positive, up to 1000, and alpha at least 0.
     """
 
     rho: float
@@ -25,6 +26,8 @@ class GSAM:
 
     def __post_init__(self):
         expect_positive("rho", self.rho)
+        if self.rho > LARGEST_RHO:
+            raise ValueError(f"rho: expected a positive number up to {LARGEST_RHO:g}, got {self.rho!r}")
         if not (is_number(self.alpha) and 0 <= self.alpha < float("inf")):
             raise ValueError(f"alpha: expected at least 0, got {self.alpha!r}")
 
