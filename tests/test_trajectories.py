@@ -168,17 +168,14 @@ def test_a_segment_between_equal_snapshots_is_an_error_in_every_format(tmp_path,
     assert relative_error(target - start, snapshots[4] - snapshots[2]) < 0.03
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
-def test_what_cannot_be_rounded_is_kept_by_float32_alone(tmp_path, value):
+def test_what_cannot_be_rounded_is_kept_by_float32_alone(tmp_path):
     snapshots = walk()
-    snapshots[2, 5], snapshots[0, 5] = value, -3e38
+    snapshots[2, 5], snapshots[0, 5] = 3e38, -3e38
     for how in ("delta16", "delta8"):
         with pytest.raises(ValueError, match=r"snapshots: .*float32"):
             stored(tmp_path / how, snapshots, how)
         assert TrajectoryStore(tmp_path / how).num_experts == 0
-    assert torch.equal(
-        read_all(stored(tmp_path / "float32", snapshots, "float32")).nan_to_num(), snapshots.nan_to_num()
-    )
+    assert torch.equal(read_all(stored(tmp_path / "float32", snapshots, "float32")), snapshots)
 
 
 @pytest.mark.parametrize("how", FORMATS)
