@@ -15,7 +15,7 @@ from ddfast.evaluate import evaluate, evaluate_full_data, evaluate_random_real, 
 from ddfast.experts import TrajectoryStore, train_experts
 from ddfast.files import undisturbed
 from ddfast.job import EXPERT_TRAINING, Job
-from ddfast.ranks import ALONE, Ranks
+from ddfast.ranks import ALONE, RankError, Ranks
 from ddfast.report import save_curves, save_images
 from ddfast.runs import RunFolder, WatchedRunFolder
 
@@ -267,7 +267,7 @@ def _run(
                 draw(save_images, distillation.synthetic, "images.png")
             if is_due():
                 evaluate_now()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RankError):
         log.info("stopped after iteration %d; resume goes on from there: %s", distillation.iteration, run.path)
         raise
     finally:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,11 +56,13 @@ def locking(path: Path, *, wait: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """A block that Ctrl-C, or a request to end, interrupts after its end only; in the main thread."""
+    """A block that Ctrl-C, or a request to end, interrupts after its end only, or not at all where an error that ends
+    the run is on its way already; in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
+    ending = sys.exc_info()[0] is not None
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
     for number in handlers:
@@ -69,7 +72,7 @@ def undisturbed() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in came[:1]:
+        for number in came[:1] if not ending else ():
             handlers[number](number, None)
 
 
