@@ -103,7 +103,7 @@ def distill(
     goes_on = resume and RunFolder(output).has_config
     if goes_on:
         run = RunFolder(output)
-        job = resolve_resumed(run.read_config(), given, run.path, download)
+        job = _resumed(run, given, download)
         _check_iterations(run, job)
     else:
         if output is not None and not resume:
@@ -137,6 +137,13 @@ def distill(
         accuracy = _accuracy({"distilled": synthetic, "averaged": averaged}, job, store)
         run.write_summary(_summary(run, job, accuracy, history))
         return DistillResult(synthetic, history, run.path, accuracy, averaged)
+
+
+def _resumed(run: RunFolder, given: dict[str, Any], download: bool) -> Job:
+    try:
+        return resolve_resumed(run.read_config(), given, run.path, download)
+    except KeyError as error:
+        raise ValueError(f"{run.path / 'config.json'}: has no {error}, which this version of ddfast expects") from None
 
 
 def _check_iterations(run: RunFolder, job: Job) -> None:
@@ -178,7 +185,10 @@ def _run(
         run.write_synthetic(distillation.synthetic, "initial")
         save_images(distillation.synthetic, run.path / "initial.png")
     else:
-        distillation.load_state_dict(state)
+        try:
+            distillation.load_state_dict(state)
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{run.path / 'checkpoint.pt'}: not of this run ({error}); begin it anew") from None
         log.info("going on after iteration %d", distillation.iteration)
     history = run.keep_until("metrics", distillation.iteration)
     evaluations = run.keep_until("evaluations", distillation.iteration)

@@ -17,7 +17,7 @@ from ddfast.data import DSA, Batches, Dataset, load_dataset
 from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.experts.trajectories import TrajectoryStore
-from ddfast.files import cache_folder, locking
+from ddfast.files import cache_folder, locking, remove_leftovers
 from ddfast.students import GSAM, Training, side_by_side
 
 log = logging.getLogger("ddfast")
@@ -135,6 +135,7 @@ def train_experts(
     store = TrajectoryStore.create(path, settings, epochs)
     if store.num_experts < num_experts:
         with locking(path, wait=True):  # another run may be training the same
+            remove_leftovers(path)
             P = sum(p.numel() for p in net.parameters())
             _train_missing(store, data, range(store.num_experts, num_experts), P, how, device, at_once)
     return store

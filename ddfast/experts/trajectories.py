@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.files import read_json, replacing, write_json
+from ddfast.files import read_json, read_tensors, replacing, write_json, write_tensors
 
 log = logging.getLogger("ddfast")
 
@@ -30,7 +30,8 @@ class TrajectoryStore:
             raise FileNotFoundError(f"{self.path}: no trained experts here (experts.json is missing)")
         self.about: dict[str, Any] = read_json(about)
         whole = isinstance(self.about, dict) and isinstance(self.about.get("settings"), dict)
-        if not whole or self.about.get("format") != FORMAT or not isinstance(self.about.get("epochs"), int):
+        whole = whole and isinstance(self.settings.get("preprocessing") or {}, dict)
+        if not whole or self.about.get("format") != FORMAT or type(self.about.get("epochs")) is not int:
             raise ValueError(f"{about}: not a ddfast trajectory store")
         self._checked: set[tuple[int, int]] = set()  # snapshots whose checksum was right
 
@@ -101,8 +102,10 @@ class TrajectoryStore:
             with safe_open(path, framework="pt") as file:
                 snapshot = file.get_slice("snapshots")[epoch]
                 checksums = json.loads(file.metadata()["sha256"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
             raise ValueError(f"{path}: not a whole trajectory file ({error})") from None
+        if snapshot.dim() != 1 or not snapshot.is_floating_point() or not isinstance(checksums, list):
+            raise ValueError(f"{path}: not a whole trajectory file (expected snapshots [E + 1, P])")
         if (expert, epoch) not in self._checked:
             if len(checksums) != self.epochs + 1 or checksums[epoch] != _checksum(snapshot):
                 raise ValueError(f"{path}: the snapshot of epoch {epoch} is damaged: its checksum differs")
@@ -121,20 +124,21 @@ class TrajectoryStore:
 
     def keep_unfinished(self, expert: int, state: dict[str, Tensor]) -> None:
         """Keep what an expert in training needs to go on later."""
-        _save(self._unfinished_file(expert), {name: value.detach().cpu().contiguous() for name, value in state.items()})
+        write_tensors(self._unfinished_file(expert), state, {"expert": expert, "epochs": self.epochs})
 
     def unfinished(self, expert: int) -> dict[str, Tensor] | None:
         """What `keep_unfinished` kept last; None where there is nothing, or nothing whole."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
+        file = self._unfinished_file(expert)
         try:
-            return load_file(self._unfinished_file(expert))
+            state, about = read_tensors(file)
+            if about != {"expert": expert, "epochs": self.epochs}:
+                raise ValueError("of another training, or without a checksum")
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError) as error:
-            log.warning("%s: damaged, expert %d is trained anew (%s)", self._unfinished_file(expert), expert, error)
+        except (ValueError, OSError) as error:
+            log.warning("%s: not whole, expert %d is trained anew (%s)", file, expert, error)
             return None
+        return state
 
     def _unfinished_file(self, expert: int) -> Path:
         return self.path / f"unfinished_{expert:04d}.safetensors"
@@ -144,8 +148,12 @@ def _checksum(snapshot: Tensor) -> str:  # [P]
     return hashlib.sha256(snapshot.contiguous().view(torch.uint8).numpy()).hexdigest()[:16]
 
 
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
