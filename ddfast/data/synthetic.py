@@ -123,6 +123,7 @@ class SyntheticSet:
         if not tensors_path.is_file():
             raise FileNotFoundError(f"{tensors_path}: no such file; a synthetic set is a .safetensors and a .json file")
         tensors, about = read_tensors(tensors_path)
+        where = str(tensors_path) if about is not None else f"{tensors_path} and {about_path.name}"
         if about is not None:
             _warn_of_another(about_path, about, tensors_path)
             about_path = tensors_path
@@ -143,7 +144,7 @@ class SyntheticSet:
                 about.get("canvas", 1),  # sets of ddfast 0.1.0 have none
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{tensors_path}: not a ddfast synthetic set ({error})") from None
+            raise ValueError(f"{where}: not a ddfast synthetic set ({error})") from None
 
 
 def _names(names: Any) -> tuple[str, ...]:
