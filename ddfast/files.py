@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):  # it would hide the error that led here
                 temporary.unlink(missing_ok=True)
+
+
+def expect_writable(folder: Path) -> None:
+    """Make a folder where there is none; OSError that names it where nothing can be written into it: before anything
+    that takes time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0")
 
 
 def synchronise(path: Path) -> None:

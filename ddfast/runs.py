@@ -137,8 +137,10 @@ class RunFolder:
                         records.append(record)
                 except (ValueError, KeyError, TypeError, RecursionError):
                     broken += number < len(lines)  # the last one a kill may have cut off
-            with replacing(path) as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+            kept = "".join(json.dumps(record) + "\n" for record in records).encode()
+            if kept != path.read_bytes():
+                with replacing(path) as temporary:
+                    temporary.write_bytes(kept)
         if broken:
             log.warning("%s: %d damaged lines are left out", path, broken)
         return records

@@ -68,7 +68,9 @@ class Damaged:
             assert not self.code.exists(), "code was run"
         if value is None or same(self.value, value):
             return "same"
-        assert other or not self.reader.checked, "another value was read"
+        # JSON whose checksum itself has lost its name counts as JSON without one, which earlier versions wrote
+        unmarked = self.path.suffix == ".json" and b'"sha256"' not in content
+        assert other or unmarked or not self.reader.checked, "another value was read"
         return "another"
 
 

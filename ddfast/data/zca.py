@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddfast.data.images import to_unit
-from ddfast.files import cache_folder, locking, remove_leftovers, replacing
+from ddfast.files import cache_folder, expect_writable, locking, remove_leftovers, replacing
 
 log = logging.getLogger("ddfast")
 
@@ -52,6 +52,7 @@ class ZCA:
                     f"zca: expected images of at most {MOST_VALUES} values, got {values}: the whitening matrix would "
                     f"take {4 * values**2 / 1e9:.0f} GB; use no zca, or a smaller image_size"
                 )
+            expect_writable(path.parent)
             log.info("fitting ZCA to %d images: two matrices, %.0f MB in %s", len(images), 8e-6 * values**2, path)
             tensors = _fit(images, eps)
             _write(path, tensors)
@@ -125,7 +126,6 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with locking(path.parent, wait=True):
         remove_leftovers(path.parent)
         with replacing(path) as temporary:

@@ -17,7 +17,7 @@ from ddfast.data import DSA, Batches, Dataset, load_dataset
 from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.experts.trajectories import TrajectoryStore
-from ddfast.files import cache_folder, locking, remove_leftovers
+from ddfast.files import cache_folder, expect_writable, locking, remove_leftovers
 from ddfast.students import GSAM, Training, side_by_side
 
 log = logging.getLogger("ddfast")
@@ -136,6 +136,7 @@ def train_experts(
     if store.num_experts < num_experts:
         with locking(path, wait=True):  # another run may be training the same
             remove_leftovers(path)
+            expect_writable(path)
             P = sum(p.numel() for p in net.parameters())
             _train_missing(store, data, range(store.num_experts, num_experts), P, how, device, at_once)
     return store
