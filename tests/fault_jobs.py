@@ -1,21 +1,29 @@
 """The commands that faults are tried on: small jobs of the command line, and what their results are."""
 
+import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+PRELOADED = ["ddfast.cli", "ddfast", "torchvision.transforms.v2.functional", "sklearn.datasets", "kornia.enhance"]
+PRELOADED += ["sklearn.model_selection", "matplotlib.backends.backend_agg", "matplotlib.figure", "PIL.ImageDraw"]
+PRELOADED += ["safetensors.torch", "tqdm.contrib.logging", "tests.fault_jobs"]
+
 SMALL = "--num-experts 1 --train-epochs 2 --batch-train 300 --expert-epochs 1 --network convnet:width=16 --num-eval 1"
 SMALL += " --max-start-epoch 2 --iterations 25 --syn-steps 3 --eval-epochs 3 --checkpoint-every 4 --batch-syn 5 --ipc 1"
-EXPERTS = "experts --num-experts 4 --epochs 3 --batch-train 300 --network convnet:width=16 --output {folder}/experts"
+EXPERTS = "experts --num-experts 3 --epochs 3 --batch-train 300 --network convnet:width=16 --output {folder}/experts"
 NOT_COMPARED = ("seconds", "peak_bytes", "versions", "sha256")  # of JSON: what differs from run to run
 TEMPORARY = re.compile(r"\..*\.tmp")
 
@@ -74,36 +82,75 @@ COMMANDS = {
 }
 
 
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    """That of a command: one thread, and a cache of its own."""
-    own = {
-        "DDFAST_CACHE": str(folder / "cache"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-    }
-    return {**os.environ, **own, **more}
+class Running:
+    """A command of the command line in a process of its own, forked from one that has imported everything: it begins at
+    once, and a kill hits what it does and not its imports."""
+
+    _forks = multiprocessing.get_context("forkserver")
+    _forks.set_forkserver_preload(PRELOADED)
+
+    def __init__(self, words: list[str], folder: Path, ignoring: tuple[int, ...] = (), **environment: str):
+        environment = {"DDFAST_CACHE": str(folder / "cache"), "PYTHONFAULTHANDLER": "1"} | environment
+        self._files = [folder.with_name(f"{folder.name}.{name}") for name in ("out", "err")]
+        arguments = (words, environment, [str(file) for file in self._files], ignoring)
+        self.process = self._forks.Process(target=_run, args=arguments, daemon=True)
+        self.process.start()
+
+    def poll(self) -> int | None:
+        """Its status, negative for a signal; None while it runs."""
+        return self.process.exitcode
+
+    def send(self, number: int) -> None:
+        """A signal, which does nothing where it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def ended(self, seconds: float = 600) -> tuple[int, str, str]:
+        """Wait: its status, its standard output, and what it said beside it."""
+        self.process.join(seconds)
+        status = self.process.exitcode
+        if status is None:
+            self.process.kill()
+            raise RuntimeError(f"has not ended after {seconds} s")
+        output, errors = (file.read_text(encoding="utf-8") for file in self._files)
+        return status, output, errors
 
 
-def begin(command: Command, folder: Path, shared: Path | None = None, **more: str) -> subprocess.Popen:
+def _run(words: list[str], environment: dict[str, str], files: list[str], ignoring: tuple[int, ...]) -> None:
+    from ddfast import cli
+
+    for number, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+    os.environ.update(environment)
+    # a shell that runs this in the background has it ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in ignoring:
+        signal.signal(number, signal.SIG_IGN)
+    sys.argv = ["ddfast", *words]
+    torch.set_num_threads(1)
+    status = 0
+    try:
+        cli.main()
+    except SystemExit as ended:
+        status = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+        status = 99
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def begin(command: Command, folder: Path, shared: Path | None = None, **options: Any) -> Running:
     """Start a command in a folder."""
-    words = command.arguments.format(folder=folder, shared=shared).split()
-    return subprocess.Popen(
-        [sys.executable, "-m", "ddfast", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        env=environment(folder, **more),
-        # a shell that runs this in the background has it ignore Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return Running(command.arguments.format(folder=folder, shared=shared).split(), folder, **options)
 
 
-def finish(process: subprocess.Popen, seconds: float = 600) -> str:
+def finish(running: Running) -> str:
     """Its standard output, once it has ended well."""
-    output, errors = process.communicate(timeout=seconds)
-    if process.returncode != 0:
-        raise RuntimeError(f"status {process.returncode}: {errors.strip()}")
+    status, output, errors = running.ended()
+    if status != 0:
+        raise RuntimeError(f"status {status}: {errors.strip()}")
     return output
 
 

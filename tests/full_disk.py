@@ -44,13 +44,12 @@ def try_disks(name: str, disks: int, folder: Path, sizes: random.Random) -> tupl
     for number in range(disks):
         size, place = sizes.randint(SMALLEST, written), folder / f"disk{number}"
         with disk(place, size):
-            process = begin(command, place, shared)
-            _, errors = process.communicate(timeout=600)
-            if process.returncode:
+            status, _, errors = begin(command, place, shared).ended()
+            if status:
                 full += 1
                 last = errors.strip().splitlines()[-1]
-                if process.returncode != 1 or "Traceback" in errors or not last.startswith("ddfast: "):
-                    wrong.append(f"{size} bytes: status {process.returncode}: {errors}")
+                if status != 1 or "Traceback" in errors or not last.startswith("ddfast: "):
+                    wrong.append(f"{size} bytes: status {status}: {errors}")
                 elif str(place) not in last or "No space left" not in last:
                     wrong.append(f"{size} bytes: names no file: {last}")
                 wrong += [f"{size} bytes: left over: {path.name}" for path in leftovers(place)]

@@ -7,7 +7,7 @@ said again; what it leaves in the end is compared, file by file and bit by bit, 
 import argparse
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.fault_jobs import COMMANDS, begin, differing, finish, leftovers, undisturbed
+from tests.fault_jobs import COMMANDS, Running, begin, differing, finish, leftovers, undisturbed
 
 MOST_IN_A_ROW = 4  # kills of one run before it may end
 POLL = 0.0003  # seconds between two looks for files that are being written
@@ -39,10 +39,10 @@ class Row:
         return not (self.failed or self.differing or self.leftovers)
 
 
-def kill(process: subprocess.Popen, folder: Path, seconds: float | None, writes: int | None) -> bool:
+def kill(running: Running, folder: Path, seconds: float | None, writes: int | None) -> bool:
     """Kill -9 after so many seconds, or in the middle of the n-th write that is seen; False where it ended before."""
     began, seen = time.monotonic(), set()
-    while process.poll() is None:
+    while running.poll() is None:
         if seconds is not None and time.monotonic() - began > seconds:
             break
         if writes is not None:
@@ -50,9 +50,8 @@ def kill(process: subprocess.Popen, folder: Path, seconds: float | None, writes:
             if len(seen) >= writes:
                 break
         time.sleep(POLL if writes is not None else 0.005)
-    process.kill()
-    process.communicate()
-    return process.returncode == -9
+    running.send(signal.SIGKILL)
+    return running.ended()[0] == -signal.SIGKILL
 
 
 def try_kills(name: str, kills: int, folder: Path, moments: random.Random) -> Row:
@@ -79,13 +78,12 @@ def try_kills(name: str, kills: int, folder: Path, moments: random.Random) -> Ro
     return row
 
 
-def _end(row: Row, process: subprocess.Popen, run: Path, whole: dict[str, Any]) -> None:
+def _end(row: Row, running: Running, run: Path, whole: dict[str, Any]) -> None:
     """Bring a killed run to its end, and compare."""
     row.runs += 1
     try:
-        output = finish(process)
-    except (RuntimeError, subprocess.TimeoutExpired) as error:
-        process.kill()
+        output = finish(running)
+    except RuntimeError as error:
         row.failed.append(str(error))
         return
     row.leftovers += len(leftovers(run))

@@ -16,7 +16,7 @@ import torch
 import ddfast
 from ddfast import files
 from tests.conftest import SMALL
-from tests.fault_jobs import COMMANDS, begin, differing, finish, leftovers, undisturbed
+from tests.fault_jobs import COMMANDS, Running, begin, differing, finish, leftovers, undisturbed
 from tests.kills import try_kills
 
 JOB = SMALL | {"iterations": 5, "checkpoint_every": 2, "eval_every": 3, "ema_decay": 0.5}
@@ -40,7 +40,7 @@ def whole(pair, tmp_path_factory):
         return ddfast.distill(pair, output=tmp_path_factory.mktemp("whole") / "run", **JOB), len(calls)
 
 
-@pytest.mark.parametrize("part", [0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.99])
+@pytest.mark.parametrize("part", [0, 0.2, 0.5, 0.8, 0.99])
 def test_a_disk_that_is_full_from_some_moment_on_loses_nothing_that_was_whole(pair, whole, part, tmp_path, monkeypatch):
     result, count = whole
     monkeypatch.setenv("DDFAST_CACHE", str(tmp_path / "cache"))
@@ -119,43 +119,35 @@ def test_where_nothing_can_be_written_is_one_sentence_before_anything_takes_time
     (tmp_path / "file").write_text("a file\n")
     words = arguments.format(file=tmp_path / "file", folder=tmp_path).split()
     cache = tmp_path / ("file" if place == "cache" else "") / "cache"
-    done = subprocess.run(
-        [sys.executable, "-m", "ddfast", *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "DDFAST_CACHE": str(cache)},
-    )
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    status, _, errors = Running(words, tmp_path, DDFAST_CACHE=str(cache)).ended(120)
+    last = errors.strip().splitlines()[-1]
+    assert status == 1 and "Traceback" not in errors, errors
     assert last.startswith("ddfast: ") and str(tmp_path / "file") in last
-    assert not (tmp_path / "run").exists() and "expert 1 of" not in done.stderr
+    assert not (tmp_path / "run").exists() and "expert 1 of" not in errors
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    """Until a file is there, or the process has ended."""
-    while not path.exists() and process.poll() is None:
+def wait_for(path: Path, running: Running) -> None:
+    """Until a file is there, or the command has ended."""
+    while not path.exists() and running.poll() is None:
         time.sleep(0.01)
 
 
 def test_two_runs_in_one_folder_and_two_trainings_of_the_same_experts(tmp_path):
-    run = ["--iterations", "100000", "--num-experts", "1", "--train-epochs", "1", "--max-start-epoch", "1"]
-    run += ["--expert-epochs", "1", "--output", str(tmp_path / "run")]
-
-    def ddfast_distill(*more: str) -> subprocess.Popen:
-        words = [sys.executable, "-m", "ddfast", "distill", *run, *more]
-        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-    first = ddfast_distill()
+    run = "--iterations 100000 --num-experts 1 --train-epochs 1 --max-start-epoch 1 --expert-epochs 1"
+    words = ["distill", *run.split(), "--output", str(tmp_path / "run")]
+    folders = [tmp_path / name for name in ("first", "new", "resumed")]
+    first = Running(words, folders[0])
     wait_for(tmp_path / "run" / "metrics.jsonl", first)
-    new, resumed = ddfast_distill(), ddfast_distill("--resume")
-    sentences = [process.communicate(timeout=120)[1].strip().splitlines()[-1] for process in (new, resumed)]
+    others = Running(words, folders[1]), Running([*words, "--resume"], folders[2])
+    sentences = [other.ended(120)[2].strip().splitlines()[-1] for other in others]
     assert "run: holds a run already; choose another output folder" in sentences[0]
     assert "run: another process is at work here" in sentences[1]
-    first.terminate()
-    assert "Traceback" not in first.communicate(timeout=120)[1] and first.returncode == 143
-    both = [begin(COMMANDS["experts"], tmp_path) for _ in range(2)]
-    assert [finish(process) for process in both] == 2 * [f"4 experts of 3 epochs in {tmp_path / 'experts'}\n"]
+    first.send(signal.SIGTERM)
+    status, _, errors = first.ended(120)
+    assert status == 143 and "Traceback" not in errors
+    words = COMMANDS["experts"].arguments.format(folder=tmp_path).split()
+    both = [Running(words, tmp_path / name, DDFAST_CACHE=str(tmp_path / "cache")) for name in ("one", "other")]
+    assert [finish(training) for training in both] == 2 * [f"3 experts of 3 epochs in {tmp_path / 'experts'}\n"]
     assert not leftovers(tmp_path)
 
 
@@ -171,32 +163,27 @@ def whole_commands(tmp_path_factory):
 def test_a_signal_ends_a_command_that_goes_on_bit_for_bit(name, first, second, whole_commands, tmp_path):
     """The second one comes while it saves."""
     whole, _, shared = whole_commands[name]
-    process = begin(COMMANDS[name], tmp_path, shared)
+    running = begin(COMMANDS[name], tmp_path, shared)
     awaited = "experts/expert_0000.safetensors" if name == "experts" else "run/metrics.jsonl"
-    wait_for(tmp_path / awaited, process)
-    process.send_signal(getattr(signal, first))
+    wait_for(tmp_path / awaited, running)
+    running.send(getattr(signal, first))
     if second:
         time.sleep(0.05)
-        process.send_signal(getattr(signal, second))
-    _, errors = process.communicate(timeout=120)
+        running.send(getattr(signal, second))
+    status, _, errors = running.ended(120)
     expected = [128 + getattr(signal, each) for each in (first, second) if each]
-    assert process.returncode in expected and "Traceback" not in errors, errors
+    assert status in expected and "Traceback" not in errors, errors
     output = finish(begin(COMMANDS[name], tmp_path, shared))
     assert not differing(COMMANDS[name].results(tmp_path, output), whole) and not leftovers(tmp_path)
 
 
 def test_a_hangup_that_is_ignored_ends_nothing(tmp_path):
     """As of `nohup`."""
-    process = subprocess.Popen(
-        ["nohup", sys.executable, "-m", "ddfast", *COMMANDS["experts"].arguments.format(folder=tmp_path).split()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    wait_for(tmp_path / "experts" / "experts.json", process)
-    process.send_signal(signal.SIGHUP)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and "4 experts of 3 epochs" in output, output
+    running = begin(COMMANDS["experts"], tmp_path, ignoring=(signal.SIGHUP,))
+    wait_for(tmp_path / "experts" / "experts.json", running)
+    running.send(signal.SIGHUP)
+    status, output, errors = running.ended(120)
+    assert status == 0 and "3 experts of 3 epochs" in output, errors
 
 
 @pytest.fixture(scope="module")
@@ -220,8 +207,7 @@ def test_a_run_of_photographs_goes_on_under_other_locales(tmp_path, turkish):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 noise = torch.randint(60, (16, 16, 3), generator=torch.Generator().manual_seed(n)).byte()
                 Image.fromarray((noise + 60 * k).numpy()).save(file)
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    locales = [{"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C"}, turkish, ascii_only]
+    locales = [{"LC_ALL": "C"}, turkish, {"LC_ALL": "C.UTF-8"}]
     options = "--iterations 6 --num-experts 1 --train-epochs 1 --batch-train 4 --syn-steps 2 --expert-epochs 1"
     options += " --max-start-epoch 1 --num-eval 1 --eval-epochs 2 --checkpoint-every 1 --eval-every 2"
 
@@ -232,7 +218,7 @@ def test_a_run_of_photographs_goes_on_under_other_locales(tmp_path, turkish):
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode()
 
-    for iterations, locale in zip(("2", "4", "6", "6"), locales, strict=True):
+    for iterations, locale in zip(("2", "4", "6"), locales, strict=True):
         output = root.parent / "Läufe 1"
         data = [] if (output / "config.json").exists() else ["--dataset", str(root)]
         run(
@@ -242,5 +228,7 @@ def test_a_run_of_photographs_goes_on_under_other_locales(tmp_path, turkish):
         loaded = ddfast.SyntheticSet.load(output / "synthetic")
         assert loaded.class_names == ("Äpfel rot", "ışık", "林檎")
         assert "Äpfel rot" in (output / "synthetic.json").read_text(encoding="utf-8")
-        shown = run(["evaluate", str(output), "--num-eval", "1", "--eval-epochs", "1"], locale)
-        assert shown.count("%") == 4 and ("±" in shown or r"\xb1" in shown)
+    shown = run(
+        ["evaluate", str(output), "--num-eval", "1", "--eval-epochs", "1"], turkish | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert shown.count("%") == 2 and r"\xb1" in shown  # what a terminal cannot show is no reason to lose a result
