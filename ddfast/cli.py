@@ -38,11 +38,14 @@ EXPECTED = (ValueError, TypeError, OSError, NotImplementedError, MemoryError)  #
 def main() -> None:
     """Run `ddfast`; an error is one sentence on stderr and exit status 1, a traceback only with --traceback."""
     _make_page_faults_rare()
-    # A run that is told to end saves what it has, as on Ctrl-C.
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, signal.default_int_handler)
+    told = _end_when_told()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # a locale that cannot show a character is no reason to lose a result
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli(prog_name="ddfast")
+    except SystemExit as error:
+        sys.exit(128 + told[0] if told and error.code else error.code)
     except Exception as error:
         if "--traceback" in sys.argv[1:2]:
             raise
@@ -54,6 +57,23 @@ def main() -> None:
             sentence = f"{type(error).__name__}: {sentence} (`ddfast --traceback …` shows where)"
         click.echo(f"ddfast: {sentence}", err=True)
         sys.exit(1)
+
+
+def _end_when_told() -> list[int]:
+    """Have a run that is told to end save what it has, as on Ctrl-C; the signals that came will be in the list.
+
+    A signal that is ignored stays so: of `nohup`, or Ctrl-C of a run in the background.
+    """
+    told: list[int] = []
+
+    def end(number: int, _frame) -> None:
+        told.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+    return told
 
 
 def _make_page_faults_rare() -> None:

@@ -113,6 +113,7 @@ def resolve_resumed(
 
     Errors: ValueError naming the first setting that differs, or a data set that has changed.
     """
+    expect_one_of("method", saved["method"], METHODS)
     given = _without_paths({name: value for name, value in given.items() if value is not None})
     dataset = given.pop("dataset", None)
     if isinstance(given.get("experts"), TrajectoryStore):

@@ -151,7 +151,7 @@ def _begun(
     goes_on = ranks.first(lambda: resume and RunFolder(output).has_config)
     if goes_on:
         run = RunFolder(output)
-        job = ranks.in_turn(lambda: resolve_resumed(run.read_config(), given, run.path, download, ranks))
+        job = ranks.in_turn(lambda: _resumed(run, given, download, ranks))
         ranks.together(lambda: _check_iterations(run, job))
     else:
         if output is not None and not resume:
@@ -160,6 +160,13 @@ def _begun(
         run = RunFolder(ranks.first(lambda: RunFolder.create(output, job.config, resume=resume).path))
     job.config["memory_plan"] = ranks.first(lambda: job.config["memory_plan"])
     return run if ranks.is_first else WatchedRunFolder(run.path), job, goes_on
+
+
+def _resumed(run: RunFolder, given: dict[str, Any], download: bool, ranks: Ranks) -> Job:
+    try:
+        return resolve_resumed(run.read_config(), given, run.path, download, ranks)
+    except KeyError as error:
+        raise ValueError(f"{run.path / 'config.json'}: has no {error}, which this version of ddfast expects") from None
 
 
 def _check_iterations(run: RunFolder, job: Job) -> None:
@@ -216,7 +223,10 @@ def _run(
         ranks.first(lambda: run.write_synthetic(distillation.synthetic, "initial"))
         draw(save_images, distillation.synthetic, "initial.png")
     else:
-        distillation.load_state_dict(state)
+        try:
+            distillation.load_state_dict(state)
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{run.path / 'checkpoint.pt'}: not of this run ({error}); begin it anew") from None
         log.info("going on after iteration %d", distillation.iteration)
     history = ranks.in_turn(lambda: run.keep_until("metrics", distillation.iteration))
     evaluations = ranks.in_turn(lambda: run.keep_until("evaluations", distillation.iteration))

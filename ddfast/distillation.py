@@ -89,10 +89,10 @@ class Distillation:
                     "the last %d updates had no finite gradient or result: back to the images before", self._skips
                 )
                 self.method.restore()
-            self._mark()
             cost = {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes(self.device)}
             record = {"iteration": self.iteration, **record, **cost}
             self.on_record(record)
+            self._mark()  # from here on the iteration happened: what is logged without it, a resumed run logs anew
             yield record
             self._tell(record)
             if diverged:

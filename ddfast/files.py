@@ -1,18 +1,31 @@
-"""Files that are either whole or not there: written under a temporary name, flushed, then renamed."""
+"""Files that are either whole or not there, and that show whether they are as they were written: JSON and tensors."""
 
 import contextlib
+import errno
 import fcntl
+import hashlib
 import json
+import logging
 import math
 import os
+import re
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+log = logging.getLogger("ddfast")
+
+CHECKSUM = "sha256"  # the entry of a JSON file that holds it
+METADATA = "ddfast"  # the entry of a tensor file's metadata that is ours; a single one, for their order is not fixed
+TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")
+CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def cache_folder() -> Path:
@@ -22,26 +35,81 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends without an error it becomes `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def writing(path: Path) -> Iterator[None]:
+    """Name the file in an OSError that comes out of the block, as that of a full disk does not."""
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what the user's umask gives; some writers make private files
-        yield temporary
-        temporary.chmod(mode)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
+    except OSError as error:
+        named = OSError(f"{path}: cannot be written ({error.strerror or error})")
+        named.errno = error.errno
+        raise named from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends without an error it becomes `path`, to stay even where
+    power is lost. OSError that names `path` where it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the user's umask gives; some writers make private files
+            yield temporary
+            temporary.chmod(mode)
+            synchronise(temporary)
+            os.replace(temporary, path)
+            synchronise(path.parent)
+        finally:
+            with contextlib.suppress(OSError):  # it would hide the error that led here
+                temporary.unlink(missing_ok=True)
+
+
+def expect_writable(folder: Path) -> None:
+    """Make a folder where there is none; OSError that names it where nothing can be written into it: before anything
+    that takes time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0")
+
+
+def synchronise(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # file systems that cannot do it for folders
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete the temporary files of processes that were killed while they wrote, all or those of one file; the caller
+    holds the folder's lock, or whatever else keeps others from writing."""
+    for path in folder.glob(f".{name}.*.tmp"):
+        named = TEMPORARY.fullmatch(path.name)
+        if named and not _is_another_at_work(int(named[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_another_at_work(process: int) -> bool:
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)  # only asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # that of another user
+        return True
+    return True
 
 
 @contextlib.contextmanager
 def locking(path: Path, *, wait: bool) -> Iterator[None]:
     """Hold a folder or file against other processes that lock it; not waiting, BlockingIOError where one does.
 
-    The lock goes with the process, however it ends.
+    The lock goes with the process, however it ends. A file system that has no locks is only warned of.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -49,6 +117,10 @@ def locking(path: Path, *, wait: bool) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise BlockingIOError(f"{path}: another process is at work here") from None
+        except OSError as error:
+            if error.errno not in CANNOT_LOCK:
+                raise
+            log.warning("%s: its file system has no locks; see to it that no other process works here", path)
         yield
     finally:
         os.close(descriptor)
@@ -92,14 +164,81 @@ def mapped_tensor(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> t
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
+    """Write `value` as indented JSON, whole or not at all; an object gets a checksum of its other entries."""
+    if isinstance(value, dict):
+        value = json.loads(json.dumps(value))  # keys as they will be read
+        value = {**value, CHECKSUM: _digest(value)}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(_encoded(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; ValueError that names the file where it is not JSON."""
+    """Read JSON, without its checksum; ValueError that names the file where it is not JSON, or not what was written."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
+    if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != _digest(value):
+        raise ValueError(
+            f"{path}: damaged, or edited by hand: its checksum differs (without the entry {CHECKSUM!r} it is read as "
+            f"it is)"
+        )
+    return value
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(_encoded(text)).hexdigest()[:16]
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; bytes of a file's name that the locale could not decode are written as they were."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write tensors, on any device, as safetensors, with what is said about them and a checksum of it all; whole or not
+    at all."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = json.loads(json.dumps(about))
+    metadata = {METADATA: json.dumps({"about": about, CHECKSUM: _digest_of_tensors(tensors, about)})}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The tensors of a file, and what is said about them: None where the file has no metadata, and so no checksum.
+
+    Errors: FileNotFoundError; ValueError that names the file, for one that is truncated, altered or of another program.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+        if not metadata:
+            return tensors, None
+        said = json.loads(metadata[METADATA])
+        about, checksum = said["about"], said[CHECKSUM]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a whole file of ddfast ({error})") from None
+    if not isinstance(about, dict) or checksum != _digest_of_tensors(tensors, about):
+        raise ValueError(f"{path}: damaged: its checksum differs")
+    return tensors, about
+
+
+def _digest_of_tensors(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    digest = hashlib.sha256(_digest(about).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -187,5 +187,5 @@ class Job:
 def _preprocessing_of(store: TrajectoryStore) -> Preprocessing:
     try:
         return Preprocessing.described(store.settings["preprocessing"])
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise ValueError(f"{store.path / 'experts.json'}: does not say how images were preprocessed") from None

@@ -3,8 +3,10 @@
 import contextlib
 import itertools
 import json
+import logging
 import math
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +14,17 @@ from typing import Any, ClassVar
 import torch
 
 from ddfast.data import SyntheticSet
-from ddfast.files import locking, read_json, replacing, write_json
+from ddfast.files import (
+    locking,
+    read_json,
+    remove_leftovers,
+    replacing,
+    synchronise,
+    write_json,
+    writing,
+)
+
+log = logging.getLogger("ddfast")
 
 
 class RunFolder:
@@ -74,8 +86,11 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; BlockingIOError where another one does."""
+        """Hold the folder for this process, and clear away what a killed one left; BlockingIOError where another one
+        holds it."""
         with locking(self.path, wait=False):
+            for folder in (self.path, self.path / "checkpoints"):
+                remove_leftovers(folder)
             yield
 
     def discard(self) -> None:
@@ -96,7 +111,8 @@ class RunFolder:
         if not file.is_file():
             raise FileNotFoundError(f"{self.path}: no run here (config.json is missing)")
         config = read_json(file)
-        if not isinstance(config, dict) or "dataset" not in config:
+        types = {"dataset": str, "method": str, "versions": dict}
+        if not isinstance(config, dict) or any(type(config.get(name)) is not kind for name, kind in types.items()):
             raise ValueError(f"{file}: not the settings of a run")
         return config
 
@@ -106,29 +122,34 @@ class RunFolder:
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add one line to metrics or evaluations; a number that is not finite becomes null, as JSON has it."""
-        with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
-            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        path = self.path / f"{name}.jsonl"
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite, allow_nan=False) + "\n")
 
     def keep_until(self, name: str, iteration: int) -> list[dict[str, Any]]:
         """The records of metrics or evaluations up to an iteration; later and broken lines are deleted."""
         path = self.path / f"{name}.jsonl"
         records, kept, text = self._until(name, iteration)
-        if (whole := "".join(kept)) != text:
+        if (whole := b"".join(kept)) != text:
             with replacing(path) as temporary:
-                temporary.write_text(whole, encoding="utf-8")
+                temporary.write_bytes(whole)
         return records
 
-    def _until(self, name: str, iteration: int) -> tuple[list[dict[str, Any]], list[str], str]:
+    def _until(self, name: str, iteration: int) -> tuple[list[dict[str, Any]], list[bytes], bytes]:
         """The records up to an iteration, their lines, and the whole file."""
-        path, records, kept = self.path / f"{name}.jsonl", [], []
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        for line in text.splitlines(keepends=True):
-            with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut off
+        path, records, kept, broken = self.path / f"{name}.jsonl", [], [], 0
+        text = path.read_bytes() if path.is_file() else b""
+        for line in (lines := text.splitlines(keepends=True)):
+            try:
                 record = json.loads(line)
-                if record["iteration"] <= iteration and line.endswith("\n"):
+                if record["iteration"] <= iteration and line.endswith(b"\n"):
                     records.append(record)
                     kept.append(line)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                broken += line is not lines[-1]  # the last one a kill may have cut off
+        if broken:
+            log.warning("%s: %d damaged lines are left out", path, broken)
         return records, kept, text
 
     def write_synthetic(self, synthetic: SyntheticSet, name: str = "synthetic") -> None:
@@ -149,9 +170,19 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Write what the run goes on from."""
+        """Write what the run goes on from, and before it to the disk what was logged."""
+        for name in ("metrics", "evaluations"):
+            if (self.path / f"{name}.jsonl").is_file():
+                synchronise(self.path / f"{name}.jsonl")
+        checksums = torch.serialization.get_crc32_options()
         with replacing(self.path / "checkpoint.pt") as temporary:
-            torch.save(state, temporary)
+            try:
+                torch.serialization.set_crc32_options(True)  # read_state looks at them
+                torch.save(state, temporary)
+            except RuntimeError as error:  # what a full disk is to torch
+                raise OSError(_first_line(error)) from None
+            finally:
+                torch.serialization.set_crc32_options(checksums)
 
     def read_state(self) -> dict[str, Any] | None:
         """What `write_state` wrote; None where nothing was. ValueError for a damaged file."""
@@ -159,18 +190,28 @@ class RunFolder:
         if not file.is_file():
             return None
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with zipfile.ZipFile(file) as archive:  # torch does not look at the checksums
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} differs")
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or type(state.get("iteration")) is not int:
+                raise ValueError("not the state of a run")
         except Exception as error:  # a damaged archive raises many kinds
-            raise ValueError(f"{file}: damaged, the run cannot be resumed ({str(error).splitlines()[0]})") from None
+            raise ValueError(f"{file}: damaged, the run cannot be resumed ({_first_line(error)})") from None
+        return state
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the results."""
         write_json(self.path / "summary.json", summary)
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The results; None where the run has not ended."""
+        """The results; None where the run has not ended, ValueError where they are not whole."""
         file = self.path / "summary.json"
-        return read_json(file) if file.is_file() else None
+        summary = read_json(file) if file.is_file() else None
+        if summary is not None and not (isinstance(summary, dict) and isinstance(summary.get("accuracy"), dict)):
+            raise ValueError(f"{file}: not the results of a run")
+        return summary
 
 
 class WatchedRunFolder(RunFolder):
@@ -191,3 +232,7 @@ class WatchedRunFolder(RunFolder):
         """Write nothing."""
 
     discard = write_config = append = write_synthetic = write_state = write_summary = prune_checkpoints = _leave
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

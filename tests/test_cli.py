@@ -69,7 +69,7 @@ def test_a_run_that_is_told_to_end_saves_what_it_has(name, tmp_path):
             break
     process.send_signal(getattr(signal, name))
     _, rest = process.communicate(timeout=120)
-    assert process.returncode == 1 and "Traceback" not in rest
+    assert process.returncode == 128 + getattr(signal, name) and "Traceback" not in rest
     assert "resume goes on from there" in rest
     written = {"synthetic.safetensors", "images.png", "curves.png", "metrics.jsonl", "checkpoint.pt"}
     assert written <= {p.name for p in (tmp_path / "run").iterdir()}
@@ -202,7 +202,7 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         ("distill --device gpu0", 1, "ddfast: device: "),
         ("distill --experts /nowhere", 1, "ddfast: /nowhere: no trained experts here"),
         ("distill --output /proc/run", 1, "ddfast: "),
-        ("evaluate /nowhere", 1, "ddfast: /nowhere.json: no such file"),
+        ("evaluate /nowhere", 1, "ddfast: /nowhere.safetensors: no such file"),
         ("info --segments 4", 1, "ddfast: info: these options are for --plan"),
         ("info --plan a/b/c", 1, "ddfast: preset: expected <method>/<dataset>/ipc<n>"),
         ("info --plan mtt/cifar10/ipc1 --memory-budget 2MiB", 1, "ddfast: memory_budget: 2 MiB is too little"),

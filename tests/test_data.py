@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -199,10 +200,6 @@ def test_a_canvas_comes_back_and_says_what_networks_see(synthetic, tmp_path):
     assert canvases.image_size == (4, 6) and canvases.detached().canvas == 2
     canvases.save(tmp_path / "set")
     assert SyntheticSet.load(tmp_path / "set").canvas == 2
-    about = json.loads((tmp_path / "set.json").read_text())
-    del about["canvas"]
-    (tmp_path / "set.json").write_text(json.dumps(about))
-    assert SyntheticSet.load(tmp_path / "set").canvas == 1  # as files were before there were canvases
 
 
 def test_a_name_with_a_dot_is_kept_whole(synthetic, tmp_path):
@@ -212,13 +209,35 @@ def test_a_name_with_a_dot_is_kept_whole(synthetic, tmp_path):
 
 
 def test_files_that_are_no_synthetic_set_are_named(synthetic, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"set\.json: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"set\.safetensors: no such file"):
         SyntheticSet.load(tmp_path / "set")
     synthetic.save(tmp_path / "set")
     whole = (tmp_path / "set.safetensors").read_bytes()
     (tmp_path / "set.safetensors").write_bytes(whole[:-40])
-    with pytest.raises(ValueError, match=r"set\.safetensors: not a ddfast synthetic set"):
+    with pytest.raises(ValueError, match=r"set\.safetensors: not a whole file of ddfast"):
         SyntheticSet.load(tmp_path / "set")
+    (tmp_path / "set.safetensors").write_bytes(whole[:-4] + b"abcd")
+    with pytest.raises(ValueError, match=r"set\.safetensors: damaged: its checksum differs"):
+        SyntheticSet.load(tmp_path / "set")
+
+
+def save_as_before_there_were_checksums(synthetic, path):
+    values = {"images": synthetic.images, "labels": synthetic.labels, "lr": synthetic.lr}
+    save_file(values, path.with_suffix(".safetensors"))
+    synthetic.save(path.with_name("new"))
+    about = json.loads(path.with_name("new.json").read_text())
+    del about["canvas"], about["sha256"]
+    path.with_suffix(".json").write_text(json.dumps(about))
+
+
+def test_a_set_of_two_files_without_a_checksum_is_read_as_ever(synthetic, tmp_path):
+    save_as_before_there_were_checksums(synthetic, tmp_path / "set")
+    loaded = SyntheticSet.load(tmp_path / "set")
+    assert torch.equal(loaded.images, synthetic.images) and loaded.canvas == 1
+    (tmp_path / "set.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"set\.json: no such file; set.safetensors does not say how to use it"):
+        SyntheticSet.load(tmp_path / "set")
+    save_as_before_there_were_checksums(synthetic, tmp_path / "set")
     (tmp_path / "set.json").write_text("{")
     with pytest.raises(ValueError, match=r"set\.json: not a JSON file"):
         SyntheticSet.load(tmp_path / "set")
@@ -227,10 +246,25 @@ def test_files_that_are_no_synthetic_set_are_named(synthetic, tmp_path):
         SyntheticSet.load(tmp_path / "set")
 
 
+def test_the_file_for_people_does_not_count_and_a_difference_is_told(synthetic, tmp_path, caplog):
+    """As a save that is killed between its two files leaves it."""
+    synthetic.save(tmp_path / "set")
+    old = (tmp_path / "set.json").read_bytes()
+    replace(synthetic, dsa_strategy="flip").save(tmp_path / "set")
+    assert SyntheticSet.load(tmp_path / "set").dsa_strategy == "flip" and not caplog.text
+    for other in (old, b"{"):
+        (tmp_path / "set.json").write_bytes(other)
+        assert SyntheticSet.load(tmp_path / "set").dsa_strategy == "flip"
+        assert "set.json: not what set.safetensors says, which is what counts" in caplog.text
+        caplog.clear()
+    (tmp_path / "set.json").unlink()
+    assert SyntheticSet.load(tmp_path / "set").dsa_strategy == "flip" and not caplog.text
+
+
 def test_a_failed_save_leaves_the_old_files(synthetic, tmp_path, monkeypatch):
     synthetic.save(tmp_path / "set")
 
-    def full_disk(tensors, path):
+    def full_disk(tensors, path, metadata):
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 

@@ -91,11 +91,11 @@ def tiny_imagenet_files(root: Path, download: bool) -> tuple[Files, Files, tuple
     annotations = folder / "val" / "val_annotations.txt"
     train = _by_class(folder / "train", wnids)
     if (folder / "val" / "images").is_dir() and annotations.is_file():
-        rows = [line.split("\t")[:2] for line in annotations.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [line.split("\t")[:2] for line in _lines(annotations) if line.strip()]
         number = {wnid: k for k, wnid in enumerate(wnids)}
-        unknown = [wnid for _, wnid in rows if wnid not in number]
+        unknown = [row[-1] for row in rows if len(row) < 2 or row[1] not in number]
         if unknown:
-            raise ValueError(f"{annotations}: {unknown[0]} is no class of {folder / 'train'}")
+            raise ValueError(f"{annotations}: {unknown[0][:100]!r} is no class of {folder / 'train'}")
         paths = [folder / "val" / "images" / file for file, _ in rows]
         test = Files(paths, [number[wnid] for _, wnid in rows])
     else:
@@ -152,7 +152,14 @@ def _tiny_names(folder: Path, wnids: Sequence[str]) -> tuple[str, ...]:
     path = folder / "words.txt"
     if not path.is_file():
         return tuple(wnids)
-    rows = (line.partition("\t") for line in path.read_text(encoding="utf-8").splitlines())
+    rows = (line.partition("\t") for line in _lines(path))
     words = {wnid: names.split(",")[0].strip() for wnid, _, names in rows}
     names = tuple(words.get(wnid, wnid) for wnid in wnids)
     return names if len(set(names)) == len(names) else tuple(wnids)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file ({error})") from None

@@ -51,6 +51,10 @@ class _Torchvision:
                 raise FileNotFoundError(
                     f"{name}: not found or damaged; expected {root}/{self.files}, or --download"
                 ) from None
+            except OSError:
+                raise
+            except Exception as error:  # MNIST's files have no checksum, and damaged ones raise many kinds
+                raise ValueError(f"{name}: damaged; see {root}/{self.files} ({type(error).__name__})") from None
         images = [self._images(part.data) for part in parts]
         labels = [torch.as_tensor(part.targets if hasattr(part, "targets") else part.labels).long() for part in parts]
         names = getattr(parts[0], "classes", None)

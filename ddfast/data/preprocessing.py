@@ -1,5 +1,6 @@
 """What is done to images before a network sees them, recorded with every synthetic set."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddfast.arguments import is_number
 from ddfast.data.images import to_unit
 from ddfast.data.zca import ZCA
 
@@ -74,11 +76,14 @@ class Preprocessing:
 
     @classmethod
     def described(cls, about: Mapping[str, Any]) -> "Preprocessing":
-        """From `describe`. Errors: KeyError or TypeError where it is something else."""
+        """From `describe`. Errors: ValueError, KeyError or TypeError where it is something else."""
         zca = about.get("zca")
         if zca is not None:
-            zca = ZCA(zca["data"], zca["eps"], zca["checksum"], tuple(zca["probe"]))
-        return cls(tuple(about["mean"]), tuple(about["std"]), zca, about.get("resize", "stretch"))
+            zca = ZCA(str(zca["data"]), *_numbers([zca["eps"]]), str(zca["checksum"]), _numbers(zca["probe"]))
+        mean, std = _numbers(about["mean"]), _numbers(about["std"])
+        if len(mean) != len(std) or not all(value > 0 for value in std):
+            raise ValueError(f"preprocessing: expected a mean and a positive std per channel, got {mean} and {std}")
+        return cls(mean, std, zca, about.get("resize", "stretch"))
 
     @classmethod
     def fitted(cls, images: Tensor, resize: str = "stretch") -> "Preprocessing":
@@ -95,3 +100,9 @@ class Preprocessing:
                 f"images: expected pixels that differ in every channel, got standard deviations {std.tolist()}"
             )
         return cls(tuple(mean.tolist()), tuple(std.tolist()), resize=resize)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple) or not all(is_number(v) and math.isfinite(v) for v in values):
+        raise ValueError(f"preprocessing: expected finite numbers, got {str(values)[:100]}")
+    return tuple(values)

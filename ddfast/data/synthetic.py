@@ -1,15 +1,19 @@
 """SyntheticSet: the distilled images, how to train on them, and how real data must be preprocessed beside them."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddfast.arguments import expect_whole
-from ddfast.data.augment import NO_STRATEGY
+from ddfast.data.augment import DSA, NO_STRATEGY
 from ddfast.data.preprocessing import Preprocessing
-from ddfast.files import read_json, replacing, write_json
+from ddfast.files import read_json, read_tensors, write_json, write_tensors
+
+log = logging.getLogger("ddfast")
 
 FORMAT = "ddfast-synthetic-set-1"
 LARGEST = 1e9  # of pixels: beyond it the squares that a norm or a distance sums soon overflow float32
@@ -19,7 +23,8 @@ LARGEST = 1e9  # of pixels: beyond it the squares that a norm or a distance sums
 class SyntheticSet:
     """A tiny training set: I images, their labels, and the learning rate and augmentation that they were distilled for.
 
-    `save` writes `<path>.safetensors` (images, labels, lr) and `<path>.json` (how to use them).
+    `save` writes `<path>.safetensors` (images, labels, lr, how to use them, and a checksum of it all), which is what
+    counts, and `<path>.json` (how to use them), for people.
     """
 
     images: Tensor  # [I, C, H, W], preprocessed
@@ -34,6 +39,9 @@ class SyntheticSet:
         count, K = len(self.images), len(self.class_names)
         if self.images.dim() != 4 or count == 0:
             raise ValueError(f"images: expected [I, C, H, W], got {list(self.images.shape)}")
+        for name in ("images", "lr"):
+            if not getattr(self, name).is_floating_point():
+                raise ValueError(f"{name}: expected floating-point numbers, got {getattr(self, name).dtype}")
         if self.images.shape[1] != len(self.preprocessing.mean):
             raise ValueError(
                 f"images: expected {len(self.preprocessing.mean)} channels as in the preprocessing, "
@@ -45,7 +53,7 @@ class SyntheticSet:
                 f"{list(self.labels.shape)}"
             )
         if self.is_hard and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < K:
-            raise ValueError(f"labels: expected classes 0 to {K - 1}, got {self.labels.tolist()}")
+            raise ValueError(f"labels: expected classes 0 to {K - 1}, got {self.labels.unique()[:10].tolist()}")
         if self.lr.shape != ():
             raise ValueError(f"lr: expected [], got {list(self.lr.shape)}")
         self.check_values()
@@ -104,14 +112,8 @@ class SyntheticSet:
 
     def save(self, path: str | Path) -> None:
         """Write both files, each whole or not at all; ValueError for values that are not finite."""
-        from safetensors.torch import save_file
-
         self.check_values()
-
-        tensors, about_path = _paths(path)
-        values = {"images": self.images, "labels": self.labels, "lr": self.lr}
-        with replacing(tensors) as temporary:
-            save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, temporary)
+        tensors_path, about_path = _paths(path)
         about = {
             "format": FORMAT,
             "labels": "classes" if self.is_hard else "logits",
@@ -120,34 +122,62 @@ class SyntheticSet:
             "dsa_strategy": self.dsa_strategy,
             "canvas": self.canvas,
         }
+        write_tensors(tensors_path, {"images": self.images, "labels": self.labels, "lr": self.lr}, about)
         write_json(about_path, about)
 
     @classmethod
     def load(cls, path: str | Path) -> "SyntheticSet":
-        """Read both files; `path` with or without an ending. OSError or ValueError that names the file."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        """Read a set; `path` with or without an ending. Of sets of ddfast 0.1.0 both files are needed.
 
+        Errors: OSError or ValueError that names the file.
+        """
         tensors_path, about_path = _paths(path)
-        for file in (about_path, tensors_path):
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: no such file; a synthetic set is a .safetensors and a .json file")
-        about = read_json(about_path)
+        if not tensors_path.is_file():
+            raise FileNotFoundError(f"{tensors_path}: no such file; a synthetic set is a .safetensors and a .json file")
+        tensors, about = read_tensors(tensors_path)
+        where = str(tensors_path) if about is not None else f"{tensors_path} and {about_path.name}"
+        if about is not None:
+            _warn_of_another(about_path, about, tensors_path)
+            about_path = tensors_path
+        elif not about_path.is_file():
+            raise FileNotFoundError(f"{about_path}: no such file; {tensors_path.name} does not say how to use it")
+        else:
+            about = read_json(about_path)
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise ValueError(f"{about_path}: not a ddfast synthetic set")
         try:
-            tensors = load_file(tensors_path)
             return cls(
                 tensors["images"],
                 tensors["labels"],
                 tensors["lr"],
-                tuple(about["class_names"]),
+                _names(about["class_names"]),
                 Preprocessing.described(about["preprocessing"]),
-                about.get("dsa_strategy", NO_STRATEGY),
+                _strategy(about.get("dsa_strategy")),
                 about.get("canvas", 1),  # sets of ddfast 0.1.0 have none
             )
-        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{tensors_path}: not a ddfast synthetic set ({error})") from None
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{where}: not a ddfast synthetic set ({error})") from None
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("class_names: expected a list of names")
+    return tuple(names)
+
+
+def _strategy(strategy: Any) -> str:
+    DSA(strategy)  # refuses an unknown one
+    return strategy or NO_STRATEGY
+
+
+def _warn_of_another(about_path: Path, about: dict[str, Any], tensors_path: Path) -> None:
+    """Tell that a file for people does not say what counts: edited, damaged, or of a save that was killed."""
+    try:
+        same = not about_path.is_file() or read_json(about_path) == about
+    except ValueError:
+        same = False
+    if not same:
+        log.warning("%s: not what %s says, which is what counts", about_path, tensors_path.name)
 
 
 def _paths(path: str | Path) -> tuple[Path, Path]:

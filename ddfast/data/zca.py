@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddfast.data.images import to_unit
-from ddfast.files import cache_folder, replacing
+from ddfast.files import cache_folder, expect_writable, locking, remove_leftovers, replacing
 
 log = logging.getLogger("ddfast")
 
@@ -52,6 +52,7 @@ class ZCA:
                     f"zca: expected images of at most {MOST_VALUES} values, got {values}: the whitening matrix would "
                     f"take {4 * values**2 / 1e9:.0f} GB; use no zca, or a smaller image_size"
                 )
+            expect_writable(path.parent)
             log.info("fitting ZCA to %d images: two matrices, %.0f MB in %s", len(images), 8e-6 * values**2, path)
             tensors = _fit(images, eps)
             _write(path, tensors)
@@ -122,11 +123,16 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"checksum": _checksum(tensors)})
+    with locking(path.parent, wait=True):
+        remove_leftovers(path.parent)
+        with replacing(path) as temporary:
+            try:
+                save_file(tensors, temporary, {"checksum": _checksum(tensors)})
+            except SafetensorError as error:
+                raise OSError(str(error)) from None
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
@@ -136,6 +142,10 @@ def _read(path: Path) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in ("mean", "matrix", "inverse")}
+            D = tensors["matrix"].shape[-1]
+            for name, shape in (("mean", (1, D)), ("matrix", (D, D)), ("inverse", (D, D))):
+                if tensors[name].shape != shape or tensors[name].dtype != torch.float32:
+                    return None
             return tensors if (file.metadata() or {}).get("checksum") == _checksum(tensors) else None
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, ValueError, KeyError, IndexError, RuntimeError):
         return None

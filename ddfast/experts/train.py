@@ -19,7 +19,7 @@ from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.experts.snapshots import WHOLE, storage_settings
 from ddfast.experts.trajectories import TrajectoryStore
-from ddfast.files import cache_folder
+from ddfast.files import cache_folder, expect_writable
 from ddfast.ranks import ALONE, Ranks
 from ddfast.students import GSAM, Training, side_by_side
 
@@ -149,6 +149,7 @@ def train_experts(
     store = TrajectoryStore.create(path, settings, epochs)
     missing = store.missing(num_experts)
     if missing:
+        expect_writable(path)
         P = sum(p.numel() for p in net.parameters())
         log.info("training %d experts of %d epochs: %s", len(missing), store.epochs, store.room_for(len(missing), P))
         most = -(-len(missing) // ranks.size)  # a GPU that could take all leaves the others theirs

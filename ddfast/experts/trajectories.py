@@ -21,13 +21,20 @@ from ddfast.experts.snapshots import (
     storage_settings,
     words,
 )
-from ddfast.files import locking, read_json, replacing, write_json
+from ddfast.files import locking, read_json, read_tensors, remove_leftovers, replacing, write_json, write_tensors
 
 log = logging.getLogger("ddfast")
 
 PLAIN = "ddfast-trajectories-1"  # all epochs, float32
 FORMAT = "ddfast-trajectories-2"  # of those in the settings
-FOREIGN = (OSError, KeyError, TypeError, ValueError, IndexError)  # what reading another program's file may raise
+FOREIGN = (
+    OSError,
+    KeyError,
+    TypeError,
+    ValueError,
+    IndexError,
+    RuntimeError,
+)  # what reading another program's file may raise
 
 
 class TrajectoryStore:
@@ -48,7 +55,8 @@ class TrajectoryStore:
         if (
             not whole
             or self.about.get("format") not in (PLAIN, FORMAT)
-            or not isinstance(self.about.get("epochs"), int)
+            or type(self.about.get("epochs")) is not int
+            or not isinstance(self.settings.get("preprocessing") or {}, dict)
         ):
             raise ValueError(f"{about}: not a ddfast trajectory store")
         if self.snapshots not in FORMATS:
@@ -149,6 +157,8 @@ class TrajectoryStore:
             with suppress(FileNotFoundError):  # the expert was stored, and its claim deleted, just now
                 claim.touch()
                 held.enter_context(locking(claim, wait=wait))
+                for path in (self._file(expert), self._unfinished_file(expert)):
+                    remove_leftovers(self.path, path.name)
             yield
             if self._file(expert).exists():
                 claim.unlink(missing_ok=True)
@@ -259,20 +269,21 @@ class TrajectoryStore:
 
     def keep_unfinished(self, expert: int, state: dict[str, Tensor]) -> None:
         """Keep what an expert in training needs to go on later."""
-        _save(self._unfinished_file(expert), {name: value.detach().cpu().contiguous() for name, value in state.items()})
+        write_tensors(self._unfinished_file(expert), state, {"expert": expert, "epochs": self.epochs})
 
     def unfinished(self, expert: int) -> dict[str, Tensor] | None:
         """What `keep_unfinished` kept last; None where there is nothing, or nothing whole."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
+        file = self._unfinished_file(expert)
         try:
-            return load_file(self._unfinished_file(expert))
+            state, about = read_tensors(file)
+            if about != {"expert": expert, "epochs": self.epochs}:
+                raise ValueError("of another training, or without a checksum")
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError) as error:
-            log.warning("%s: damaged, expert %d is trained anew (%s)", self._unfinished_file(expert), expert, error)
+        except (ValueError, OSError) as error:
+            log.warning("%s: not whole, expert %d is trained anew (%s)", file, expert, error)
             return None
+        return state
 
     def _unfinished_file(self, expert: int) -> Path:
         return self.path / f"unfinished_{expert:04d}.safetensors"
@@ -293,8 +304,12 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None

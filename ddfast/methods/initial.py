@@ -71,7 +71,7 @@ def load_init(settings: MatchingSettings, data: Dataset, ipc: int) -> SyntheticS
     path = Path(settings.init)
     if path.is_dir():  # a run folder
         path = path / "synthetic"
-    if not Path(f"{str(path).removesuffix('.safetensors').removesuffix('.json')}.json").is_file():
+    if not Path(f"{str(path).removesuffix('.safetensors').removesuffix('.json')}.safetensors").is_file():
         raise ValueError(f"init: expected one of {', '.join(INITS)}, or a saved set or run, got {settings.init!r}")
     saved = SyntheticSet.load(path)
     expected = [ipc * data.num_classes, data.channels, *(settings.canvas * side for side in data.image_size)]
