@@ -8,7 +8,7 @@ import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -156,12 +156,13 @@ class RunFolder:
             if (self.path / f"{name}.jsonl").is_file():
                 synchronise(self.path / f"{name}.jsonl")
         checksums = torch.serialization.get_crc32_options()
-        with replacing(self.path / "checkpoint.pt") as temporary:
+        with replacing(self.path / "checkpoint.pt") as temporary, open(temporary, "wb") as file:
+            writer = _Writer(file)
             try:
                 torch.serialization.set_crc32_options(True)  # read_state looks at them
-                torch.save(state, temporary)
-            except RuntimeError as error:  # what a full disk is to torch
-                raise OSError(_first_line(error)) from None
+                torch.save(state, writer)
+            except RuntimeError as error:
+                raise writer.error or error from None
             finally:
                 torch.serialization.set_crc32_options(checksums)
 
@@ -193,6 +194,23 @@ class RunFolder:
         if summary is not None and not (isinstance(summary, dict) and isinstance(summary.get("accuracy"), dict)):
             raise ValueError(f"{file}: not the results of a run")
         return summary
+
+
+class _Writer:
+    """A file that keeps the error of a write, of which torch makes another one that does not say why."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.error = file, None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _first_line(error: Exception) -> str:
