@@ -40,7 +40,7 @@ def main() -> None:
     _make_page_faults_rare()
     told = _end_when_told()
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # a locale that cannot show a character is no reason to lose a result
+        if stream is not None:  # a name that cannot be shown is no reason to lose a result
             stream.reconfigure(errors="backslashreplace")
     try:
         cli(prog_name="ddfast")

@@ -175,7 +175,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON, without its checksum; ValueError that names the file where it is not JSON, or not what was written."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
     if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != _digest(value):
@@ -192,7 +192,7 @@ def _digest(value: Any) -> str:
 
 
 def _encoded(text: str) -> bytes:
-    """UTF-8; bytes of a file's name that the locale could not decode are written as they were."""
+    """UTF-8; bytes of a file's name that are none are written as they were, and `read_json` reads them so."""
     return text.encode("utf-8", "surrogateescape")
 
 

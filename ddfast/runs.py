@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 
@@ -175,12 +175,13 @@ class RunFolder:
             if (self.path / f"{name}.jsonl").is_file():
                 synchronise(self.path / f"{name}.jsonl")
         checksums = torch.serialization.get_crc32_options()
-        with replacing(self.path / "checkpoint.pt") as temporary:
+        with replacing(self.path / "checkpoint.pt") as temporary, open(temporary, "wb") as file:
+            writer = _Writer(file)
             try:
                 torch.serialization.set_crc32_options(True)  # read_state looks at them
-                torch.save(state, temporary)
-            except RuntimeError as error:  # what a full disk is to torch
-                raise OSError(_first_line(error)) from None
+                torch.save(state, writer)
+            except RuntimeError as error:
+                raise writer.error or error from None
             finally:
                 torch.serialization.set_crc32_options(checksums)
 
@@ -232,6 +233,23 @@ class WatchedRunFolder(RunFolder):
         """Write nothing."""
 
     discard = write_config = append = write_synthetic = write_state = write_summary = prune_checkpoints = _leave
+
+
+class _Writer:
+    """A file that keeps the error of a write, of which torch makes another one that does not say why."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.error = file, None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _first_line(error: Exception) -> str:

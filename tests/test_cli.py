@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path):
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "File too large" in done.stderr.strip().splitlines()[-1], done.stderr
-    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["experts.json"]
+    assert [p.name for p in tmp_path.rglob("[!.]*") if p.is_file()] == ["experts.json"]
 
 
 def test_info_says_what_is_built_and_what_is_missing():

@@ -50,7 +50,7 @@ def test_a_run_writes_its_folder_and_returns_what_is_in_it(pair, tmp_path):
     result = ddfast.distill(pair, output=tmp_path / "run", **SMALL)
     names = {p.name for p in result.path.iterdir()}
     assert names == {
-        "checkpoint.pt", "config.json", "curves.png", "images.png", "initial.json", "initial.png",
+        "accuracies.jsonl", "checkpoint.pt", "config.json", "curves.png", "images.png", "initial.json", "initial.png",
         "initial.safetensors", "metrics.jsonl", "summary.json", "synthetic.json", "synthetic.safetensors",
     }  # fmt: skip
     records = [json.loads(line) for line in (result.path / "metrics.jsonl").read_text().splitlines()]
@@ -250,15 +250,22 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(data, exper
     assert method.step()["updated"]
 
 
-def test_too_many_such_updates_end_the_run_with_the_last_good_images_saved(pair, tmp_path):
+@pytest.mark.parametrize("what", ["the learning rate goes beyond all bounds", "losses are not finite"])
+def test_too_many_such_updates_end_the_run_with_the_last_good_images_saved(pair, tmp_path, monkeypatch, what):
+    options, losses, distance = SMALL | {"iterations": 100}, [], MTT.distance
+    if what.startswith("losses"):
+        count = lambda *rows: losses.append(distance(*rows)) or losses[-1] * (1 if len(losses) < 4 else float("nan"))
+        monkeypatch.setattr(MTT, "distance", count)
+    else:
+        options |= {"lr_lr": 1e30}
     with pytest.raises(DistillationDivergedError, match=f"{MOST_SKIPS} updates in a row had no finite gradient"):
-        ddfast.distill(pair, output=tmp_path / "run", **(SMALL | {"iterations": 100, "lr_lr": 1e30}))
+        ddfast.distill(pair, output=tmp_path / "run", **options)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON")) for line in lines]
     good = [record for record in records if record["updated"]]
-    assert len(records) == len(good) + MOST_SKIPS and records[-1]["loss"] is None
+    assert len(records) == len(good) + MOST_SKIPS and not records[-1]["updated"]
     saved = ddfast.SyntheticSet.load(tmp_path / "run" / "synthetic")
-    before = good[-2]["lr"] if len(good) > 1 else 0.02  # what the last finite loss was computed with
+    before = good[-2 if losses else -1]["lr"]  # what the last finite loss was computed with
     assert saved.images.isfinite().all() and saved.lr.item() == pytest.approx(before)
     assert (tmp_path / "run" / "images.png").exists()
 

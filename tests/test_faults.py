@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -70,6 +71,28 @@ def test_a_line_that_cannot_be_written_names_its_file(pair, tmp_path, monkeypatc
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"):
         run.append("metrics", {"iteration": 1})
+
+
+def test_a_file_for_which_there_is_no_room_is_named_with_the_reason_and_the_old_one_stays(tmp_path):
+    """Files of more than 16 kB fail in the middle, as on a full disk."""
+    run, few, many = ddfast.runs.RunFolder(tmp_path), torch.zeros(10), torch.zeros(100_000)
+    writers = {
+        "checkpoint.pt": lambda values: run.write_state({"iteration": 1, "values": values}),
+        "a.safetensors": lambda values: files.write_tensors(tmp_path / "a.safetensors", {"a": values}, {}),
+        "a.json": lambda values: files.write_json(tmp_path / "a.json", {"a": values.tolist()}),
+    }
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name, write in writers.items():
+        write(few)
+        before = (tmp_path / name).read_bytes()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, limits[1]))
+            with pytest.raises(OSError, match=rf"{name}: cannot be written \(.*File too large"):
+                write(many)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (tmp_path / name).read_bytes() == before
+    assert not leftovers(tmp_path)
 
 
 def test_what_a_kill_left_behind_is_cleared_away_and_nothing_else(pair, tmp_path):
@@ -153,8 +176,9 @@ def test_two_runs_in_one_folder_and_two_trainings_of_the_same_experts(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole_commands(tmp_path_factory):
-    """The results of two commands that nobody disturbed, and a folder for what they need."""
-    return {name: undisturbed(name, tmp_path_factory.mktemp("whole")) for name in ("experts", "distill mtt")}
+    """Of two commands that nobody disturbed: the results, and the folder."""
+    folders = {name: tmp_path_factory.mktemp("whole") for name in ("experts", "distill mtt")}
+    return {name: (undisturbed(name, folder)[0], folder / "whole") for name, folder in folders.items()}
 
 
 @pytest.mark.parametrize("name, first, second", [
@@ -162,8 +186,8 @@ def whole_commands(tmp_path_factory):
 ])  # fmt: skip
 def test_a_signal_ends_a_command_that_goes_on_bit_for_bit(name, first, second, whole_commands, tmp_path):
     """The second one comes while it saves."""
-    whole, _, shared = whole_commands[name]
-    running = begin(COMMANDS[name], tmp_path, shared)
+    whole, _ = whole_commands[name]
+    running = begin(COMMANDS[name], tmp_path)
     awaited = "experts/expert_0000.safetensors" if name == "experts" else "run/metrics.jsonl"
     wait_for(tmp_path / awaited, running)
     running.send(getattr(signal, first))
@@ -173,8 +197,25 @@ def test_a_signal_ends_a_command_that_goes_on_bit_for_bit(name, first, second, w
     status, _, errors = running.ended(120)
     expected = [128 + getattr(signal, each) for each in (first, second) if each]
     assert status in expected and "Traceback" not in errors, errors
-    output = finish(begin(COMMANDS[name], tmp_path, shared))
+    output = finish(begin(COMMANDS[name], tmp_path))
     assert not differing(COMMANDS[name].results(tmp_path, output), whole) and not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_ends_an_evaluation(name, whole_commands, tmp_path):
+    run = whole_commands["distill mtt"][1] / "run"
+    running = Running(["evaluate", str(run), "--eval-epochs", "100000"], tmp_path)
+    number = getattr(signal, name)
+    caught = 0
+    while not caught >> (number - 1) & 1:  # until it listens
+        assert running.poll() is None
+        status = Path(f"/proc/{running.process.pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        time.sleep(0.05)
+    time.sleep(0.5)
+    running.send(number)
+    status, output, errors = running.ended(120)
+    assert status == 128 + number and "Traceback" not in errors and not output, errors
 
 
 def test_a_hangup_that_is_ignored_ends_nothing(tmp_path):
@@ -228,7 +269,14 @@ def test_a_run_of_photographs_goes_on_under_other_locales(tmp_path, turkish):
         loaded = ddfast.SyntheticSet.load(output / "synthetic")
         assert loaded.class_names == ("Äpfel rot", "ışık", "林檎")
         assert "Äpfel rot" in (output / "synthetic.json").read_text(encoding="utf-8")
-    shown = run(
-        ["evaluate", str(output), "--num-eval", "1", "--eval-epochs", "1"], turkish | {"PYTHONIOENCODING": "ascii"}
-    )
-    assert shown.count("%") == 2 and r"\xb1" in shown  # what a terminal cannot show is no reason to lose a result
+    shown = run(["evaluate", str(output), "--num-eval", "1", "--eval-epochs", "1"], turkish)
+    assert shown.count("%") == 2
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_worked_in_and_shown_as_far_as_possible(tmp_path):
+    output = tmp_path / os.fsdecode(b"L\xe4ufe")
+    words = COMMANDS["distill mtt"].arguments.format(folder=output).split()
+    output.mkdir()
+    whole = [finish(Running(words, tmp_path, DDFAST_CACHE=str(output / "cache"))) for _ in range(2)]
+    assert whole[0] == whole[1] and r"L\udce4ufe" in whole[0]
+    assert (output / "run" / "summary.json").is_file()
