@@ -254,8 +254,12 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(data, exper
 def test_too_many_such_updates_end_the_run_with_the_last_good_images_saved(pair, tmp_path, monkeypatch, what):
     options, losses, distance = SMALL | {"iterations": 100}, [], MTT.distance
     if what.startswith("losses"):
-        count = lambda *rows: losses.append(distance(*rows)) or losses[-1] * (1 if len(losses) < 4 else float("nan"))
-        monkeypatch.setattr(MTT, "distance", count)
+
+        def distance_at_first(*arguments):
+            losses.append(distance(*arguments))
+            return losses[-1] * (1 if len(losses) < 4 else float("nan"))
+
+        monkeypatch.setattr(MTT, "distance", distance_at_first)
     else:
         options |= {"lr_lr": 1e30}
     with pytest.raises(DistillationDivergedError, match=f"{MOST_SKIPS} updates in a row had no finite gradient"):
