@@ -65,8 +65,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def expect_writable(folder: Path) -> None:
-    """Make a folder where there is none; OSError that names it where nothing can be written into it: before anything
-    that takes time."""
+    """Make a folder where there is none; OSError that names it where no files of ours can be: before anything that
+    takes time."""
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:  # safetensors takes no others
+        raise OSError(f"{folder}: expected a folder whose name is UTF-8") from None
     folder.mkdir(parents=True, exist_ok=True)
     with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"\0")

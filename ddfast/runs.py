@@ -15,6 +15,7 @@ import torch
 
 from ddfast.data import SyntheticSet
 from ddfast.files import (
+    expect_writable,
     locking,
     read_json,
     remove_leftovers,
@@ -51,7 +52,7 @@ class RunFolder:
         path = cls._next_number(Path("runs")) if path is None else Path(path)
         if path.exists() and not path.is_dir():
             raise FileExistsError(f"{path}: is a file; choose another output folder")
-        path.mkdir(parents=True, exist_ok=True)
+        expect_writable(path)
         run = cls(path)
         if resume and not run.has_config:
             with run.locked():

@@ -20,6 +20,8 @@ from tests.conftest import SMALL
 from tests.fault_jobs import COMMANDS, Running, begin, differing, finish, leftovers, undisturbed
 from tests.kills import try_kills
 
+SHORT = "--num-experts 1 --train-epochs 1 --batch-train 4 --syn-steps 2 --expert-epochs 1 --max-start-epoch 1"
+SHORT += " --num-eval 1 --eval-epochs 2 --checkpoint-every 1 --eval-every 2"
 JOB = SMALL | {"iterations": 5, "checkpoint_every": 2, "eval_every": 3, "ema_decay": 0.5}
 
 
@@ -249,8 +251,6 @@ def test_a_run_of_photographs_goes_on_under_other_locales(tmp_path, turkish):
                 noise = torch.randint(60, (16, 16, 3), generator=torch.Generator().manual_seed(n)).byte()
                 Image.fromarray((noise + 60 * k).numpy()).save(file)
     locales = [{"LC_ALL": "C"}, turkish, {"LC_ALL": "C.UTF-8"}]
-    options = "--iterations 6 --num-experts 1 --train-epochs 1 --batch-train 4 --syn-steps 2 --expert-epochs 1"
-    options += " --max-start-epoch 1 --num-eval 1 --eval-epochs 2 --checkpoint-every 1 --eval-every 2"
 
     def run(command: list[str], locale: dict[str, str]) -> str:
         environment = {**os.environ, **locale, "DDFAST_CACHE": str(tmp_path / "Zwischenspeicher ü")}
@@ -263,7 +263,7 @@ def test_a_run_of_photographs_goes_on_under_other_locales(tmp_path, turkish):
         output = root.parent / "Läufe 1"
         data = [] if (output / "config.json").exists() else ["--dataset", str(root)]
         run(
-            ["distill", *data, *options.split(), "--iterations", iterations, "--resume", "--output", str(output)],
+            ["distill", *data, *SHORT.split(), "--iterations", iterations, "--resume", "--output", str(output)],
             locale,
         )
         loaded = ddfast.SyntheticSet.load(output / "synthetic")
@@ -273,10 +273,26 @@ def test_a_run_of_photographs_goes_on_under_other_locales(tmp_path, turkish):
     assert shown.count("%") == 2
 
 
-def test_a_folder_whose_name_is_no_utf_8_is_worked_in_and_shown_as_far_as_possible(tmp_path):
+def test_a_folder_whose_name_is_no_utf_8_is_refused_before_anything_takes_time(tmp_path):
+    """safetensors reads no files there; what is said of it can be shown all the same."""
     output = tmp_path / os.fsdecode(b"L\xe4ufe")
-    words = COMMANDS["distill mtt"].arguments.format(folder=output).split()
-    output.mkdir()
-    whole = [finish(Running(words, tmp_path, DDFAST_CACHE=str(output / "cache"))) for _ in range(2)]
-    assert whole[0] == whole[1] and r"L\udce4ufe" in whole[0]
-    assert (output / "run" / "summary.json").is_file()
+    for name in ("experts", "distill mtt"):
+        status, _, errors = Running(COMMANDS[name].arguments.format(folder=output).split(), tmp_path).ended(120)
+        assert status == 1 and "trained in" not in errors
+        last = errors.splitlines()[-1]
+        assert r"L\udce4ufe" in last and last.endswith("expected a folder whose name is UTF-8"), errors
+
+
+def test_images_whose_names_are_no_utf_8_are_distilled_and_the_run_goes_on(tmp_path):
+    from PIL import Image
+
+    root = tmp_path / os.fsdecode(b"M\xe4use")
+    for k, name in enumerate((os.fsdecode(b"Kn\xf6pfe"), "b")):
+        for part in ("train", "test"):
+            (root / part / name).mkdir(parents=True)
+            for n in range(3):
+                Image.new("L", (16, 16), 40 + 90 * k + 20 * n).save(root / part / name / f"{n}.png")
+    words = [*SHORT.split(), "--resume", "--output", str(tmp_path / "run")]
+    for more in (["--dataset", str(root), "--iterations", "2"], ["--iterations", "4"]):
+        finish(Running(["distill", *words, *more], tmp_path))
+    assert ddfast.SyntheticSet.load(tmp_path / "run" / "synthetic").class_names == ("Kn\udcf6pfe", "b")
