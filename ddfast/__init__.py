@@ -1,6 +1,6 @@
 """ddfast: dataset distillation by trajectory matching, with exact meta-gradients in constant memory."""
 
-from ddfast import adjoints, data, networks, ops, ranks, students
+from ddfast import adjoints, compat, data, networks, ops, ranks, students
 from ddfast.data import SyntheticSet, load_dataset
 from ddfast.distances import distance
 from ddfast.distill import DistillResult, distill
@@ -19,6 +19,7 @@ __all__ = [
     "TrajectoryStore",
     "adjoints",
     "build_info",
+    "compat",
     "data",
     "distance",
     "distill",

@@ -73,11 +73,21 @@ COMMANDS = {
         "--method datm --init first --ema-decay 0.9 --current-max-start-epoch none --threshold none"
     ),
     "distill tesla, a part of the set at a time": _distill("--method tesla --ipc 4 --eval-every 12"),
+    "experts, rounded": Command(f"{EXPERTS} --snapshots delta8 --keep-epochs 1-2", results_of_files),
     "evaluate": Command(
-        "evaluate {shared}/run --num-eval 2 --eval-epochs 30",
+        "evaluate {shared}/run --num-eval 3 --eval-epochs 20 --output {folder}/accuracies.jsonl",
         lambda folder, output: {"output": output},
         before="distill mtt",
         writes=False,
+    ),
+    "convert to replay buffers": Command(
+        "convert {shared}/experts {folder}/buffers --format replay-buffer --per-file 1",
+        results_of_files,
+        before="experts",
+        writes=False,
+    ),
+    "convert to MTT's tensors": Command(
+        "convert {shared}/run {folder}/mtt --format mtt", results_of_files, before="distill mtt", writes=False
     ),
 }
 

@@ -3,7 +3,9 @@
 A row more here is fuzzed like all others by `tests/test_fuzz.py`.
 """
 
+import functools
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ddfast import SyntheticSet, TrajectoryStore
+from ddfast import SyntheticSet, TrajectoryStore, compat, networks, seeds
 from ddfast.data import Dataset, Preprocessing, load_dataset, zca
 from ddfast.data.images import inspect_files, read_files
 from ddfast.files import read_json, read_tensors, write_json, write_tensors
@@ -152,7 +154,58 @@ def _tiny_values(folder: Path) -> list[Any]:
     return [*_values_of_data(data), data.class_names]
 
 
+@functools.cache
+def _digits() -> Dataset:
+    return load_dataset("digits")
+
+
+def _images(count: int) -> SyntheticSet:
+    data = _digits()
+    images, labels = data.preprocessing.apply(data.train_images[:count]), data.train_labels[:count]
+    return SyntheticSet(images, labels, torch.tensor(0.02), data.class_names, data.preprocessing)
+
+
+def _replay_buffer(folder: Path) -> None:
+    network = networks.create("mlp:width=2", generator=seeds.generator(0), **_digits().network_arguments)
+    snapshots = [[parameter.detach() + epoch for parameter in network.parameters()] for epoch in range(3)]
+    torch.save([snapshots, snapshots], folder / "replay_buffer_0.pt")
+
+
+def _replayed(folder: Path) -> list[Any]:
+    with tempfile.TemporaryDirectory() as output:
+        store = compat.read_replay_buffers(folder, Path(output) / "experts", _digits(), network="mlp:width=2")
+        return [
+            store.snapshot(expert, epoch) for expert in range(store.num_experts) for epoch in range(store.epochs + 1)
+        ]
+
+
+def _mtt(name: str) -> Reader:
+    """One of the three files of a set of MTT's code."""
+    return Reader(
+        name,
+        lambda f: compat.write_mtt(_images(4), f),
+        lambda f: values_of(compat.read_mtt(f / "images_best.pt", _digits())),
+        checked=False,
+    )
+
+
 READERS = {
+    "replay buffer": Reader("replay_buffer_0.pt", _replay_buffer, _replayed, checked=False),
+    "mtt images": _mtt("images_best.pt"),
+    "mtt labels": _mtt("labels_best.pt"),
+    "mtt rate": _mtt("lr_best.pt"),
+    "dd-ranking": Reader(
+        "images.pt",
+        lambda f: compat.write_dd_ranking(_images(4), f),
+        lambda f: values_of(compat.read_dd_ranking(f, _digits())),
+        checked=False,
+    ),
+    "png of a set": Reader(
+        "3/0000.png",
+        lambda f: compat.write_png(_images(20), f),
+        lambda f: values_of(compat.read_png(f, _digits())),
+        checked=False,
+    ),
     "json": Reader("a.json", lambda f: write_json(f / "a.json", CONFIG), lambda f: read_json(f / "a.json")),
     "tensors": Reader(
         "a.safetensors",
