@@ -53,7 +53,8 @@ def read_mtt(
         raise FileNotFoundError(f"{label_file}: no such file; the labels of {images.name} are expected beside it")
     rates = (images.with_name(f"{name}_{tag}.pt") for name in LR_NAMES)
     rate = read_lr(next((file for file in rates if file.is_file()), None), lr, images)
-    return synthetic_set(read_images(images), read_labels(label_file, labels), rate, dataset, dsa_strategy, canvas)
+    values, targets = read_images(images), read_labels(label_file, labels)
+    return synthetic_set(images, values, targets, rate, dataset, dsa_strategy, canvas)
 
 
 def write_mtt(synthetic: SyntheticSet, output: str | Path, *, labels: str = "logits") -> None:

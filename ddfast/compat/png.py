@@ -53,7 +53,7 @@ def read_png(
     labels = torch.tensor([classes[name] for name, of_class in ordered for _ in of_class])
     H, W = (canvas * side for side in dataset.image_size)
     images = read_files(files, (H, W), dataset.channels, dataset.preprocessing.resize)
-    return synthetic_set(dataset.preprocessing.apply(images), labels, rate, dataset, dsa_strategy, canvas)
+    return synthetic_set(Path(path), dataset.preprocessing.apply(images), labels, rate, dataset, dsa_strategy, canvas)
 
 
 def write_png(synthetic: SyntheticSet, output: str | Path) -> None:

@@ -17,6 +17,7 @@ LOG_OF_ZERO = -1000.0  # its exponential is 0 in float32 and in float64, and it 
 
 
 def synthetic_set(
+    source: Path,
     images: Tensor,  # [I, C, H, W], preprocessed
     labels: Tensor,  # int64 [I], or float [I, K]
     lr: Tensor,  # []
@@ -24,12 +25,16 @@ def synthetic_set(
     dsa_strategy: str | None,
     canvas: int,
 ) -> SyntheticSet:
-    """A set of images that were distilled from a data set; ValueError where they are of another size than its."""
+    """A set of images that were distilled from a data set; ValueError that names `source` where they cannot have been."""
     wanted = (dataset.channels, *(canvas * side for side in dataset.image_size))
     if images.dim() != 4 or tuple(images.shape[1:]) != wanted:
-        raise ValueError(f"images: expected {['I', *wanted]} as of {dataset.name}, got {list(images.shape)}")
+        expected = f"[I, {', '.join(map(str, wanted))}]"
+        raise ValueError(f"{source}: expected images {expected} as of {dataset.name}, got {list(images.shape)}")
     strategy = FULL_STRATEGY if dsa_strategy is None else dsa_strategy
-    return SyntheticSet(images, labels, lr, dataset.class_names, dataset.preprocessing, strategy, canvas)
+    try:
+        return SyntheticSet(images, labels, lr, dataset.class_names, dataset.preprocessing, strategy, canvas)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def read_images(path: Path) -> Tensor:  # float32 [I, C, H, W]
