@@ -152,8 +152,8 @@ IMAGES, LABELS = torch.zeros(10, 1, 16, 16), torch.arange(10)
 @pytest.mark.parametrize(
     ("images", "labels", "lr", "sentence"),
     [
-        (IMAGES[0], LABELS, 0.1, r"images: expected \['I', 1, 16, 16\] as of digits, got \[1, 16, 16\]"),
-        (torch.zeros(10, 3, 32, 32), LABELS, 0.1, r"images: expected .* got \[10, 3, 32, 32\]"),
+        (IMAGES[0], LABELS, 0.1, r"images_\w+\.pt: expected images \[I, 1, 16, 16\] as of digits, got \[1, 16, 16\]"),
+        (torch.zeros(10, 3, 32, 32), LABELS, 0.1, r"images_\w+\.pt: expected images .* got \[10, 3, 32, 32\]"),
         (IMAGES.byte(), LABELS, 0.1, r"images_best.pt: expected float32, or a narrower float, got torch.uint8"),
         (IMAGES.double(), LABELS, 0.1, r"images_best.pt: expected float32, .* got torch.float64"),
         (IMAGES / 0, LABELS, 0.1, r"images_best.pt: holds values that are not finite"),

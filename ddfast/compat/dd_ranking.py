@@ -38,7 +38,7 @@ def read_dd_ranking(
     else:
         targets = torch.arange(classes).repeat_interleave(len(values) // classes)
     rate = read_lr(rate if rate.is_file() else None, lr, images)
-    return synthetic_set(Path(path), values, targets, rate, dataset, dsa_strategy, canvas)
+    return synthetic_set(images, values, targets, rate, dataset, dsa_strategy, canvas)
 
 
 def write_dd_ranking(synthetic: SyntheticSet, output: str | Path, *, labels: str = "logits") -> None:

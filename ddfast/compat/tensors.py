@@ -25,7 +25,7 @@ def synthetic_set(
     dsa_strategy: str | None,
     canvas: int,
 ) -> SyntheticSet:
-    """A set of images that were distilled from a data set; ValueError that names `source` where they cannot have been."""
+    """A set of images that were distilled from a data set; ValueError that names `source` for others."""
     wanted = (dataset.channels, *(canvas * side for side in dataset.image_size))
     if images.dim() != 4 or tuple(images.shape[1:]) != wanted:
         expected = f"[I, {', '.join(map(str, wanted))}]"
@@ -80,7 +80,8 @@ def read_lr(path: Path | None, given: float | None, images: Path) -> Tensor:  # 
     value: Any = load(path)
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if not is_number(value) or not 0 < value < math.inf:
-        raise ValueError(f"{path}: expected one positive learning rate, got {str(value)[:60]}")
+        got = value if is_number(value) else f"{type(value).__name__} {list(getattr(value, 'shape', []))}"
+        raise ValueError(f"{path}: expected one positive learning rate, got {got}")
     return torch.tensor(float(value))
 
 
