@@ -166,8 +166,8 @@ IMAGES, LABELS = torch.zeros(10, 1, 16, 16), torch.arange(10)
         (IMAGES, torch.zeros(10, 10, 2), 0.1, r"expected classes \[I\] or finite soft labels \[I, K\]"),
         (IMAGES, {}, 0.1, r"labels_best.pt: expected a tensor, got dict"),
         (IMAGES, LABELS, -0.1, r"lr_best.pt: expected one positive learning rate, got -0.1"),
-        (IMAGES, LABELS, torch.ones(3), r"lr_best.pt: expected one positive learning rate, got tensor"),
-        (IMAGES, LABELS, "fast", r"lr_best.pt: expected one positive learning rate, got fast"),
+        (IMAGES, LABELS, torch.ones(3), r"lr_best.pt: expected one positive learning rate, got a tensor"),
+        (IMAGES, LABELS, "fast", r"lr_best.pt: expected one positive learning rate, got str"),
     ],
 )
 def test_what_is_no_set_is_refused_by_name(images, labels, lr, sentence, tmp_path, digits):

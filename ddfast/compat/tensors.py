@@ -80,7 +80,8 @@ def read_lr(path: Path | None, given: float | None, images: Path) -> Tensor:  # 
     value: Any = load(path)
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if not is_number(value) or not 0 < value < math.inf:
-        got = value if is_number(value) else f"{type(value).__name__} {list(getattr(value, 'shape', []))}"
+        got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        got = value if is_number(value) else got
         raise ValueError(f"{path}: expected one positive learning rate, got {got}")
     return torch.tensor(float(value))
 
