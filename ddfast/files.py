@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -89,12 +90,20 @@ def synchronise(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete the temporary files of processes that were killed while they wrote, all or those of one file; the caller
-    holds the folder's lock, or whatever else keeps others from writing."""
+    """Delete the temporary files and folders of processes that were killed while they wrote, all or those of one name;
+    the caller holds the folder's lock, or whatever else keeps others from writing."""
     for path in folder.glob(f".{name}.*.tmp"):
         named = TEMPORARY.fullmatch(path.name)
         if named and not _is_another_at_work(int(named[1])):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a process left this half written, or is writing it."""
+    return TEMPORARY.fullmatch(path.name) is not None
 
 
 def _is_another_at_work(process: int) -> bool:

@@ -3,13 +3,11 @@
 import contextlib
 import filecmp
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-# ddfast.files calls a file so until it is whole
-LEFT_OVER = re.compile(r"\.(experts\.json|expert_\d+\.safetensors|replay_buffer_\d+\.pt|mapped)\.\d+\.tmp")
+from ddfast.files import remove_leftovers
 
 
 @contextlib.contextmanager
@@ -23,6 +21,7 @@ def placing(folder: Path, *, alone: bool) -> Iterator[Path]:
     expect_folder(folder)
     beside = folder.parent if alone else folder
     beside.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(beside, folder.name)
     staged = beside / f".{folder.name}.{os.getpid()}.tmp"
     staged.mkdir()
     try:
@@ -53,17 +52,6 @@ def expect_folder(path: Path) -> None:
     """FileExistsError where a folder is to be and a file is."""
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path}: is a file; a folder is written, choose another name")
-
-
-def is_left_over(path: Path) -> bool:
-    """Whether a file is what a killed process left half written of experts or of a buffer."""
-    return LEFT_OVER.fullmatch(path.name) is not None
-
-
-def sweep(folder: Path) -> None:
-    """Delete what killed processes left half written; the caller holds the folder's lock."""
-    for path in filter(is_left_over, folder.iterdir()):
-        path.unlink()
 
 
 def _same(staged: Path, there: Path) -> bool:

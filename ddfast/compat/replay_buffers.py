@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ddfast import networks, seeds
 from ddfast.arguments import expect_whole
-from ddfast.compat.placing import expect_folder, is_left_over, sweep
+from ddfast.compat.placing import expect_folder
 from ddfast.compat.torch_files import expect_floats, load, save
 from ddfast.data import Dataset
 from ddfast.experts import ExpertTraining, TrajectoryStore
-from ddfast.files import locking, mapped_tensor
+from ddfast.files import is_leftover, locking, mapped_tensor, remove_leftovers
 
 log = logging.getLogger("ddfast")
 
@@ -66,7 +66,7 @@ def read_replay_buffers(
     experts = _experts(files[0], shapes)
     epochs = len(experts[0]) - 1
     expect_folder(output)
-    if output.exists() and not (output / "experts.json").is_file() and not all(map(is_left_over, output.iterdir())):
+    if output.exists() and not (output / "experts.json").is_file() and not all(map(is_leftover, output.iterdir())):
         raise FileExistsError(f"{output}: holds something else than experts; choose another folder")
     settings = {
         "dataset": dataset.name,
@@ -77,7 +77,7 @@ def read_replay_buffers(
     }
     store = TrajectoryStore.create(output, settings, epochs)
     with locking(output, wait=True):
-        sweep(output)
+        remove_leftovers(output)
         room = mapped_tensor(output, (epochs + 1, sum(map(torch.Size.numel, shapes))), torch.float32)
         count = 0
         for file in files:
@@ -126,7 +126,7 @@ def write_replay_buffers(
     expect_folder(output)
     output.mkdir(parents=True, exist_ok=True)
     with locking(output, wait=True):
-        sweep(output)
+        remove_leftovers(output)
         others = sorted(set(output.iterdir()) - set(files))
         if others:
             raise FileExistsError(f"{others[0]}: is none of the files that are written here; choose another folder")

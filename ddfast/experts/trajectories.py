@@ -27,6 +27,7 @@ log = logging.getLogger("ddfast")
 
 PLAIN = "ddfast-trajectories-1"  # all epochs, float32
 FORMAT = "ddfast-trajectories-2"  # of those in the settings
+CHECKSUMS, ABOUT = "sha256", "about"  # the one entry of a file's metadata (their order is not fixed): plain or rounded
 FOREIGN = (
     OSError,
     KeyError,
@@ -191,11 +192,13 @@ class TrajectoryStore:
         def read(row: int) -> list[Tensor]:
             return [tensors[name][place] for name, place in self._format.places(row)]
 
-        about = {"sha256": [_checksum(read(row)) for row in range(len(snapshots))]}
+        checksums = [_checksum(read(row)) for row in range(len(snapshots))]
+        metadata = {CHECKSUMS: json.dumps(checksums)}
         if self.snapshots != WHOLE:
+            about = {CHECKSUMS: checksums, "originals": [_checksum([row]) for row in snapshots]}
             about["error"] = rounding_error(snapshots, lambda row: self._format.decode(read, row))
-            about["originals"] = [_checksum([row]) for row in snapshots]
-        _save(self._file(expert), tensors, {name: json.dumps(value) for name, value in about.items()})
+            metadata = {ABOUT: json.dumps(about)}
+        _save(self._file(expert), tensors, metadata)
         self._unfinished_file(expert).unlink(missing_ok=True)
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:  # float32 [P], on the CPU
@@ -225,7 +228,7 @@ class TrajectoryStore:
 
     def _reader(self, file: Any, expert: int) -> Callable[[int], list[Tensor]]:
         """What reads the stored rows of an open file, and checks each when it is first read."""
-        checksums, epochs = json.loads(file.metadata()["sha256"]), self.kept_epochs
+        checksums, epochs = _said(file, CHECKSUMS), self.kept_epochs
 
         def read(row: int) -> list[Tensor]:
             pieces = [file.get_slice(name)[place] for name, place in self._format.places(row)]
@@ -251,7 +254,7 @@ class TrajectoryStore:
             raise ValueError(f"{path}: not a whole trajectory file ({error})") from None
 
     def _about(self, expert: int, name: str) -> Any:
-        return self._read(expert, lambda file: json.loads(file.metadata()[name]))
+        return self._read(expert, lambda file: _said(file, name))
 
     def segment(self, expert: int, start_epoch: int, target_epoch: int) -> tuple[Tensor, Tensor]:  # [P], [P]
         """The start and the target of one match; ValueError where they are equal, for their distance is divided by."""
@@ -291,6 +294,12 @@ class TrajectoryStore:
 
 class _DamagedError(Exception):
     """Stored bytes are not those that were written."""
+
+
+def _said(file: Any, name: str) -> Any:
+    """An entry of an open file's metadata."""
+    metadata = file.metadata()
+    return json.loads(metadata[ABOUT])[name] if ABOUT in metadata else json.loads(metadata[name])
 
 
 def _checksum(pieces: list[Tensor]) -> str:  # what is stored of a snapshot
