@@ -145,7 +145,7 @@ def test_damage_is_found_where_it_is_read_and_only_there(tmp_path, how):
     with pytest.raises(ValueError, match="not a whole trajectory file"):
         TrajectoryStore(tmp_path).snapshot(0, 1)
     tensors, sums = load_file_of(whole, path)
-    for metadata in ({}, {"sha256": "[]"}, {"sha256": "7"}, {"sha256": json.dumps(sums[:-1])}):
+    for metadata in ({}, {"about": "{}"}, {"sha256": "[]"}, {"sha256": "7"}, {"sha256": json.dumps(sums[:-1])}):
         save_file(tensors, path, metadata)
         with pytest.raises(ValueError, match=r"not a whole trajectory file|damaged"):
             TrajectoryStore(tmp_path).snapshot(0, 1)
@@ -154,7 +154,8 @@ def test_damage_is_found_where_it_is_read_and_only_there(tmp_path, how):
 def load_file_of(whole, path):
     path.write_bytes(whole)
     with safe_open(path, framework="pt") as file:
-        return load_file(path), json.loads(file.metadata()["sha256"])
+        said = file.metadata()
+        return load_file(path), json.loads(said["about"])["sha256"] if "about" in said else json.loads(said["sha256"])
 
 
 @pytest.mark.parametrize("how", FORMATS)

@@ -19,7 +19,7 @@ from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.experts.snapshots import WHOLE, storage_settings
 from ddfast.experts.trajectories import TrajectoryStore
-from ddfast.files import cache_folder, expect_writable
+from ddfast.files import cache_folder, expect_writable, remove_leftovers
 from ddfast.ranks import ALONE, Ranks
 from ddfast.students import GSAM, Training, side_by_side
 
@@ -155,6 +155,7 @@ def train_experts(
         most = -(-len(missing) // ranks.size)  # a GPU that could take all leaves the others theirs
         with seeds.same_algorithms():
             _train_missing(store, data, num_experts, how, device, at_once, most)
+        remove_leftovers(path, "experts.json")  # before all are stored, another machine may be writing it
     ranks.together(lambda: None)
     if store.snapshots != WHOLE:
         error = "on average {segment_mean:.2g}, at most {segment_max:.2g}".format(**store.error)
