@@ -211,7 +211,7 @@ def test_data_that_cannot_be_learned_from_is_refused(pair, case, zca):
         load_dataset((changed, changed), zca=zca)
 
 
-@pytest.mark.parametrize("std", [0.0, -1.0, NAN, INF, 1e-30, 1e30])
+@pytest.mark.parametrize("std", [0.0, NAN, INF, 1e-30, -1e30])
 def test_statistics_that_are_no_scale_are_refused(std):
     with pytest.raises(ValueError, match=r"std: expected numbers from 1e-06 to 1e[+]06"):
         Preprocessing((0.5,), (std,))

@@ -34,8 +34,8 @@ class Preprocessing:
             raise ValueError(f"resize: expected one of {', '.join(RESIZES)}, got {self.resize!r}")
         if not all(abs(value) <= LARGEST_STATISTIC for value in self.mean):
             raise ValueError(f"mean: expected numbers up to {LARGEST_STATISTIC:g} in size, got {list(self.mean)}")
-        if not all(LEAST_STD <= abs(value) <= LARGEST_STATISTIC for value in self.std):  # a negative one inverts
-            expected = f"numbers of sizes from {LEAST_STD:g} to {LARGEST_STATISTIC:g}"
+        if not all(LEAST_STD <= abs(value) <= LARGEST_STATISTIC for value in self.std):
+            expected = f"numbers from {LEAST_STD:g} to {LARGEST_STATISTIC:g} in size"
             raise ValueError(f"std: expected {expected}, got {list(self.std)}")
 
     def apply(self, images: Tensor) -> Tensor:  # [N, C, H, W] in [0, 1], or uint8 of 0 to 255 -> preprocessed float32
