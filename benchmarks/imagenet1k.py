@@ -8,6 +8,7 @@ import sys
 import torch
 
 from ddfast import networks, seeds
+from ddfast.experts import FORMATS, predicted_bytes, words
 from ddfast.planner import Plan, UnrollSize, make_plan, predict
 from ddfast.presets import choose_preset
 from ddfast.students import Student, student_of
@@ -40,10 +41,10 @@ def main(tflops: float) -> None:
 
 def _experts(P: int, epochs: int, count: int, epoch_flops: float, tflops: float) -> None:
     hours = epoch_flops * epochs * count / tflops / 1e12 / 3600
-    snapshots = count * (epochs + 1) * P
+    sizes = {how: words(predicted_bytes(P, epochs=epochs, num_experts=count, snapshots=how)) for how in FORMATS}
     print(f"| {count} experts of {epochs} epochs | |\n|---|---|")
     print(f"| FLOPs | {epoch_flops * epochs * count:.2g} ({epoch_flops:.2g} an epoch) |")
-    print(f"| snapshots, float32 / bfloat16 | {4 * snapshots / 1e9:.0f} GB / {2 * snapshots / 1e9:.0f} GB |")
+    print(f"| snapshots | {', '.join(f'{how}: {size}' for how, size in sizes.items())} |")
     print(
         "| hours at this rate, by GPUs | " + ", ".join(f"{n}: {_rounds(hours, count, n):.1f}" for n in RANKS) + " |\n"
     )

@@ -132,7 +132,7 @@ def cli(traceback: bool) -> None:
 @click.option("--full-epochs", type=AT_LEAST_1, help="Full data: train anew.  [default: the experts' last snapshot]")
 @click.option("--eval-every", type=AT_LEAST_1, help="Evaluate after so many iterations too.  [default: at the end]")
 @click.option("--checkpoint-every", type=AT_LEAST_1, help="Iterations between checkpoints.  [default: 100]")
-@click.option("--keep-checkpoints", type=AT_LEAST_1, help="Of the sets evaluated on the way: the last.  [default: all]")
+@click.option("--keep-checkpoints", type=AT_LEAST_1, help="Sets evaluated on the way that stay: the last ones.  [default: all]")
 def distill(**options) -> None:
     """Distil a data set: experts, images, evaluation, run folder. With no options: the embedded digits."""
     import ddfast
@@ -208,6 +208,8 @@ def experts(dataset, ipc, method, preset, plan, **options) -> None:
 
     with launched() as ranks:
         arguments = ranks.in_turn(lambda: expert_options(dataset, ipc, method, preset, options))
+        if plan and not ranks.is_first:
+            return
         if plan:
             click.echo(f"{arguments['num_experts']} experts of {arguments['epochs']} epochs, {arguments['network']}")
             for snapshots, size in expert_sizes(arguments).items():

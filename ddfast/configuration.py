@@ -160,7 +160,7 @@ def resolve_resumed(
             raise ValueError(f"experts: the run in {path} had others than {store.path} ({', '.join(differing)})")
     job = _checked(config, data, METHODS[saved["method"]].Settings, store, ranks)
     # those that it began with
-    job.config |= {name: saved[name] for name in ("threads", "versions")} | {"processes": saved.get("processes", 1)}
+    job.config |= {name: saved[name] for name in ("threads", "versions")}
     if config["memory_budget"] == saved.get("memory_budget") and ranks.size == saved.get("processes", 1):
         job.config["memory_plan"] = saved["memory_plan"]
     else:

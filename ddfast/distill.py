@@ -10,7 +10,7 @@ import torch
 
 from ddfast.configuration import resolve, resolve_resumed
 from ddfast.data import SyntheticSet
-from ddfast.distillation import Distillation
+from ddfast.distillation import Distillation, initial_of
 from ddfast.evaluate import evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
 from ddfast.experts import TrajectoryStore, train_experts
 from ddfast.files import undisturbed
@@ -124,7 +124,9 @@ def distill(
             store = _train_experts(job) if job.experts is None else job.experts
             saved = run.path / "initial"
             is_saved = ranks.first(lambda: goes_on and saved.with_suffix(".json").is_file())
-            initial = ranks.together(lambda: SyntheticSet.load(saved) if is_saved else None)
+            ranks.together(lambda: job.check_experts(store))
+            # the first process's set, the same bits for all
+            initial = ranks.first(lambda: SyntheticSet.load(saved) if is_saved else initial_of(job, store))
             distillation = ranks.together(lambda: Distillation(job, store, initial))
         except Exception:
             if not goes_on:

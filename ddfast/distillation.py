@@ -23,6 +23,13 @@ class DistillationDivergedError(ValueError):
     """Too many updates in a row had no finite gradient or result; the synthetic set is the last good one again."""
 
 
+def initial_of(job: Job, experts: TrajectoryStore) -> SyntheticSet:
+    """The set that a run begins with, as its settings say."""
+    config, judge = job.config, job.network("init").to(job.device)
+    generator = seeds.generator(config["seed"], "init")
+    return initial_set(job.settings, job.data, config["ipc"], experts, config["num_experts"], judge, generator)
+
+
 class Distillation:
     """The outer loop of a run: iterate over it for one record per iteration; `synthetic` is the set as it is.
 
@@ -36,10 +43,7 @@ class Distillation:
         job.check_experts(experts)
         self._job = job
         config, settings = job.config, job.settings
-        if initial is None:
-            judge = job.network("init").to(job.device)
-            generator = seeds.generator(config["seed"], "init")
-            initial = initial_set(settings, job.data, config["ipc"], experts, config["num_experts"], judge, generator)
+        initial = initial_of(job, experts) if initial is None else initial
         self.iterations, self.iteration, self.device = config["iterations"], 0, job.device
         self._skips = 0  # updates skipped in a row
         self._told_of_floor = False
@@ -122,10 +126,10 @@ class Distillation:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self._job.shares_a_segment:  # the others are in the middle of this step
+                if self._job.ranks.size > 1:  # the others are in the middle of this step, or wait at its end
                     raise MemoryError(
-                        f"memory ran out in iteration {self.iteration + 1}, whose minibatches several processes share "
-                        f"({str(error).splitlines()[0]}); resume the run with a smaller memory_budget"
+                        f"memory ran out in iteration {self.iteration + 1} ({str(error).splitlines()[0]}); resume the "
+                        f"run with a smaller memory_budget"
                     ) from None
                 cause = error.with_traceback(None)  # which would keep the failed step's tensors
             self.rollback()

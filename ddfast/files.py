@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import platform
 import re
 import shutil
 import signal
@@ -16,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ log = logging.getLogger("ddfast")
 
 CHECKSUM = "sha256"  # the entry of a JSON file that holds it
 METADATA = "ddfast"  # the entry of a tensor file's metadata that is ours; a single one, for their order is not fixed
-TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")
+TEMPORARY = re.compile(r"\..*\.([^.]*)-(\d+)\.tmp")  # host and process
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -33,6 +34,15 @@ def cache_folder() -> Path:
     """Where what can be made again is kept: DDFAST_CACHE, else ~/.cache/ddfast."""
     named = os.environ.get("DDFAST_CACHE")
     return Path(named) if named else Path.home() / ".cache" / "ddfast"
+
+
+def temporary_of(path: Path) -> Path:
+    """What a file or folder is called until it is whole, by this process."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.tmp")
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "_", platform.node())
 
 
 @contextlib.contextmanager
@@ -50,7 +60,7 @@ def writing(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends without an error it becomes `path`, to stay even where
     power is lost. OSError that names `path` where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     with writing(path):
         try:
             temporary.touch()
@@ -91,10 +101,10 @@ def synchronise(path: Path) -> None:
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
     """Delete the temporary files and folders of processes that were killed while they wrote, all or those of one name;
-    the caller holds the folder's lock, or whatever else keeps others from writing."""
+    the caller holds the folder's lock, or whatever else keeps others from writing. Those of other machines are left."""
     for path in folder.glob(f".{name}.*.tmp"):
         named = TEMPORARY.fullmatch(path.name)
-        if named and not _is_another_at_work(int(named[1])):
+        if named and named[1] == _host() and not _is_another_at_work(int(named[2])):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -166,7 +176,7 @@ def mapped_tensor(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> t
 
     Errors: OSError where the disk is full.
     """
-    path, size = folder / f".mapped.{os.getpid()}.tmp", math.prod(shape)
+    path, size = temporary_of(folder / "mapped"), math.prod(shape)
     try:
         with open(path, "wb") as file:
             # a full disk is an error here, not a crash later
@@ -217,7 +227,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any])
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = json.loads(json.dumps(about))
-    metadata = {METADATA: json.dumps({"about": about, CHECKSUM: _digest_of_tensors(tensors, about)})}
+    metadata = {METADATA: json.dumps({"about": about, CHECKSUM: digest_of_tensors(tensors, about)})}
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata)
@@ -243,15 +253,47 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: not a whole file of ddfast ({error})") from None
-    if not isinstance(about, dict) or checksum != _digest_of_tensors(tensors, about):
+    if not isinstance(about, dict) or checksum != digest_of_tensors(tensors, about):
         raise ValueError(f"{path}: damaged: its checksum differs")
     return tensors, about
 
 
-def _digest_of_tensors(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+def digest_of_tensors(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:  # on the CPU
+    """A checksum of names, types, shapes and values, and of what is said about them."""
     digest = hashlib.sha256(_digest(about).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def write_archive(path: Path, value: Any) -> None:
+    """Write what torch.save writes, with checksums; whole or not at all."""
+    checksums = torch.serialization.get_crc32_options()
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        writer = _Writer(file)
+        try:
+            torch.serialization.set_crc32_options(True)
+            torch.save(value, writer)
+        except RuntimeError as error:
+            raise writer.error or error from None
+        finally:
+            torch.serialization.set_crc32_options(checksums)
+
+
+class _Writer:
+    """A file that keeps the error of a write, of which torch makes another one that does not say why."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.error = file, None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()

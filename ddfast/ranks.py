@@ -111,8 +111,8 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        sentence = str(error).splitlines()[0]
-        raise RankError(f"another process of this run was lost ({sentence})") from None
+        sentence = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RankError(f"another process of this run was lost, or does something else ({sentence})") from None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -21,6 +21,7 @@ from ddfast.files import (
     remove_leftovers,
     replacing,
     synchronise,
+    write_archive,
     write_json,
     writing,
 )
@@ -175,16 +176,7 @@ class RunFolder:
         for name in ("metrics", "evaluations"):
             if (self.path / f"{name}.jsonl").is_file():
                 synchronise(self.path / f"{name}.jsonl")
-        checksums = torch.serialization.get_crc32_options()
-        with replacing(self.path / "checkpoint.pt") as temporary, open(temporary, "wb") as file:
-            writer = _Writer(file)
-            try:
-                torch.serialization.set_crc32_options(True)  # read_state looks at them
-                torch.save(state, writer)
-            except RuntimeError as error:
-                raise writer.error or error from None
-            finally:
-                torch.serialization.set_crc32_options(checksums)
+        write_archive(self.path / "checkpoint.pt", state)
 
     def read_state(self) -> dict[str, Any] | None:
         """What `write_state` wrote; None where nothing was. ValueError for a damaged file."""
@@ -234,23 +226,6 @@ class WatchedRunFolder(RunFolder):
         """Write nothing."""
 
     discard = write_config = append = write_synthetic = write_state = write_summary = prune_checkpoints = _leave
-
-
-class _Writer:
-    """A file that keeps the error of a write, of which torch makes another one that does not say why."""
-
-    def __init__(self, file: BinaryIO):
-        self._file, self.error = file, None
-
-    def write(self, data: bytes | memoryview) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def _first_line(error: Exception) -> str:

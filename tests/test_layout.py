@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "presets": set(),
     "runs": {"data"},
     "report": {"runs", "data"},
-    "evaluate": {"runs", "students", "networks", "data"},
+    "evaluate": {"runs", "students", "networks", "data", "installation"},
     "installation": {"ops"},
     "job": {"networks", "students", "planner", "methods", "experts", "data"},
     "configuration": {

@@ -2,12 +2,11 @@
 
 import contextlib
 import filecmp
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ddfast.files import remove_leftovers
+from ddfast.files import remove_leftovers, synchronise, temporary_of
 
 
 @contextlib.contextmanager
@@ -22,15 +21,16 @@ def placing(folder: Path, *, alone: bool) -> Iterator[Path]:
     beside = folder.parent if alone else folder
     beside.mkdir(parents=True, exist_ok=True)
     remove_leftovers(beside, folder.name)
-    staged = beside / f".{folder.name}.{os.getpid()}.tmp"
+    staged = temporary_of(beside / folder.name)
     staged.mkdir()
     try:
         yield staged
         files = sorted(path.relative_to(staged) for path in staged.rglob("*") if path.is_file())
         for file in files:
-            _flush(staged / file)
+            synchronise(staged / file)
         if not folder.exists():
             staged.rename(folder)
+            synchronise(folder.parent)
             return
         others = [
             path for path in folder.rglob("*") if alone and path.is_file() and path.relative_to(folder) not in files
@@ -56,8 +56,3 @@ def expect_folder(path: Path) -> None:
 
 def _same(staged: Path, there: Path) -> bool:
     return not there.exists() or (there.is_file() and filecmp.cmp(staged, there, shallow=False))
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())

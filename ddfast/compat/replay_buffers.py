@@ -112,6 +112,8 @@ def write_replay_buffers(
     output, count = Path(output), store.num_experts
     if count == 0:
         raise ValueError(f"{store.path}: holds no experts")
+    if len(store.kept_epochs) <= store.epochs:
+        raise ValueError(f"{store.path}: keeps {store.words_of_kept()} only; a buffer has the snapshots of all epochs")
     if store.settings.get("fingerprint") != dataset.fingerprint:
         raise ValueError(
             f"{store.path}: the experts were trained on images {store.settings.get('fingerprint')} of "

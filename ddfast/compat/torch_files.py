@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.files import replacing
+from ddfast.files import write_archive
 
 log = logging.getLogger("ddfast")
 
@@ -41,8 +41,7 @@ def load(path: Path) -> Any:
 
 def save(value: Any, path: Path) -> None:
     """Write a file as torch.save does: the same bytes for the same value, whatever the file is called."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        torch.save(value, file)
+    write_archive(path, value)
 
 
 def expect_floats(value: Any, what: str) -> Tensor:

@@ -77,14 +77,12 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """A checksum of the training images and labels as they were read, for telling data sets apart."""
-        digest = hashlib.sha256()
-        bytes_of_all = self.train_images.numel() * self.train_images.element_size()
-        images = self.train_images[:: -(-bytes_of_all // MOST_HASHED)]
-        for tensor in (images, self.train_labels):
-            digest.update(repr((tuple(self.train_images.shape), str(tensor.dtype))).encode())
-            for part in tensor.split(4096):
-                digest.update(part.contiguous().numpy())
-        return digest.hexdigest()[:16]
+        return _fingerprint(self.train_images, self.train_labels)
+
+    @cached_property
+    def test_fingerprint(self) -> str:
+        """That of the test images and labels."""
+        return _fingerprint(self.test_images, self.test_labels)
 
     def train_batches(self, device: torch.device) -> Batches:
         """Preprocessed training images on a device."""
@@ -297,3 +295,13 @@ def _checked_type(images: Tensor, what: str) -> Tensor:
     if images.dtype != torch.uint8:
         raise ValueError(f"dataset: expected {what} images as floats in [0, 1] or uint8, got {images.dtype}")
     return images
+
+
+def _fingerprint(images: Tensor, labels: Tensor) -> str:  # [N, C, H, W], int64 [N]
+    digest = hashlib.sha256()
+    shape, bytes_of_all = tuple(images.shape), images.numel() * images.element_size()
+    for tensor in (images[:: -(-bytes_of_all // MOST_HASHED)], labels):
+        digest.update(repr((shape, str(tensor.dtype))).encode())
+        for part in tensor.split(4096):
+            digest.update(part.contiguous().numpy())
+    return digest.hexdigest()[:16]

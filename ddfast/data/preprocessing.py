@@ -81,8 +81,8 @@ class Preprocessing:
         if zca is not None:
             zca = ZCA(str(zca["data"]), *_numbers([zca["eps"]]), str(zca["checksum"]), _numbers(zca["probe"]))
         mean, std = _numbers(about["mean"]), _numbers(about["std"])
-        if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise ValueError(f"preprocessing: expected a mean and a positive std per channel, got {mean} and {std}")
+        if len(mean) != len(std):
+            raise ValueError(f"preprocessing: expected a mean and a std per channel, got {mean} and {std}")
         return cls(mean, std, zca, about.get("resize", "stretch"))
 
     @classmethod

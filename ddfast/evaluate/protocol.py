@@ -17,7 +17,8 @@ from ddfast.data import DSA, Dataset, SyntheticSet, load_dataset, take_statistic
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.evaluate.schedule import accuracy, protocol_named, schedule_of, train_networks
-from ddfast.evaluate.trainings import checksum, run_trainings
+from ddfast.evaluate.trainings import run_trainings
+from ddfast.files import digest_of_tensors
 from ddfast.ranks import ALONE, Ranks
 
 BASELINE_LR = 0.01  # for sets that bring no learning rate of their own
@@ -126,7 +127,8 @@ def evaluate(
         return schedule.accuracies(name, data, test, len(numbers) * [pair], generators)
 
     def about() -> dict[str, Any]:
-        return {"set": checksum(synthetic.images, synthetic.labels), "seed": seed, **schedule.describe(data)}
+        tensors = {"images": synthetic.images.cpu(), "labels": synthetic.labels.cpu()}
+        return {"set": digest_of_tensors(tensors, {}), "seed": seed, **schedule.describe(data)}
 
     return Evaluation(run_trainings(about, networks, num_eval, train, output, ranks))
 

@@ -15,7 +15,7 @@ from ddfast.arguments import expect_one_of, expect_positive, expect_whole
 from ddfast.data import DSA, Batches, Dataset
 from ddfast.data.texture import random_crops
 from ddfast.devices import resolve_device
-from ddfast.evaluate.trainings import checksum
+from ddfast.installation import build_info
 from ddfast.students import GSAM, Training, side_by_side
 
 log = logging.getLogger("ddfast")
@@ -94,7 +94,9 @@ class Schedule:
         """All that an accuracy depends on, besides the set, the network and the seed."""
         protocol, size = self.protocol, data.image_size
         return {
-            "test": [data.fingerprint, data.preprocessing.describe(), checksum(data.test_images, data.test_labels)],
+            "version": build_info()["versions"]["ddfast"],
+            "device": self.device.type,
+            "data": [data.fingerprint, data.test_fingerprint, data.preprocessing.describe()],
             "protocol": [protocol.epochs, protocol.batch, protocol.lr, protocol.drops(protocol.epochs)],
             "loses_momentum": protocol.loses_momentum,
             "dsa_strategy": self.dsa_strategy,

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ddfast.files import locking
+from ddfast.files import locking, writing
 from ddfast.ranks import Ranks
 
 
@@ -42,19 +40,11 @@ def run_trainings(
     return {name: [known[name, n] for n in range(num_eval)] for name in networks}
 
 
-def checksum(*tensors: Tensor) -> str:
-    """Of their values and shapes."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _read(path: Path, digest: str) -> dict[tuple[str, int], float]:
     known = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for line in lines:
+    with writing(path), open(path, "ab"):  # a place that cannot be written to is told before the trainings
+        pass
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
             if row["evaluation"] == digest and isinstance(row["training"], int) and 0 <= row["accuracy"] <= 100:
@@ -65,10 +55,11 @@ def _read(path: Path, digest: str) -> dict[tuple[str, int], float]:
 
 
 def _add(path: Path, row: dict[str, Any]) -> None:
-    with open(path, "ab+") as file, locking(path, wait=True):
+    with writing(path), open(path, "ab+") as file, locking(path, wait=True):
         end = file.seek(0, 2)
         if end:
             file.seek(end - 1)
             if file.read(1) != b"\n":  # a line that a kill cut off
                 file.write(b"\n")
         file.write(json.dumps(row).encode() + b"\n")
+        file.flush()  # while the lock is held

@@ -19,7 +19,7 @@ from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.experts.snapshots import WHOLE, storage_settings
 from ddfast.experts.trajectories import TrajectoryStore
-from ddfast.files import cache_folder, expect_writable, remove_leftovers
+from ddfast.files import cache_folder, expect_writable, remove_leftovers, undisturbed
 from ddfast.ranks import ALONE, Ranks
 from ddfast.students import GSAM, Training, side_by_side
 
@@ -146,7 +146,7 @@ def train_experts(
     }
     settings |= storage_settings(epochs, keep_epochs, snapshots)
     path, settings = _cached(settings, epochs, num_experts) if output is None else (Path(output), settings)
-    store = TrajectoryStore.create(path, settings, epochs)
+    store = ranks.in_turn(lambda: TrajectoryStore.create(path, settings, epochs))
     missing = store.missing(num_experts)
     if missing:
         expect_writable(path)
@@ -189,12 +189,14 @@ def _train_missing(
             began, first = time.perf_counter(), create(claimed[0])
             if store.unfinished(claimed[0]) is None:
                 more = side_by_side(first, min(most, len(missing)), minibatch, device, at_once) - 1
-                claimed += _claim(store, [e for e in missing if e > claimed[0]], more, claims)
+                fresh = [e for e in missing if e > claimed[0] and store.unfinished(e) is None] if more else []
+                claimed += _claim(store, fresh, more, claims)
             training = _Training([first, *map(create, claimed[1:])], batches, how, store, claimed)
             names = ", ".join(str(expert + 1) for expert in claimed)
             training.run(f"expert {names} of {num_experts}")
-            for expert, snapshots in zip(claimed, training.snapshots, strict=True):
-                store.add(expert, snapshots)
+            with undisturbed():
+                for expert, snapshots in zip(claimed, training.snapshots, strict=True):
+                    store.add(expert, snapshots)
         log.info("expert %s of %d trained in %.1f s", names, num_experts, time.perf_counter() - began)
 
 
@@ -263,10 +265,11 @@ class _Training:
         while self.epoch < self.store.epochs:
             began = time.perf_counter()
             losses = self._train_epoch()
-            self.epoch += 1
-            self._reached(self.training.parameters())
-            if self.how.mom:
-                self.velocity = self.training.velocity()
+            with undisturbed():  # what is kept is of one epoch
+                self.epoch += 1
+                self._reached(self.training.parameters())
+                if self.how.mom:
+                    self.velocity = self.training.velocity()
             finite = losses.isfinite().cpu() & self.parameters.isfinite().all(1)
             if not finite.all():
                 expert = self.experts[int((~finite).nonzero()[0])]

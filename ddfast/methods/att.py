@@ -25,7 +25,7 @@ class ATT(TrajectoryMatching):
         """The loss at the nearest state."""
         with torch.no_grad():
             nearest = torch.stack([(state - target).abs().sum(1) for state in student[1:]]).argmin(0) + 1  # [S]
-        self.chosen_steps = [step for part in self.ranks.gather(nearest.tolist()) for step in part]
+        self.chosen_steps = nearest.tolist()
         rows = torch.arange(len(target), device=target.device)
         return super().compare(student[nearest, rows], target, start)
 
@@ -33,4 +33,6 @@ class ATT(TrajectoryMatching):
         """The chosen step is in the record."""
         record = super().step()
         steps = self.chosen_steps
+        if self.settings.segments > 1:
+            steps = [step for part in self.ranks.gather(steps) for step in part]
         return {**record, "matched_step": steps if len(steps) > 1 else steps[0]}

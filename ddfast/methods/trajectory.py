@@ -259,7 +259,8 @@ class TrajectoryMatching:
         if not self._drops:
             yield
             return
-        stream = seeds.generator(int(torch.randint(2**62, (), generator=self.generator)))
+        drawn = int(torch.randint(2**62, (), generator=self.generator))
+        stream = seeds.generator(drawn, *([self.ranks.rank] if self.ranks.size > 1 else []))
         with seeds.dropout_from(stream, self.images.device):
             yield
 
