@@ -96,7 +96,10 @@ def _make_page_faults_rare() -> None:
 @click.version_option(package_name="ddfast")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 def cli(traceback: bool) -> None:
-    """Dataset distillation by trajectory matching."""
+    """Dataset distillation by trajectory matching.
+
+    Several GPUs or machines: torchrun … -m ddfast experts, distill or evaluate.
+    """
     handler = logging.StreamHandler(sys.stderr)
     rank = int(os.environ.get("RANK", "0"))  # as torchrun says
     handler.setFormatter(logging.Formatter(f"process {rank}: %(message)s" if rank else "%(message)s"))

@@ -141,7 +141,7 @@ storage_options = options(
     click.option(
         "--snapshots",
         type=click.Choice(SNAPSHOTS),
-        help="delta16, delta8: rounded, 1/2, 1/3 of it.  [default: float32]",
+        help="delta16, delta8: rounded to 1/2, 1/3 of the bytes.  [default: float32]",
     ),
 )
 method_options = options(

@@ -12,7 +12,7 @@ import torch
 
 import ddfast
 from ddfast.ranks import ALONE, Ranks
-from tests.conftest import relative_error
+from tests.conftest import SMALL, relative_error, uniform
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 NETWORK = "--network convnet:width=16 --batch-train 400"
@@ -88,11 +88,63 @@ def test_experts_are_shared_out_and_the_same(alone, tmp_path):
 
 
 def test_processes_that_know_nothing_of_each_other_share_out_experts_too(tmp_path):
-    """As the tasks of a Slurm array do, with the same command."""
-    words = f"experts {NETWORK} --num-experts 4 --epochs 12 --output {tmp_path / 'experts'}"
-    outputs = [finish(process) for process in [launch(0, words) for _ in range(2)]]
-    trained = [output.count("trained in") for output in outputs]
-    assert sum(trained) == 4 and all("4 experts of 12 epochs in " in output for output in outputs)
+    """As the tasks of a Slurm array do: one takes what no other one holds, and waits for the rest."""
+    words = f"experts {NETWORK} --num-experts 2 --epochs 2 --output {tmp_path / 'experts'}"
+    finish(launch(0, words.replace("--num-experts 2", "--num-experts 1")))
+    store = ddfast.TrajectoryStore(tmp_path / "experts")
+    (store.path / "expert_0000.safetensors").unlink()
+    with store.claimed(0, wait=False):
+        process, began = launch(0, words), time.monotonic()
+        while store.missing(2) == [0, 1]:
+            assert process.poll() is None and time.monotonic() - began < 240, process.communicate()[0]
+            time.sleep(0.05)
+        time.sleep(1)
+        assert store.missing(2) == [0] and process.poll() is None
+    assert "expert 1 of 2 trained" in finish(process) and store.missing(2) == []
+
+
+METHODS = {
+    "datm": {"labels": "soft", "lr_label": 2.0, "ema_decay": 0.5, "threshold": 1.2, "segments": 2},
+    "att": {"ema_decay": None, "segments": 2},
+    "att, a minibatch": {"segments": 1},
+    "pp": {"segments": 4, "start_noise": 0.01},
+    "tesla": {"labels": "target", "segments": 1},
+    "mtt": {"ipc": 4, "batch_syn": 2, "syn_steps": 2, "segments": 2, "lr_lr": 0.01},
+}
+
+
+def test_every_method_gives_with_two_processes_what_it_gives_with_one(pair, tmp_path):
+    """Soft labels, gates, averages, noise, chosen steps, sets of which a step uses a part; and one process goes on."""
+    script = "import sys; from tests.test_ranks import run_methods; run_methods(sys.argv[1])"
+    (tmp_path / "job.py").write_text(script)
+    command = [*TORCHRUN, "2", str(tmp_path / "job.py"), str(tmp_path / "two")]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run_methods(tmp_path / "one")
+    for name in METHODS:
+        one, two = (ddfast.SyntheticSet.load(tmp_path / folder / name / "synthetic") for folder in ("one", "two"))
+        moved = one.images - ddfast.SyntheticSet.load(tmp_path / "one" / name / "initial").images
+        assert 0 < moved.norm() and (one.images - two.images).norm() < 1e-3 * moved.norm(), name
+        torch.testing.assert_close((two.labels, two.lr), (one.labels, one.lr), rtol=1e-4, atol=1e-5)
+        lines = [(tmp_path / folder / name / "metrics.jsonl").read_text().splitlines() for folder in ("one", "two")]
+        steps = [[json.loads(line).get("matched_step") for line in each] for each in lines]
+        assert steps[0] == steps[1] and len(steps[0]) == 3, name
+    longer = ddfast.distill(pair, output=tmp_path / "two" / "datm", resume=True, iterations=4)
+    assert len(longer.history) == 4
+    assert json.loads((longer.path / "config.json").read_text())["processes"] == 1
+
+
+def run_methods(folder) -> None:
+    """Some steps of every method, alone or in the processes of torchrun."""
+    labels = torch.arange(24) % 3
+    images = uniform(24, 1, 16, 16).float() * 0.3 + labels.view(-1, 1, 1, 1) * 0.3
+    data = (images, labels), (images[:9], labels[:9])
+    with ddfast.ranks.launched() as ranks:
+        for name, options in METHODS.items():
+            chosen = SMALL | {"lr_img": 10.0, "network": "convnet:width=8", "num_eval": 1, "eval_epochs": 1} | options
+            method = name.partition(",")[0]
+            ddfast.distill(data, method=method, output=f"{folder}/{name}", ranks=ranks, **chosen)
 
 
 def test_a_set_is_evaluated_by_several_processes(alone, tmp_path):
