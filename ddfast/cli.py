@@ -135,7 +135,7 @@ def cli(traceback: bool) -> None:
 @click.option("--full-epochs", type=AT_LEAST_1, help="Full data: train anew.  [default: the experts' last snapshot]")
 @click.option("--eval-every", type=AT_LEAST_1, help="Evaluate after so many iterations too.  [default: at the end]")
 @click.option("--checkpoint-every", type=AT_LEAST_1, help="Iterations between checkpoints.  [default: 100]")
-@click.option("--keep-checkpoints", type=AT_LEAST_1, help="Sets evaluated on the way that stay: the last ones.  [default: all]")
+@click.option("--keep-checkpoints", type=AT_LEAST_1, help="How many evaluated sets stay.  [default: all]")
 def distill(**options) -> None:
     """Distil a data set: experts, images, evaluation, run folder. With no options: the embedded digits."""
     import ddfast

@@ -193,6 +193,11 @@ def expert_options(
         settings_class = METHODS[_method(method, preset)].Settings
         names = {field.name for field in fields(settings_class)}
         settings = settings_class(**{name: value for name, value in row.items() if name in names})
+        if merged["epochs"] < settings.epochs_needed:
+            raise ValueError(
+                f"keep_epochs: {chosen.name} needs epochs {settings.min_start_epoch} to {settings.epochs_needed}, the "
+                f"experts are trained for {merged['epochs']}; say which to keep, such as 0-{merged['epochs']}"
+            )
         merged["keep_epochs"] = settings.min_start_epoch, settings.epochs_needed
     elif merged["keep_epochs"] == EXPERT_STORAGE["keep_epochs"]:
         merged["keep_epochs"] = None
@@ -233,7 +238,7 @@ def _check_names(given: dict[str, Any], settings_class: type) -> None:
             raise ValueError(f"{name}: an option of {', '.join(of)} only")
     unknown = [name for name in given if name not in (*DATA, *RUN, *REPORT, *known)]
     if unknown:
-        raise ValueError(f"options: expected some of {', '.join(known)}, got {', '.join(unknown)}")
+        raise ValueError(f"options: {', '.join(unknown)} is none; expected some of {', '.join(known)}")
 
 
 def _checked(

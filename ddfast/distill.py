@@ -221,6 +221,8 @@ def _run(
             log.warning("%s: not drawn (%s: %s)", name, type(error).__name__, error)
 
     state = ranks.together(run.read_state)
+    if state is None and (run.path / "synthetic.safetensors").exists():
+        raise ValueError(f"{run.path / 'checkpoint.pt'}: is missing, the run cannot be resumed; begin it anew")
     if state is None:
         ranks.first(lambda: run.write_synthetic(distillation.synthetic, "initial"))
         draw(save_images, distillation.synthetic, "initial.png")
@@ -314,7 +316,11 @@ def _evaluation_settings(job: Job) -> dict[str, Any]:
 
 def _finished(run: RunFolder, job: Job) -> DistillResult | None:
     """The result of a run that had ended, with these iterations and evaluated like this; None for others."""
-    summary = run.read_summary()
+    try:
+        summary = run.read_summary()
+    except ValueError as error:
+        log.warning("%s; evaluated anew", error)
+        return None
     if summary is None or summary.get("iterations") != job.config["iterations"]:
         return None
     if summary.get("evaluation") != _evaluation_settings(job):

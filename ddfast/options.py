@@ -132,7 +132,11 @@ optimizer_options = options(
     ),
     click.option("--rho", type=POSITIVE, help="Of gsam: the length of its ascent.  [default: 0.01]"),
     click.option("--alpha", type=NOT_NEGATIVE, help="Of gsam: 0 is SAM.  [default: 1]"),
-    click.option("--schedule", type=click.Choice(["constant", "cosine"]), help="Of the experts' learning rate.  [default: constant]"),
+    click.option(
+        "--schedule",
+        type=click.Choice(["constant", "cosine"]),
+        help="Of their learning rate.  [default: constant]",
+    ),
 )
 storage_options = options(
     click.option(

@@ -55,6 +55,7 @@ class RunFolder:
             raise FileExistsError(f"{path}: is a file; choose another output folder")
         expect_writable(path)
         run = cls(path)
+        run.expect_free()
         if resume and not run.has_config:
             with run.locked():
                 (path / "config.json").unlink(missing_ok=True)
@@ -69,9 +70,12 @@ class RunFolder:
         raise run._occupied()
 
     def expect_free(self) -> None:
-        """FileExistsError where the folder holds a run: before anything that takes time."""
+        """FileExistsError where the folder holds a run, or something else: before anything that takes time."""
         if self.has_config:
             raise self._occupied()
+        for name, what in (("checkpoint.pt", "a run whose config.json is missing"), ("experts.json", "experts")):
+            if (self.path / name).exists():
+                raise FileExistsError(f"{self.path}: holds {what}; choose another output folder")
 
     def _occupied(self) -> FileExistsError:
         return FileExistsError(f"{self.path}: holds a run already; choose another output folder, or resume it")

@@ -256,7 +256,7 @@ def test_a_converted_set_is_evaluated_and_a_run_folder_converted(tmp_path, digit
         ("theirs out --no-zca", "dataset: say on which data set this was made; no file tells it"),
         ("theirs out --format mtt", "theirs is mtt, which can become ddfast, dd-ranking, png; got mtt"),
         ("theirs out --format replay-buffer", "theirs is mtt, which can become ddfast, dd-ranking, png"),
-        ("set out", "set is ddfast's synthetic set, which can become mtt, dd-ranking, png; got none"),
+        ("set out", "set is ddfast's synthetic set, which can become mtt, dd-ranking, png; say which"),
         (
             "set out --format mtt --per-file 3",
             "per_file: has no meaning in a conversion of ddfast's synthetic set to mtt",

@@ -169,7 +169,7 @@ def test_a_run_is_resumed_with_its_own_settings_and_data(pair, tmp_path):
         resume("digits")
     with pytest.raises(ValueError, match=r"dataset: the run in .* had one that was given from Python; give it again"):
         resume(None)
-    with pytest.raises(ValueError, match="options: expected some of"):
+    with pytest.raises(ValueError, match="options: syn_step is none; expected some of"):
         resume(syn_step=4)
     (tmp_path / "run" / "summary.json").unlink()
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"half")

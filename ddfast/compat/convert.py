@@ -62,17 +62,17 @@ def recognise(path: str | Path) -> str:
 def convert(
     source: str | Path,
     output: str | Path,
-    to: str | None = None,
+    format: str | None = None,
     *,
     preset: dict[str, Any] | None = None,
     **options: Any,
 ) -> Path:
-    """Convert what `source` is recognised as to the format `to`; options that are None are not given.
+    """Convert what `source` is recognised as to a format; options that are None are not given.
 
     Args:
         source: a file or folder of one of FORMATS, a run folder, or a synthetic set's path.
         output: the folder that is written; of a synthetic set of ddfast the path without an ending.
-        to: one of FORMATS; None for ddfast's own, where the source is not.
+        format: one of FORMATS; None for ddfast's own, where the source is not.
         preset: settings of a preset, of which network and zca count where the source needs them and they are not given.
         options: dataset, root, image_size, resize, zca, download: of load_dataset; network and those of ExpertTraining:
             of read_replay_buffers; lr, labels, dsa_strategy, canvas: of read_mtt; per_file: of write_replay_buffers.
@@ -84,14 +84,15 @@ def convert(
     kind = recognise(source)
     given = {name: value for name, value in options.items() if value is not None}
     now = OWN if kind in (EXPERTS, SET) else kind
-    to = OWN if to is None and now != OWN else to
+    to = OWN if format is None and now != OWN else format
     of_experts = (OWN, "replay-buffer")
     possible = (
         of_experts if kind in (EXPERTS, "replay-buffer") else [name for name in FORMATS if name != "replay-buffer"]
     )
     possible = [name for name in possible if name != now]
     if to not in possible:
-        raise ValueError(f"format: {source} is {kind}, which can become {', '.join(possible)}; got {to or 'none'}")
+        got = "say which" if to is None else f"got {to}"
+        raise ValueError(f"format: {source} is {kind}, which can become {', '.join(possible)}; {got}")
     for name in given:
         if name not in READING[kind] | WRITING.get(to, set()):
             raise ValueError(f"{name}: has no meaning in a conversion of {kind} to {to}")

@@ -1,5 +1,6 @@
 """Synthetic sets as others keep them: a file of images, one of labels, one of the learning rate."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from ddfast.arguments import expect_one_of, expect_positive, is_number
 from ddfast.compat.torch_files import expect_floats, expect_held, load, save
 from ddfast.data import Dataset, SyntheticSet
 from ddfast.data.augment import FULL_STRATEGY
+
+log = logging.getLogger("ddfast")
 
 LABELS = ("logits", "probabilities")  # what soft labels are in the files of others
 LOG_OF_ZERO = -1000.0  # its exponential is 0 in float32 and in float64, and it is a number
@@ -32,9 +35,14 @@ def synthetic_set(
         raise ValueError(f"{source}: expected images {expected} as of {dataset.name}, got {list(images.shape)}")
     strategy = FULL_STRATEGY if dsa_strategy is None else dsa_strategy
     try:
-        return SyntheticSet(images, labels, lr, dataset.class_names, dataset.preprocessing, strategy, canvas)
+        made = SyntheticSet(images, labels, lr, dataset.class_names, dataset.preprocessing, strategy, canvas)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+    absent = sorted(set(range(dataset.num_classes)) - set(made.classes.tolist()))
+    if absent:
+        names = ", ".join(dataset.class_names[k] for k in absent[:5])
+        log.warning("%s: no images of %d classes: %s%s", source, len(absent), names, " …" if len(absent) > 5 else "")
+    return made
 
 
 def read_images(path: Path) -> Tensor:  # float32 [I, C, H, W]

@@ -42,9 +42,13 @@ def run_trainings(
 
 def _read(path: Path, digest: str) -> dict[tuple[str, int], float]:
     known = {}
-    with writing(path), open(path, "ab"):  # a place that cannot be written to is told before the trainings
-        pass
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    with writing(path):  # a place that cannot be written to is told before the trainings
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open(path, "ab").close()
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if "\n" in text and not text.startswith('{"evaluation": '):
+        raise ValueError(f"{path}: is another file than one of accuracies; choose another output")
+    for line in text.splitlines():
         try:
             row = json.loads(line)
             if row["evaluation"] == digest and isinstance(row["training"], int) and 0 <= row["accuracy"] <= 100:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ddfast.arguments import expect_one_of
+from ddfast.arguments import expect_one_of, expect_whole
 
 BLOCK = 256  # neighbouring parameters that share a scale
 TINY = torch.finfo(torch.float32).tiny
@@ -129,6 +129,7 @@ def predicted_bytes(
     Args are those of `train_experts`; num_parameters is P of the network. Errors: ValueError as there.
     """
     expect_one_of("snapshots", snapshots, FORMATS)
+    expect_whole(num_parameters=num_parameters, num_experts=num_experts)
     rows = len(kept_epochs(epochs, keep_epochs))
     return num_experts * FORMATS[snapshots].predicted_bytes(rows, num_parameters)
 
@@ -159,4 +160,5 @@ def _mean(values: list[float]) -> float:
 
 def words(size: float) -> str:
     """Bytes, for people."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
+    return f"{size / unit:.1f} {name}"

@@ -88,6 +88,8 @@ class TrajectoryStore:
         storage = storage_settings(epochs, keep_epochs, snapshots)
         settings = json.loads(json.dumps({**settings, **storage}))
         path = Path(path)
+        if (path / "config.json").exists():
+            raise FileExistsError(f"{path}: holds a run; choose another folder for experts")
         path.mkdir(parents=True, exist_ok=True)
         about = {"format": FORMAT if storage else PLAIN, "epochs": epochs, "settings": settings}
         if (path / "experts.json").exists():
