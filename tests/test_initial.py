@@ -139,6 +139,7 @@ def test_images_that_no_expert_knows_come_last_and_are_told(pair, caplog):
     vector = torch.nn.utils.parameters_to_vector(biased.parameters()).detach()
     experts.snapshot = lambda expert, epoch: vector
     caplog.set_level(logging.WARNING, "ddfast")
+    caplog.clear()
     settings = replace(SETTINGS, init="correct", labels="soft")
     found = initial_set(settings, data, 4, experts, 2, network(data), seeds.generator(3))
     assert [record.getMessage() for record in caplog.records] == [

@@ -189,7 +189,7 @@ def test_a_lost_process_ends_the_run_cleanly_and_it_goes_on_from_the_last_checkp
         assert process.returncode != 0
         # it misses the other one, or is told by torchrun to end: whichever comes first
         assert "another process of this run was lost" in output or "stopped after iteration" in output
-        assert "Traceback" not in output.partition("torch.distributed.elastic")[0]
+        assert "ddfast/cli.py" not in output  # no traceback but torchrun's own
         assert torch.load(run / "checkpoint.pt", weights_only=True)["iteration"] >= 9
         finish(launch(2, words))
     else:
