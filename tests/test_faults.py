@@ -101,8 +101,10 @@ def test_what_a_kill_left_behind_is_cleared_away_and_nothing_else(pair, tmp_path
     ddfast.distill(pair, output=tmp_path / "run", **JOB)
     dead = subprocess.Popen(["true"])
     dead.wait()
-    left = [tmp_path / "run" / f".checkpoint.pt.{dead.pid}.tmp", tmp_path / "run/checkpoints" / f".a.{dead.pid}.tmp"]
-    others = [tmp_path / "run" / name for name in (f".a.{os.getppid()}.tmp", ".mine.tmp", f"a.{dead.pid}.tmp")]
+    run, host = tmp_path / "run", files.temporary_of(tmp_path).name.split(".")[-2].rpartition("-")[0]
+    left = [run / f".checkpoint.pt.{host}-{dead.pid}.tmp", run / "checkpoints" / f".a.{host}-{dead.pid}.tmp"]
+    names = f".a.{host}-{os.getppid()}.tmp", f".a.elsewhere-{dead.pid}.tmp", ".mine.tmp", f"a.{host}-{dead.pid}.tmp"
+    others = [run / name for name in names]
     for path in (*left, *others):
         path.touch()
     ddfast.distill(pair, output=tmp_path / "run", resume=True)
