@@ -119,15 +119,18 @@ def _lost() -> Iterator[None]:
 def launched() -> Iterator[Ranks]:
     """The processes that torchrun started, this one on a GPU of its own; without torchrun, this one alone.
 
-    Gloo on CPUs, NCCL on GPUs, met through the address that torchrun put into the environment.
+    Gloo on CPUs, and where several share a GPU, NCCL on GPUs, met through the address that torchrun put into the
+    environment.
     """
     if not distributed.is_torchelastic_launched():
         yield ALONE
         return
     backend = "gloo"
     if torch.cuda.is_available():
-        backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        count = torch.cuda.device_count()
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % count)
+        if int(os.environ["LOCAL_WORLD_SIZE"]) <= count:
+            backend = "cpu:gloo,cuda:nccl"
     distributed.init_process_group(backend, timeout=LOST_AFTER)
     yield Ranks(distributed.group.WORLD)
     distributed.destroy_process_group()  # after an error it could wait for those that are gone

@@ -15,7 +15,7 @@ from ddfast.ranks import ALONE, Ranks
 from tests.conftest import SMALL, relative_error, uniform
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-NETWORK = "--network convnet:width=16 --batch-train 400"
+NETWORK = "--network convnet:width=16 --batch-train 400 --device cpu"
 JOB = f"{NETWORK} --train-epochs 2 --num-experts 3 --syn-steps 4 --expert-epochs 1 --max-start-epoch 2 --lr-img 50"
 JOB += " --ipc 2 --batch-syn 10 --iterations 5 --checkpoint-every 1 --eval-every 3 --num-eval 3 --eval-epochs 4"
 
@@ -75,6 +75,20 @@ def test_processes_that_share_a_run_give_the_result_of_one(alone, tmp_path, proc
     expected, got = accuracies(alone / str(segments)), accuracies(tmp_path / "run")
     assert got["random_real"] == expected["random_real"] and got["full_data"] == expected["full_data"]
     assert len((tmp_path / "run" / "accuracies.jsonl").read_text().splitlines()) == 9
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("segments", [1, 4])
+def test_processes_share_a_run_on_gpus(tmp_path, segments):
+    """By NCCL where each has a GPU of its own, by Gloo where they share one."""
+    job = JOB.replace("--device cpu", "--device cuda --precision float32")
+    for processes in (0, 2):
+        finish(launch(processes, f"distill {job} --segments {segments} --output {tmp_path / str(processes)}"))
+    whole, shared, initial = (
+        ddfast.SyntheticSet.load(tmp_path / name).images for name in ("0/synthetic", "2/synthetic", "0/initial")
+    )
+    assert (shared - whole).norm() < 1e-2 * (whole - initial).norm()  # another order of sums in every convolution
 
 
 def test_experts_are_shared_out_and_the_same(alone, tmp_path):
@@ -144,11 +158,12 @@ def run_methods(folder) -> None:
         for name, options in METHODS.items():
             chosen = SMALL | {"lr_img": 10.0, "network": "convnet:width=8", "num_eval": 1, "eval_epochs": 1} | options
             method = name.partition(",")[0]
-            ddfast.distill(data, method=method, output=f"{folder}/{name}", ranks=ranks, **chosen)
+            ddfast.distill(data, method=method, output=f"{folder}/{name}", ranks=ranks, device="cpu", **chosen)
 
 
 def test_a_set_is_evaluated_by_several_processes(alone, tmp_path):
     words = f"evaluate {alone / '4'} --num-eval 4 --eval-epochs 3 --networks convnet:width=16,mlp --no-random-real"
+    words += " --device cpu"
     lines = [
         [line for line in finish(launch(processes, words)).splitlines() if "over 4" in line] for processes in (0, 2)
     ]
