@@ -16,7 +16,7 @@ from ddfast.experts import TrajectoryStore, train_experts
 from ddfast.files import undisturbed
 from ddfast.job import EXPERT_TRAINING, Job
 from ddfast.ranks import ALONE, RankError, Ranks
-from ddfast.report import save_curves, save_images
+from ddfast.recording import Recorder, evaluation_options
 from ddfast.runs import RunFolder, WatchedRunFolder
 
 log = logging.getLogger("ddfast")
@@ -210,103 +210,19 @@ def _run(
     run: RunFolder, job: Job, distillation: Distillation, progress: Callable[[Distillation], Iterable[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """The outer loop, from the checkpoint where there is one; all its records. What it has is saved however it ends."""
-    ranks, every, eval_every = job.ranks, job.config["checkpoint_every"], job.config["eval_every"]
-
-    def draw(save_picture: Callable[[Any, Path], None], what: Any, name: str) -> None:
-        if not run.writes:
-            return
-        try:
-            save_picture(what, run.path / name)
-        except Exception as error:  # no picture is worth a run, or the error that ended it
-            log.warning("%s: not drawn (%s: %s)", name, type(error).__name__, error)
-
-    state = ranks.together(run.read_state)
-    if state is None and (run.path / "synthetic.safetensors").exists():
-        raise ValueError(f"{run.path / 'checkpoint.pt'}: is missing, the run cannot be resumed; begin it anew")
-    if state is None:
-        ranks.first(lambda: run.write_synthetic(distillation.synthetic, "initial"))
-        draw(save_images, distillation.synthetic, "initial.png")
-    else:
-        try:
-            distillation.load_state_dict(state)
-        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{run.path / 'checkpoint.pt'}: not of this run ({error}); begin it anew") from None
-        log.info("going on after iteration %d", distillation.iteration)
-    history = ranks.in_turn(lambda: run.keep_until("metrics", distillation.iteration))
-    evaluations = ranks.in_turn(lambda: run.keep_until("evaluations", distillation.iteration))
-
-    def save() -> None:
-        if not run.writes:
-            return
-        run.write_state(distillation.state_dict())
-        run.write_synthetic(distillation.synthetic)
-        averaged = distillation.averaged
-        if averaged is not None:
-            run.write_synthetic(averaged, "averaged")
-
-    def evaluate_now() -> None:
-        place = f"checkpoints/{distillation.iteration:06d}"
-        result = evaluate(distillation.synthetic, job.data, **_evaluation_options(job, run)).summary()
-        run.write_synthetic(distillation.synthetic, place)
-        averaged = distillation.averaged
-        if averaged is not None:
-            result["averaged"] = evaluate(averaged, job.data, **_evaluation_options(job, run)).summary()
-            run.write_synthetic(averaged, f"{place}-averaged")
-        run.append("evaluations", {"iteration": distillation.iteration, **result})
-        run.prune_checkpoints(job.config["keep_checkpoints"])
-        log.info("iteration %d: %.1f%% ± %.1f", distillation.iteration, result["mean"], result["std"])
-
-    def is_due() -> bool:
-        return (
-            bool(eval_every)
-            and 0 < distillation.iteration < distillation.iterations
-            and (distillation.iteration % eval_every == 0)
-        )
-
-    def keep(record: dict[str, Any]) -> None:
-        history.append(record)
-        run.append("metrics", record)
-
-    def keep_plan() -> None:
-        save()  # what was done before it is not done again with it
-        run.write_config(job.config)
-
-    distillation.on_record, distillation.on_plan = keep, keep_plan
+    recorder = Recorder(run, job, distillation)
     try:
-        if is_due() and not any(e["iteration"] == distillation.iteration for e in evaluations):
-            evaluate_now()  # the run was killed before it did
+        recorder.evaluate_what_a_kill_left_out()
         for record in progress(distillation):
-            if record["iteration"] % every == 0 or is_due():
-                save()
-                draw(save_images, distillation.synthetic, "images.png")
-            if is_due():
-                evaluate_now()
+            recorder.after(record)
     except (KeyboardInterrupt, RankError):
         log.info("stopped after iteration %d; resume goes on from there: %s", distillation.iteration, run.path)
         raise
     finally:
         with undisturbed():
             distillation.rollback()
-            save()
-            draw(save_images, distillation.synthetic, "images.png")
-            draw(save_curves, history, "curves.png")
-    return history
-
-
-def _evaluation_options(job: Job, run: RunFolder) -> dict[str, Any]:
-    config = job.config
-    return {
-        "networks": tuple(config["networks"]),
-        "num_eval": config["num_eval"],
-        "epochs": config.get("eval_epochs"),
-        "batch": config.get("eval_batch"),
-        "protocol": config["protocol"],
-        "sam_rho": config.get("sam_rho"),
-        "seed": config["seed"],
-        "device": str(job.device),
-        "output": run.path / "accuracies.jsonl",
-        "ranks": job.ranks,
-    }
+            recorder.end()
+    return recorder.history
 
 
 def _evaluation_settings(job: Job) -> dict[str, Any]:
@@ -334,7 +250,7 @@ def _accuracy(
     sets: dict[str, SyntheticSet | None], job: Job, experts: TrajectoryStore, run: RunFolder
 ) -> dict[str, dict[str, Any]]:
     """Accuracy of the distilled sets, of as many random real images, and of full data."""
-    config, options = job.config, _evaluation_options(job, run)
+    config, options = job.config, evaluation_options(job, run)
     distilled = {name: evaluate(s, job.data, **options).summary() for name, s in sets.items() if s is not None}
     random_real = evaluate_random_real(
         job.data, config["ipc"], dsa_strategy=config["dsa_strategy"], **options

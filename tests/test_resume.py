@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import ddfast
+from ddfast import recording
 from ddfast.files import locking
 from ddfast.methods.descent import Descent
 from tests.conftest import SMALL
@@ -65,7 +66,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(pair, whole, tmp_path, monkeypatch, p
         elif place == "checkpoint":
             patch.setattr(distill_module.RunFolder, "write_state", stopping(distill_module.RunFolder.write_state, 2))
         elif place == "evaluation":
-            patch.setattr(distill_module, "evaluate", stopping(distill_module.evaluate, 1))
+            patch.setattr(recording, "evaluate", stopping(recording.evaluate, 1))
         else:
             patch.setattr(distill_module, "evaluate_random_real", stopping(distill_module.evaluate_random_real, 1))
         with pytest.raises(stop):
