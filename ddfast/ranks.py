@@ -131,6 +131,7 @@ def launched() -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % count)
         if int(os.environ["LOCAL_WORLD_SIZE"]) <= count:
             backend = "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(backend, timeout=LOST_AFTER)
+    with _lost():
+        distributed.init_process_group(backend, timeout=LOST_AFTER)
     yield Ranks(distributed.group.WORLD)
     distributed.destroy_process_group()  # after an error it could wait for those that are gone
