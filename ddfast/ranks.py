@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -132,6 +133,9 @@ def launched() -> Iterator[Ranks]:
         if int(os.environ["LOCAL_WORLD_SIZE"]) <= count:
             backend = "cpu:gloo,cuda:nccl"
     with _lost():
-        distributed.init_process_group(backend, timeout=LOST_AFTER)
+        store, rank, size = next(rendezvous("env://", timeout=LOST_AFTER))
+        # The store outlives a restart: without a part of its own an attempt may read where those before it listened.
+        store = distributed.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LOST_AFTER)
     yield Ranks(distributed.group.WORLD)
     distributed.destroy_process_group()  # after an error it could wait for those that are gone

@@ -189,12 +189,9 @@ def workers(of: subprocess.Popen) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
-@pytest.mark.parametrize("restarts", [0, 3])
+@pytest.mark.parametrize("restarts", [0, 1])
 def test_a_lost_process_ends_the_run_cleanly_and_it_goes_on_from_the_last_checkpoint(alone, tmp_path, restarts):
-    """Killed in the middle; torchrun begins anew by itself where it may, else the same command does.
-
-    Processes that torchrun starts anew do not always find each other at once: so it may more than once.
-    """
+    """Killed in the middle; torchrun begins anew by itself where it may, else the same command does."""
     run = tmp_path / "run"
     job = JOB.replace("--iterations 5", "--iterations 60")
     words = f"distill {job} --segments 2 --resume --output {run}"
