@@ -222,12 +222,17 @@ def _encoded(text: str) -> bytes:
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write tensors, on any device, as safetensors, with what is said about them and a checksum of it all; whole or not
     at all."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = json.loads(json.dumps(about))
     metadata = {METADATA: json.dumps({"about": about, CHECKSUM: digest_of_tensors(tensors, about)})}
+    write_safetensors(path, tensors, metadata)
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:  # on the CPU
+    """Write a file of safetensors, whole or not at all."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata)

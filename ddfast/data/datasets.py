@@ -107,7 +107,9 @@ class Dataset:
             raise ValueError(
                 f"preprocessing: expected {self.channels} channels as in {self.name}, got {len(preprocessing.mean)}"
             )
-        if preprocessing.zca is None or preprocessing == self.preprocessing:
+        if preprocessing == self.preprocessing:
+            return self  # with its fingerprints, which take time
+        if preprocessing.zca is None:
             return replace(self, preprocessing=preprocessing)
         if preprocessing.zca.data != self.fingerprint:
             raise ValueError(

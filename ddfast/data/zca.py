@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddfast.data.images import to_unit
-from ddfast.files import cache_folder, expect_writable, locking, remove_leftovers, replacing
+from ddfast.files import cache_folder, expect_writable, locking, remove_leftovers, write_safetensors
 
 log = logging.getLogger("ddfast")
 
@@ -123,16 +123,9 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     with locking(path.parent, wait=True):
         remove_leftovers(path.parent)
-        with replacing(path) as temporary:
-            try:
-                save_file(tensors, temporary, {"checksum": _checksum(tensors)})
-            except SafetensorError as error:
-                raise OSError(str(error)) from None
+        write_safetensors(path, tensors, {"checksum": _checksum(tensors)})
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:

@@ -21,7 +21,15 @@ from ddfast.experts.snapshots import (
     storage_settings,
     words,
 )
-from ddfast.files import locking, read_json, read_tensors, remove_leftovers, replacing, write_json, write_tensors
+from ddfast.files import (
+    locking,
+    read_json,
+    read_tensors,
+    remove_leftovers,
+    write_json,
+    write_safetensors,
+    write_tensors,
+)
 
 log = logging.getLogger("ddfast")
 
@@ -200,7 +208,7 @@ class TrajectoryStore:
             about = {CHECKSUMS: checksums, "originals": [_checksum([row]) for row in snapshots]}
             about["error"] = rounding_error(snapshots, lambda row: self._format.decode(read, row))
             metadata = {ABOUT: json.dumps(about)}
-        _save(self._file(expert), tensors, metadata)
+        write_safetensors(self._file(expert), tensors, metadata)
         self._unfinished_file(expert).unlink(missing_ok=True)
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:  # float32 [P], on the CPU
@@ -313,14 +321,3 @@ def _checksum(pieces: list[Tensor]) -> str:  # what is stored of a snapshot
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
