@@ -21,7 +21,6 @@ import ddfast
 from benchmarks.measure import described
 from ddfast import networks, seeds
 from ddfast.data import DSA, Dataset
-from ddfast.data.augment import Draws
 from ddfast.experts import FORMATS
 from ddfast.experts.snapshots import rounding_error
 
@@ -53,7 +52,7 @@ def gradients(data: Dataset, network: str, draw: int) -> Callable[[Tensor, Tenso
     images, labels = data.random_real(1, generator)
     net = networks.create(network, generator=generator, **data.network_arguments)
     epoch = int(torch.randint(EPOCHS - 1, (), generator=generator))
-    draws = Draws(torch.stack([DSA().draw(10, data.image_size, generator).rows for _ in range(STEPS)]).float())
+    draws = DSA().draw_steps(STEPS, 10, data.image_size, generator)
 
     def gradient(starts: Tensor, targets: Tensor) -> Tensor:
         x, ends = images.clone().requires_grad_(), (starts[epoch], targets[epoch + 2])
