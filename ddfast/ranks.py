@@ -4,6 +4,7 @@ import datetime
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -22,8 +23,8 @@ class RankError(ConnectionError):
 class Ranks:
     """The processes of one call, by their ranks in a torch.distributed group; None for this process alone.
 
-    Every method but `mine` is a collective call: all ranks make it, in the same order. RankError where another rank
-    failed meanwhile or is gone.
+    Every method but `mine`, `part` and `leave` is a collective call: all ranks make it, in the same order. RankError
+    where another rank failed meanwhile or is gone.
     """
 
     def __init__(self, group: "distributed.ProcessGroup | None" = None):
@@ -103,6 +104,12 @@ class Ranks:
             distributed.broadcast_object_list(box, distributed.get_global_rank(self._group, 0), group=self._group)
         return box[0]
 
+    def leave(self) -> None:
+        """End the group and its threads: one that needs the interpreter while that ends would abort the process."""
+        if self._group is not None:
+            distributed.destroy_process_group(self._group)
+            self._group = None
+
 
 ALONE = Ranks()
 
@@ -132,10 +139,17 @@ def launched() -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % count)
         if int(os.environ["LOCAL_WORLD_SIZE"]) <= count:
             backend = "cpu:gloo,cuda:nccl"
+    import_module("torch.distributed.nn")  # imported later (optimisers do), it would hold the group to the end
+
     with _lost():
         store, rank, size = next(rendezvous("env://", timeout=LOST_AFTER))
         # The store outlives a restart: without a part of its own an attempt may read where those before it listened.
         store = distributed.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LOST_AFTER)
-    yield Ranks(distributed.group.WORLD)
-    distributed.destroy_process_group()  # after an error it could wait for those that are gone
+    ranks, ended = Ranks(distributed.group.WORLD), False
+    try:
+        yield ranks
+        ended = True
+    finally:
+        if ended or backend == "gloo":  # after an error NCCL could wait for those that are gone
+            ranks.leave()

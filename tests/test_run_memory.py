@@ -117,7 +117,7 @@ def test_a_picture_that_fails_hides_no_error(pair, tmp_path, failing, monkeypatc
             raise ImportError("cannot map zero-fill pages")
 
     failing(1, 2)
-    monkeypatch.setattr(sys.modules["ddfast.distill"], "save_images", failing_picture)
+    monkeypatch.setattr(sys.modules["ddfast.recording"], "save_images", failing_picture)
     with pytest.raises(MemoryError, match="memory ran out in iteration 1"):
         ddfast.distill(pair, output=tmp_path / "run", **OPTIONS)
     assert "images.png: not drawn" in caplog.text
