@@ -266,6 +266,10 @@ def _checked(
     }
     maybe |= {"train_epochs": epochs, "batch_train": how["batch_train"]}
     expect_whole(**wholes, **{name: value for name, value in maybe.items() if value is not None})
+    if config.get("keep_checkpoints") is not None and config.get("eval_every") is None:
+        raise ValueError(
+            "keep_checkpoints: says how many of the sets that eval_every evaluates stay; give eval_every too"
+        )
     if config.get("sam_rho") is not None:
         expect_positive("sam_rho", config["sam_rho"])
     for name in ("cuda_graph", "deterministic"):

@@ -15,7 +15,7 @@ from ddfast.evaluate import evaluate, evaluate_full_data, evaluate_random_real, 
 from ddfast.experts import TrajectoryStore, train_experts
 from ddfast.files import undisturbed
 from ddfast.job import EXPERT_TRAINING, Job
-from ddfast.ranks import ALONE, RankError, Ranks
+from ddfast.ranks import ALONE, RankError, Ranks, expect_ranks
 from ddfast.recording import Recorder, evaluation_options
 from ddfast.runs import RunFolder, WatchedRunFolder
 
@@ -111,6 +111,7 @@ def distill(
         "device": device,
         **options,
     }
+    expect_ranks(ranks)
     if resume and output is None:
         raise ValueError("resume: expected the output folder of the run to go on with, got none")
     run, job, goes_on = _begun(given, output, resume, download, ranks)

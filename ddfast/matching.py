@@ -96,7 +96,8 @@ def match_trajectory(
     """The matching loss of MTT (eq. 2): ‖θ_T − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖², with θ_T unrolled from θ*_t.
 
     distance: another of ddfast.distances.DISTANCES; weight: of the parameters in it. The other options, derivatives and
-    errors are those of `unroll`, save return_states. A start that equals its target gives inf or nan.
+    errors are those of `unroll`, save return_states. ValueError for a start that equals its target; on a device, where
+    looking would mean waiting, it gives inf or nan.
     """
     if "return_states" in options:
         raise TypeError("match_trajectory: return_states is not an option here; use unroll and ops.param_distance")
@@ -105,6 +106,8 @@ def match_trajectory(
         raise ValueError(
             f"start, target: expected the same shape, [P] or [S, P], got {list(start.shape)} and {list(target.shape)}"
         )
+    if start.device.type == "cpu" and bool((start == target).all(-1).any()):
+        raise ValueError("start, target: expected an expert's parameters at two different epochs, got the same twice")
     expect_one_of("distance", distance, DISTANCES)
     last, layers = unroll(student, start, images, labels, lr, **options), None
     if distance == "layerwise":

@@ -114,6 +114,12 @@ class Ranks:
 ALONE = Ranks()
 
 
+def expect_ranks(ranks: object) -> None:
+    """TypeError for anything else than the processes of a call."""
+    if not isinstance(ranks, Ranks):
+        raise TypeError(f"ranks: expected a ddfast.ranks.Ranks, got {type(ranks).__name__}")
+
+
 @contextmanager
 def _lost() -> Iterator[None]:
     try:

@@ -163,6 +163,17 @@ def test_what_is_no_buffer_of_the_network_is_refused_by_name(what, sentence, tmp
         compat.read_replay_buffers(tmp_path, tmp_path / "store", digits, network=WIDTH)
 
 
+def test_a_folder_whose_first_expert_was_refused_takes_experts_of_other_settings(tmp_path, digits):
+    bad = buffer()
+    bad[0][2][0][0] = float("nan")
+    torch.save(bad, tmp_path / "replay_buffer_0.pt")
+    with pytest.raises(ValueError, match="expert 0, epoch 2: holds values that are not finite"):
+        compat.read_replay_buffers(tmp_path, tmp_path / "store", digits, network=WIDTH)
+    torch.save(buffer(), tmp_path / "replay_buffer_0.pt")
+    store = compat.read_replay_buffers(tmp_path, tmp_path / "store", digits, network=WIDTH, training={"mom": 0.5})
+    assert store.num_experts == 2 and store.settings["mom"] == 0.5
+
+
 @pytest.mark.parametrize("kind", ["zip", "old", "plain"])
 def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(kind, tmp_path, digits, monkeypatch):
     monkeypatch.chdir(tmp_path)

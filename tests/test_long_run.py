@@ -61,6 +61,8 @@ def test_the_last_checkpoints_are_kept_and_another_number_on_resume(pair, tmp_pa
     assert kept(run) == [10]
     with pytest.raises(ValueError, match="keep_checkpoints: expected a whole number of at least 1, got 0"):
         ddfast.distill(pair, output=tmp_path / "other", keep_checkpoints=0, **JOB)
+    with pytest.raises(ValueError, match=r"keep_checkpoints: .* give eval_every too"):
+        ddfast.distill(pair, output=tmp_path / "other", keep_checkpoints=2, **JOB | {"eval_every": None})
 
 
 def test_all_checkpoints_are_kept_where_nothing_is_said(pair, tmp_path):

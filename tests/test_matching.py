@@ -138,5 +138,8 @@ def test_the_public_names_are_these():
     assert ddfast.unroll is unroll and ddfast.match_trajectory is match_trajectory
     with pytest.raises(ValueError, match=r"start, target: expected the same shape, .* got \[3\] and \[4\]"):
         match_trajectory(make("convnet"), uniform(3), uniform(4), None, None, 0.1, syn_steps=1)
+    start = uniform(2, sum(p.numel() for p in make("convnet").parameters()))
+    with pytest.raises(ValueError, match="expected an expert's parameters at two different epochs, got the same twice"):
+        match_trajectory(make("convnet"), start, torch.stack([start[0], start[0]]), None, None, 0.1, syn_steps=1)
     with pytest.raises(TypeError, match="return_states is not an option"):
         match_trajectory(make("convnet"), *[uniform(3)] * 5, return_states=True, syn_steps=1)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import ddfast
+from ddfast.evaluate import evaluate_random_real
 from ddfast.ranks import ALONE, Ranks
 from tests.conftest import SMALL, relative_error, uniform
 
@@ -230,6 +231,17 @@ def test_what_cannot_be_shared_is_refused_in_one_sentence(tmp_path, options, sen
     process = launch(2, f"distill --iterations 2 {options} --output {tmp_path / 'run'}")
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0 and sentence in output and not (tmp_path / "run").exists()
+
+
+def test_what_is_no_ranks_is_refused(pair, tmp_path):
+    sentence = "ranks: expected a ddfast.ranks.Ranks, got int"
+    with pytest.raises(TypeError, match=sentence):
+        ddfast.distill(pair, ranks=2, output=tmp_path / "run")
+    with pytest.raises(TypeError, match=sentence):
+        ddfast.train_experts(pair, ranks=2, output=tmp_path / "experts")
+    with pytest.raises(TypeError, match=sentence):
+        evaluate_random_real(ddfast.load_dataset(pair), 1, ranks=2, device="cpu")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_share_is_a_share():

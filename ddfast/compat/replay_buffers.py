@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,9 @@ def read_replay_buffers(
         "network": network,
         **(UNKNOWN | known),
     }
+    is_new = not (output / "experts.json").exists()
     store = TrajectoryStore.create(output, settings, epochs)
-    with locking(output, wait=True):
+    with locking(output, wait=True), _undone_if_empty(store if is_new else None):
         remove_leftovers(output)
         room = mapped_tensor(output, (epochs + 1, sum(map(torch.Size.numel, shapes))), torch.float32)
         count = 0
@@ -90,6 +92,17 @@ def read_replay_buffers(
     if store.num_experts > count:
         raise ValueError(f"{output}: holds {store.num_experts} experts, {path} {count}; choose another folder")
     return store
+
+
+@contextmanager
+def _undone_if_empty(store: TrajectoryStore | None) -> Iterator[None]:
+    """After an error before its first expert a store is none: the folder takes experts of other settings."""
+    try:
+        yield
+    except Exception:
+        if store is not None and not store.num_experts:
+            (store.path / "experts.json").unlink()
+        raise
 
 
 def write_replay_buffers(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddfast.files import locking, writing
-from ddfast.ranks import Ranks
+from ddfast.ranks import Ranks, expect_ranks
 
 
 def run_trainings(
@@ -23,6 +23,7 @@ def run_trainings(
     `output`: JSON lines; an accuracy is added as soon as it is known, and one that is there already is not computed
     again. One file can serve several evaluations.
     """
+    expect_ranks(ranks)
     path, digest = None if output is None else Path(output), ""
     if path is not None:
         digest = hashlib.sha256(json.dumps(about(), sort_keys=True).encode()).hexdigest()[:16]

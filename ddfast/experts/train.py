@@ -20,7 +20,7 @@ from ddfast.devices import resolve_device
 from ddfast.experts.snapshots import WHOLE, storage_settings
 from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.files import cache_folder, expect_writable, remove_leftovers, undisturbed
-from ddfast.ranks import ALONE, Ranks
+from ddfast.ranks import ALONE, Ranks, expect_ranks
 from ddfast.students import GSAM, Training, side_by_side
 
 log = logging.getLogger("ddfast")
@@ -129,6 +129,7 @@ def train_experts(
     Errors: ValueError for settings that make no sense, a folder that holds experts of other settings, or an expert
     whose loss is not finite; OSError where the disk has not the room for the experts.
     """
+    expect_ranks(ranks)
     expect_whole(num_experts=num_experts, epochs=epochs, at_once=1 if at_once is None else at_once)
     how = ExpertTraining(lr_teacher, mom, l2, batch_train, dsa_strategy, optimizer, rho, alpha, schedule)
     device = resolve_device(device)
