@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/kernels/* csrc/ops/*)
 CPP := $(wildcard csrc/*.cpp csrc/*/*)
 FALLBACK_TESTS := tests/ops tests/test_adjoints.py tests/test_matching.py tests/test_students.py
+# a test process per core, each of one thread
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test lint format pytest fallback ctest bench clean
 
@@ -34,15 +36,15 @@ format: $(READY)
 	$(BIN)/clang-format -i $(CPP)
 
 pytest: $(READY)
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 fallback: $(READY) # the same ops and adjoints without the extension
-	DDFAST_EXTENSION=0 $(BIN)/python -m pytest -q $(FALLBACK_TESTS)
+	DDFAST_EXTENSION=0 $(PYTEST) $(FALLBACK_TESTS)
 
 ctest: $(READY) # the kernels alone, under sanitizers
 	$(BIN)/cmake -S . -B build/kernels > /dev/null
 	$(BIN)/cmake --build build/kernels --parallel > /dev/null
-	$(BIN)/ctest --test-dir build/kernels --output-on-failure
+	$(BIN)/ctest --test-dir build/kernels --output-on-failure --parallel 2
 
 # page faults made rare for all rows, as the command line does for itself
 bench: $(READY)
