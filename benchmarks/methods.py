@@ -45,6 +45,8 @@ VARIANTS = {  # of MTT: the options that any method takes
     "mtt, l1": {"distance": "l1"},
     "mtt, cosine": {"distance": "cosine"},
     "mtt, layerwise": {"distance": "layerwise"},
+    "mtt, experts in delta16": {"snapshots": "delta16"},
+    "mtt, experts in delta8": {"snapshots": "delta8"},
 }
 FLAT_MINIMUM = "mtt, flat minimum"  # the images of mtt, evaluated by SAM
 
@@ -70,7 +72,7 @@ def distilled(data: Dataset, method: str, ipc: int, seed: int, options: dict) ->
         seed=seed,
         epochs=EXPERTS["train_epochs"],
         lr_teacher=EXPERTS["train_lr"],
-        **{name: job.config[name] for name in ("num_experts", "batch_train", "optimizer", "rho", "alpha")},
+        **{name: job.config[name] for name in ("num_experts", "batch_train", "optimizer", "rho", "alpha", "snapshots")},
     )
     run = ddfast.Distillation(job, experts)
     for _ in run:
