@@ -27,8 +27,8 @@ def stratified_split(
     if single:
         more = f" and {len(single) - 5} more" if len(single) > 5 else ""
         raise ValueError(
-            f"dataset: no test set, and class {', '.join(single[:5])}{more} has one image: expected at least 2 of every "
-            f"class to draw a test set from, or a test set"
+            f"dataset: no test set, and class {', '.join(single[:5])}{more} has one image: expected at least 2 of "
+            f"every class to draw a test set from, or a test set"
         )
     for k in labels.unique().tolist():
         of_class = (labels == k).nonzero()[:, 0]
@@ -43,4 +43,5 @@ def stratified_split(
 
 def split_words(train: int, test: int, seed: int = SPLIT_SEED, share: float = TEST_SHARE) -> str:
     """What a split did, for the line that is logged."""
-    return f"no test set: {test} of {train + test} images were drawn as test images ({share:.0%} of every class, seed {seed})"
+    drawn = f"{test} of {train + test} images were drawn as test images"
+    return f"no test set: {drawn} ({share:.0%} of every class, seed {seed})"
