@@ -23,6 +23,7 @@ from ddfast.options import (
     method_options,
     minibatch_options,
     optimizer_options,
+    picture_options,
     root_options,
     size_options,
     storage_options,
@@ -227,6 +228,7 @@ def experts(dataset, ipc, method, preset, plan, **options) -> None:
 @click.argument("synthetic", type=PATH)
 @click.option("--dataset", help="Name or folder of the data set to test on.  [default: the run's]")
 @where_options
+@picture_options
 @click.option("--networks", type=Names(), help="Separated by commas.  [default: the run's, or convnet]")
 @click.option("--lr", type=POSITIVE, help="Learning rate.  [default: the set's, or the protocol's]")
 @click.option("--dsa-strategy", help="As in `ddfast distill`.  [default: the set's]")
@@ -254,7 +256,12 @@ def evaluate(
     if dataset is None or dataset == "custom":
         raise ValueError(f"--dataset: say what to test {synthetic} on")
     networks = networks or tuple(config.get("networks", ("convnet",)))
-    root = data_root or config.get("data_root")
+    where = {"root": data_root or config.get("data_root"), "download": download}
+    of_pictures = ("test_folder", "value_range", "skip_unreadable")
+    pictures = {name: options.pop(name) for name in of_pictures}
+    if dataset == config.get("dataset"):  # read as the run did
+        pictures = {name: config.get(name) if pictures[name] is None else pictures[name] for name in of_pictures}
+    where |= {name: value for name, value in pictures.items() if value is not None}
     if options["dsa_strategy"] is None:
         options["dsa_strategy"] = loaded.dsa_strategy
     options |= {
@@ -264,7 +271,7 @@ def evaluate(
         "networks": networks,
     }
     with launched() as ranks:
-        data = ranks.in_turn(lambda: data_for(loaded, dataset, root=root, download=download))
+        data = ranks.in_turn(lambda: data_for(loaded, dataset, **where))
         results = {"": ddfast.evaluate(loaded, data, lr=lr, ranks=ranks, **options)}
         ipc = len(loaded) // data.num_classes
         if random_real and ipc:
@@ -283,6 +290,7 @@ def evaluate(
 @click.option("--dataset", help="What SRC was made from: a name or a folder.  [default: recorded in ddfast's files]")
 @root_options
 @size_options
+@picture_options
 @click.option("--zca/--no-zca", default=None, help="Whether SRC was made with whitened images; needed for tensors.")
 @click.option("--preset", help="The preset that SRC was made with says --network and --zca.")
 @click.option("--network", help="Of replay buffers.  [default: convnet]")

@@ -23,6 +23,8 @@ from ddfast.ranks import ALONE, Ranks
 log = logging.getLogger("ddfast")
 
 DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": "stretch", "zca": None}
+DATA |= {"test_folder": None, "value_range": None, "skip_unreadable": False}  # of a folder of pictures
+LOADED = {"data_root": "root"} | {name: name for name in DATA if name not in ("dataset", "data_root", "zca")}
 RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
 RUN |= {"memory_budget": "50%", "precision": "default"}  # the budget: of what is free
 RUN |= {"cuda_graph": False, "deterministic": True}
@@ -59,13 +61,7 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE)
     if isinstance(config["seed"], bool) or not isinstance(config["seed"], int):
         raise ValueError(f"seed: expected a whole number, got {config['seed']!r}")
     dataset, experts = config["dataset"], config["experts"]
-    data = load_dataset(
-        dataset,
-        root=config["data_root"],
-        image_size=config["image_size"],
-        resize=config["resize"],
-        download=download,
-    )
+    data = load_dataset(dataset, download=download, **{LOADED[name]: config[name] for name in LOADED})
     store = experts if isinstance(experts, TrajectoryStore) or experts is None else TrajectoryStore(experts)
     side = min(data.image_size)
     preset = choose_preset(method, data.name, config["ipc"], config["preset"], side=side, classes=data.num_classes)
@@ -79,7 +75,7 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE)
         config |= dict.fromkeys(expansion)  # the preset's does not fit what was given
     if config.get("labels", "hard") != "soft" and "lr_label" not in given:
         config["lr_label"] = 0.0  # the preset's is of soft labels
-    config |= {"method": method, "preset": preset.name, "dataset": _spec(dataset, data)}
+    config |= {"method": method, "preset": preset.name, "dataset": _spec(dataset)}
     config["experts"] = None if store is None else str(store.path.resolve())
     if config["zca"] and data.preprocessing.zca is None:
         data = data.whitened()
@@ -130,22 +126,24 @@ def resolve_resumed(
                 f"{name}: the run in {path} has {saved.get(name)!r}, got {value!r}; "
                 f"a run is resumed with its own settings"
             )
-    config = RUN | REPORT | OF_EXPERTS | saved | {name: value for name, value in given.items() if name in FREE}
+    config = DATA | RUN | REPORT | OF_EXPERTS | saved | {name: value for name, value in given.items() if name in FREE}
     if dataset is None and saved["dataset"] == "custom":
         raise ValueError(f"dataset: the run in {path} had one that was given from Python; give it again")
+    # the range that was found, whatever pictures came since
+    options = config | {"value_range": config["value_range"] or saved["preprocessing"].get("value_range")}
     data = load_dataset(
         saved["dataset"] if dataset is None else dataset,
-        root=config["data_root"],
-        image_size=config["image_size"],
-        resize=config["resize"],
         zca=config["zca"],
         download=download,
+        **{LOADED[name]: options[name] for name in LOADED},
     )
     if data.fingerprint != saved["fingerprint"]:
         raise ValueError(
             f"dataset: the training images of the run in {path} were {saved['fingerprint']}, "
             f"those of {data.name} are {data.fingerprint}"
         )
+    if data.test_fingerprint != saved.get("test_fingerprint", data.test_fingerprint):
+        log.warning("the test images are others than the run in %s had: its earlier accuracies do not compare", path)
     for what, now in (("threads", torch.get_num_threads()), ("processes", ranks.size)):
         if now != saved.get(what, 1):
             log.warning(
@@ -177,7 +175,7 @@ def expert_options(
 ) -> dict[str, Any]:
     """Keyword arguments of train_experts: those given, the others as the preset for `distill` has them."""
     given = {name: value for name, value in options.items() if value is not None}
-    names = {"data_root": "root", "image_size": "image_size", "resize": "resize", "download": "download"}
+    names = LOADED | {"download": "download"}
     data = load_dataset(dataset or DATA["dataset"], **{names[n]: v for n, v in given.items() if n in names})
     chosen = choose_preset(
         _method(method, preset), data.name, ipc or 1, preset, side=min(data.image_size), classes=data.num_classes
@@ -227,7 +225,9 @@ def _without_paths(given: dict[str, Any]) -> dict[str, Any]:
         for name in ("data_root", "experts")
         if isinstance(given.get(name), str | Path)
     }
-    return given | folders | ({"init": str(given["init"])} if isinstance(given.get("init"), Path) else {})
+    if isinstance(given.get("value_range"), str) and given["value_range"] == "auto":
+        given = {name: value for name, value in given.items() if name != "value_range"}
+    return given | folders | {n: str(given[n]) for n in ("init", "test_folder") if isinstance(given.get(n), Path)}
 
 
 def _check_names(given: dict[str, Any], settings_class: type) -> None:
@@ -285,6 +285,8 @@ def _checked(
     check_evaluation(config["networks"], config["protocol"], data)
     facts = {
         "fingerprint": data.fingerprint,
+        "test_fingerprint": data.test_fingerprint,
+        "data": dict(data.about),
         "image_size": list(data.image_size),
         "preprocessing": data.preprocessing.describe(),
         "device": str(device),
@@ -330,11 +332,11 @@ def _of_experts(store: TrajectoryStore | None, given: dict[str, Any], row: dict[
     return decided
 
 
-def _spec(dataset: Any, data: Dataset) -> str:
+def _spec(dataset: Any) -> str:
     """How the data set can be loaded again: its name, or the path of its folder; else "custom"."""
     if not isinstance(dataset, str | Path):
         return "custom"
-    return data.name if known_name(dataset) else str(Path(dataset).resolve())
+    return known_name(dataset) or str(Path(dataset).resolve())
 
 
 def _as_json(name: str, value: Any) -> Any:

@@ -29,6 +29,21 @@ class ImageSize(click.ParamType):
         return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
+class ValueRange(click.ParamType):
+    """Two numbers, or auto."""
+
+    name = "auto or LOW,HIGH"
+
+    def convert(self, value, param, ctx):
+        """As load_dataset takes it."""
+        from ddfast.data.pixels import as_value_range
+
+        try:
+            return as_value_range(value.split(",") if isinstance(value, str) and value != "auto" else value)
+        except ValueError:
+            self.fail(f"expected auto, or the values of black and white as 0,4095, got {value!r}", param, ctx)
+
+
 class TrainEpochs(click.ParamType):
     """A number of epochs, or needed."""
 
@@ -101,10 +116,18 @@ size_options = options(
     click.option("--image-size", type=ImageSize(), help="Resize to this.  [default: their own, or what fits them]"),
     click.option("--resize", type=click.Choice(["stretch", "crop"]), help="How.  [default: stretch]"),
 )
+picture_options = options(
+    click.option("--test-folder", help="Of a folder of pictures: the one in it to test on.  [default: test, else val]"),
+    click.option(
+        "--value-range", type=ValueRange(), help="Black and white of deep pictures.  [default: what fits all]"
+    ),
+    click.option("--skip-unreadable", is_flag=True, default=None, help="Leave out pictures that cannot be read."),
+)
 data_options = options(
-    click.option("--dataset", help="Name of a data set, or a folder with train/ and val/ or test/.  [default: digits]"),
+    click.option("--dataset", help="Name of a data set, or a folder of pictures (docs/data.md).  [default: digits]"),
     where_options,
     size_options,
+    picture_options,
     click.option("--zca/--no-zca", default=None, help="Whiten the images.  [default: the preset's]"),
     click.option("--network", help="With options: convnet:depth=4:width=64.  [default: the preset's]"),
     click.option("--seed", type=int, help="Same seed, same result.  [default: 0]"),

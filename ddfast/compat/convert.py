@@ -18,7 +18,7 @@ FORMATS = (OWN, "replay-buffer", "mtt", "dd-ranking", "png")
 READERS: dict[str, Callable[..., SyntheticSet]] = {"mtt": read_mtt, "dd-ranking": read_dd_ranking, "png": read_png}
 WRITERS: dict[str, Callable[..., Any]] = {"mtt": write_mtt, "dd-ranking": write_dd_ranking, "png": write_png}
 
-DATA = {"dataset", "root", "image_size", "resize", "zca", "download"}
+DATA = {"dataset", "root", "image_size", "resize", "zca", "download", "test_folder", "value_range", "skip_unreadable"}
 TRAINING = {"lr_teacher", "mom", "l2", "batch_train", "dsa_strategy", "optimizer", "rho", "alpha", "schedule"}
 SET_OPTIONS = {"lr", "dsa_strategy", "canvas"}
 READING = {  # the options that each source takes
@@ -74,7 +74,7 @@ def convert(
         output: the folder that is written; of a synthetic set of ddfast the path without an ending.
         format: one of FORMATS; None for ddfast's own, where the source is not.
         preset: settings of a preset, of which network and zca count where the source needs them and they are not given.
-        options: dataset, root, image_size, resize, zca, download: of load_dataset; network and those of ExpertTraining:
+        options: dataset and the options of load_dataset; network and those of ExpertTraining:
             of read_replay_buffers; lr, labels, dsa_strategy, canvas: of read_mtt; per_file: of write_replay_buffers.
 
     Returns: what was written, the folder or the set's path.

@@ -2,7 +2,7 @@
 
 from ddfast.data.augment import DSA
 from ddfast.data.batches import Batches
-from ddfast.data.datasets import Dataset, known_name, load_dataset
+from ddfast.data.datasets import Dataset, is_folder, known_name, load_dataset
 from ddfast.data.named import DATASETS
 from ddfast.data.preprocessing import Preprocessing
 from ddfast.data.seeded_augment import SeededAugment
@@ -19,6 +19,7 @@ __all__ = [
     "Preprocessing",
     "SeededAugment",
     "SyntheticSet",
+    "is_folder",
     "known_name",
     "load_dataset",
     "take_statistics",

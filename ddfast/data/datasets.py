@@ -1,7 +1,12 @@
 """Real data sets: by name, from a folder of images, or from a pair of torch data sets or tensors."""
 
+import difflib
 import hashlib
-from dataclasses import dataclass, replace
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +18,16 @@ from ddfast.arguments import expect_one_of, expect_whole
 from ddfast.data.batches import Batches
 from ddfast.data.folders import folder_files
 from ddfast.data.images import from_picture, resized
-from ddfast.data.named import DATASETS, RawData, read_classes, read_named
+from ddfast.data.named import DATASETS, RawData, read_named, read_split
+from ddfast.data.pixels import SIXTEEN_BITS, as_value_range
 from ddfast.data.preprocessing import RESIZES, Preprocessing
+from ddfast.data.summary import span, summary
 from ddfast.data.zca import ZCA
 
+log = logging.getLogger("ddfast")
+
 MOST_HASHED = 2**30  # bytes of images that a fingerprint reads; of more, evenly spaced ones
+SPELLINGS = {name.replace("-", ""): name for name in DATASETS}
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,8 @@ class Dataset:
     test_labels: Tensor  # int64 [M]
     class_names: tuple[str, ...]  # [K]
     preprocessing: Preprocessing
+    # how it was read, as JSON has it: sources of both parts, notes, files that were skipped, the line that tells it all
+    about: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
         for part in ("train", "test"):
@@ -96,7 +108,7 @@ class Dataset:
         """This data set with ZCA whitening, fitted on its training images, instead of its normalisation."""
         zca = ZCA.fitted(self.train_images, self.fingerprint)
         zeros, ones = (0.0,) * self.channels, (1.0,) * self.channels
-        return replace(self, preprocessing=Preprocessing(zeros, ones, zca, self.preprocessing.resize))
+        return replace(self, preprocessing=replace(self.preprocessing, mean=zeros, std=ones, zca=zca))
 
     def preprocessed_like(self, preprocessing: Preprocessing) -> "Dataset":
         """This data set with the preprocessing that a synthetic set was made with.
@@ -106,6 +118,11 @@ class Dataset:
         if len(preprocessing.mean) != self.channels:
             raise ValueError(
                 f"preprocessing: expected {self.channels} channels as in {self.name}, got {len(preprocessing.mean)}"
+            )
+        recorded, own = preprocessing.value_range or SIXTEEN_BITS, self.preprocessing.value_range
+        if own is not None and tuple(own) != tuple(recorded):
+            raise ValueError(
+                f"value_range: {self.name} was read with values {span(*own)}, the set was made with {span(*recorded)}"
             )
         if preprocessing == self.preprocessing:
             return self  # with its fingerprints, which take time
@@ -154,11 +171,15 @@ def load_dataset(
     resize: str = "stretch",
     zca: bool = False,
     download: bool = False,
+    test_folder: str | None = None,
+    value_range: tuple[float, float] | str | None = None,
+    skip_unreadable: bool = False,
 ) -> Dataset:
     """A Dataset from a name, a folder, a pair (train, test), or a Dataset as it is.
 
     Args:
-        dataset: a name of DATASETS; the path of a folder with train/<class>/… and val/ or test/; a pair of torch data
+        dataset: a name of DATASETS; the path of a folder of pictures (docs/data.md: train/<class>/… and test/ or val/,
+            or <class>/…), which a Path and a string with a slash always are; a pair of torch data
             sets that yield (image, label); a pair of (images, labels) tensors or arrays. Images of a pair are uint8,
             floats in [0, 1], or PIL images.
         root: where the files of named data sets are; None for DDFAST_DATA, else a folder in the user's cache.
@@ -166,8 +187,14 @@ def load_dataset(
         resize: how images get there: stretch, or crop (short side resized, middle kept).
         zca: whiten instead of normalising.
         download: fetch a named data set that is not there.
+        test_folder: of a folder of pictures, the folder in it to test on; None for test/, else val/, else a part of
+            the training pictures that is drawn.
+        value_range: which values of pictures are black and white, such as (0, 4095); None or "auto" for what fits all
+            pictures of more than 8 bits.
+        skip_unreadable: leave out pictures that cannot be read, instead of refusing them all.
 
-    Named sets are normalised with the field's statistics, others with those of their training images.
+    Named sets are normalised with the field's statistics, others with those of their training images. A line in the log
+    tells what was read.
     Errors: ValueError, TypeError or FileNotFoundError saying what was expected and what came.
     """
     expect_one_of("resize", resize, RESIZES)
@@ -176,16 +203,20 @@ def load_dataset(
         if size is not None and size != dataset.image_size:
             raise ValueError(f"image_size: expected that of the data set, {dataset.image_size}, got {size}")
         return dataset.whitened() if zca and dataset.preprocessing.zca is None else dataset
-    if isinstance(dataset, str | Path):
-        name = known_name(dataset)
-        if name:
-            raw = read_named(name, root, size, resize, download)
-        elif Path(dataset).is_dir():
-            raw, name = read_classes(*folder_files(Path(dataset)), size, resize), Path(dataset).resolve().name
-        else:
-            raise ValueError(
-                f"dataset: expected one of {', '.join(DATASETS)}, or an image folder, got {str(dataset)!r}"
-            )
+    name, pictures = known_name(dataset), {"value_range": as_value_range(value_range)}
+    for option, value in {"test_folder": test_folder, "value_range": pictures["value_range"]}.items():
+        if value is not None and not is_folder(dataset):
+            raise ValueError(f"{option}: expected with a folder of pictures only, got {value!r}")
+    if name:
+        raw = read_named(name, root, size, resize, download, skip_unreadable)
+        name = raw.name
+        if Path(str(dataset)).is_dir():
+            raw.notes.append(f"the folder {dataset}/ here is another: ./{dataset} reads it")
+    elif is_folder(dataset):
+        folder = _expect_folder(dataset)
+        raw = read_split(folder_files(folder, test_folder), size, resize, skip_unreadable=skip_unreadable, **pictures)
+        name = folder.resolve().name or "folder"
+        name = f"{name}/" if known_name(name) else name  # no set that is known by name, whose settings would be taken
     elif isinstance(dataset, tuple | list) and len(dataset) == 2:
         raw, name = _from_pair(*dataset, size, resize), "custom"
     else:
@@ -194,19 +225,47 @@ def load_dataset(
         )
     _check_values(raw.train_images, f"{name}: the training images")  # before their statistics are taken
     if raw.statistics is not None:
-        preprocessing = Preprocessing(*raw.statistics, resize=resize)
+        preprocessing = Preprocessing(*raw.statistics, resize=resize, value_range=raw.value_range)
     else:
-        preprocessing = Preprocessing.fitted(raw.train_images, resize)
-    data = Dataset(
-        name, raw.train_images, raw.train_labels, raw.test_images, raw.test_labels, raw.class_names, preprocessing
-    )
+        preprocessing = replace(Preprocessing.fitted(raw.train_images, resize), value_range=raw.value_range)
+    about = {"sources": list(raw.sources), "notes": raw.notes, "skipped": raw.skipped}
+    parts = raw.train_images, raw.train_labels, raw.test_images, raw.test_labels
+    data = Dataset(name, *parts, raw.class_names, preprocessing, about)
+    data = replace(data, about={"line": summary(data), **about})
+    log.info("%s", data.about["line"])
     return data.whitened() if zca else data
 
 
-def known_name(dataset: str | Path) -> str | None:
-    """The name in DATASETS that is meant; None where it is none."""
-    name = str(dataset).lower().replace("_", "-")
-    return name if name in DATASETS else None
+def known_name(dataset: Any) -> str | None:
+    """The name in DATASETS that is meant, in any case and with any of - _ and space in it; None where it is none.
+
+    A path is none: a Path, or a string with a slash. Errors: ValueError where another spelling of a name is that of a
+    folder, too.
+    """
+    if not isinstance(dataset, str) or os.sep in dataset:
+        return None
+    name = SPELLINGS.get(re.sub(r"[-_ ]", "", dataset.lower()))
+    if name and dataset != name and Path(dataset).is_dir():
+        raise ValueError(f"dataset: {dataset!r} may be the data set {name} or the folder; write {name} or ./{dataset}")
+    return name
+
+
+def is_folder(dataset: Any) -> bool:
+    """Whether it names a folder, rather than a data set that is known by name."""
+    return isinstance(dataset, str | Path) and known_name(dataset) is None
+
+
+def _expect_folder(dataset: str | Path) -> Path:
+    folder = Path(dataset)
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ValueError(f"dataset: expected a folder of pictures, got the file {dataset}; unpack an archive first")
+    if isinstance(dataset, Path) or os.sep in dataset:
+        raise FileNotFoundError(f"dataset: expected a folder of pictures, there is no {dataset}")
+    near = difflib.get_close_matches(dataset.lower(), DATASETS, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, or an image folder, got {dataset!r}{hint}")
 
 
 def _image_size(image_size) -> tuple[int, int] | None:

@@ -1,22 +1,18 @@
-"""Data sets that are folders of image files: train/<class>/… and val/ or test/, and the layouts of known archives."""
+"""Data sets that are folders of pictures: which folder is for training, which for testing, and whose split is drawn."""
 
-import re
+import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-# Class indices of the ImageNet subsets of the MTT paper, in its order.
-IMAGENET_SUBSETS = {
-    "imagenette": (0, 217, 482, 491, 497, 566, 569, 571, 574, 701),
-    "imagewoof": (193, 182, 258, 162, 155, 167, 159, 273, 207, 229),
-    "imagemeow": (281, 282, 283, 284, 285, 291, 292, 290, 289, 287),
-    "imagesquawk": (84, 130, 88, 144, 145, 22, 96, 9, 100, 89),
-    "imagefruit": (953, 954, 949, 950, 951, 957, 952, 945, 943, 948),
-    "imageyellow": (309, 986, 954, 951, 987, 779, 599, 291, 72, 11),
-}
-TINY_IMAGENET = "tiny-imagenet-200"
-TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+from ddfast.data.listing import LeftOut, counted, list_pictures, listed, sub_folders
+
+TRAIN, TEST, VALIDATION = ("train", "training"), ("test", "testing"), ("val", "valid", "validation")
+SPLITS = (*TRAIN, *TEST, *VALIDATION)
+DRAWN_SHARE = 5  # 1 picture in so many of each class is for testing, where a split is drawn
+DRAWN = f"drawn: 1 in {DRAWN_SHARE} of each class, seed 0"
+DEEPEST = 3  # folders around a data set
 
 
 @dataclass(frozen=True)
@@ -27,139 +23,192 @@ class Files:
     labels: list[int]  # N
 
 
-def folder_files(root: Path) -> tuple[Files, Files, tuple[str, ...]]:
-    """Training files, test files and class names of an image folder.
+@dataclass(frozen=True)
+class Split:
+    """The files of a data set, and how they were found."""
 
-    Errors: FileNotFoundError for a missing part; ValueError for empty or unknown classes.
+    train: Files
+    test: Files
+    class_names: tuple[str, ...]  # [K]
+    sources: tuple[str, str] = ("train/", "test/")  # where both come from, in words
+    notes: list[str] = field(default_factory=list)  # what else there is to tell
+
+
+def folder_files(root: Path, test_folder: str | None = None) -> Split:
+    """The training files, test files and classes of a folder of pictures.
+
+    Read are train/<class>/… (training) and test/<class>/… (testing, val, valid, validation), in any case; test/ comes
+    before val/. Without a test folder, as without both, 1 in 5 of the pictures of each class are drawn for testing, by
+    a hash of their names. Folders around them are entered. `test_folder` names another folder to test on.
+
+    Errors: FileNotFoundError for a missing part; ValueError for empty or unknown classes, and for what can be read in
+    two ways.
     """
-    train = root / "train"
-    test = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-    if not train.is_dir() or test is None:
-        raise FileNotFoundError(
-            f"{root}: expected the folders train/ and val/ (or test/), each with a folder per class"
-        )
-    names = tuple(_class_folders(train))
+    left_out = LeftOut()
+    root = _entered(root, left_out)
+    folders = sub_folders(root, left_out)
+    found = {kind: _one_of(root, folders, kind) for kind in (TRAIN, TEST, VALIDATION)}
+    if not any(found.values()):
+        if test_folder is not None:
+            raise ValueError(f"test_folder: {root} has no folder train/ beside {test_folder}")
+        return _undivided(root, folders, left_out)
+    if found[TRAIN] is None:
+        there = found[TEST] or found[VALIDATION]
+        raise FileNotFoundError(f"{root}: expected the folder train/ beside {there}/, each with a folder per class")
+    train = root / found[TRAIN]
+    names = sub_folders(train, left_out)
     if not names:
         raise ValueError(f"{train}: expected a folder per class, found none")
-    unknown = [name for name in _class_folders(test) if name not in names]
+    others = [name for name in folders if name not in found.values()]
+    notes = [f"folders beside it skipped: {listed(others)}"] if others else []
+    test, reasons = _test_folder(root, found, names, test_folder)
+    files = by_class(train, names, left_out=left_out)
+    if test is None:
+        train_files, test_files = drawn(files, names, train)
+        return Split(train_files, test_files, tuple(names), (f"{train.name}/", DRAWN), notes + left_out.notes())
+    notes = reasons + notes
+    test_names = sub_folders(test, left_out)
+    unknown = [name for name in test_names if name not in names]
     if unknown:
-        raise ValueError(f"{test}: {', '.join(unknown[:5])} is no class of {train}")
-    return _by_class(train, names), _by_class(test, names, may_lack=True), names
+        raise ValueError(f"{test}: {listed(unknown)} is no class of {train}, whose classes are {listed(names)}")
+    test_files = by_class(test, [name if name in test_names else None for name in names], True, left_out)
+    lacking = [name for k, name in enumerate(names) if k not in set(test_files.labels)]
+    if lacking:
+        notes.append(f"no test images of {listed(lacking)}")
+    notes += _shared(files, test_files)
+    source = f"{test.relative_to(root)}/" if test.is_relative_to(root) else f"{test}/"
+    return Split(files, test_files, tuple(names), (f"{train.name}/", source), notes + left_out.notes())
 
 
-def imagenet_subset_files(name: str, root: Path, download: bool) -> tuple[Files, Files, tuple[str, ...]]:
-    """As `folder_files`, from a folder of the subset's ten classes or from the whole of ImageNet, in MTT's order."""
-    if download and _imagenet_folder(name, root) is None:
-        if name != "imagenette":
-            raise ValueError(f"{name}: cannot be downloaded, only imagenette can; {_expected(name, root)}")
-        from torchvision.datasets import Imagenette
-
-        for split in ("train", "val"):
-            Imagenette(str(root), split=split, size="160px", download=True)
-    folder = _imagenet_folder(name, root)
-    if folder is None:
-        raise FileNotFoundError(f"{name}: not found; {_expected(name, root)}")
-    wnids, indices = _class_folders(folder / "train"), IMAGENET_SUBSETS[name]
-    if len(wnids) not in (len(indices), 1000) or not all(re.fullmatch(r"n\d{8}", wnid) for wnid in wnids):
-        raise ValueError(
-            f"{folder}: expected the {len(indices)} classes of {name} or the 1000 of ImageNet, called n01440764 and so "
-            f"on; found {len(wnids)}, such as {wnids[0] if wnids else 'none'}"
-        )
-    # The class indices of ImageNet follow its wnids.
-    order = indices if len(wnids) == 1000 else [sorted(indices).index(index) for index in indices]
-    chosen = [wnids[k] for k in order]
-    return _by_class(folder / "train", chosen), _by_class(folder / "val", chosen), _imagenet_names(indices)
-
-
-def tiny_imagenet_files(root: Path, download: bool) -> tuple[Files, Files, tuple[str, ...]]:
-    """As `folder_files`, from Tiny-ImageNet's original layout (validation images in one folder) or one by class."""
-    folder = root / TINY_IMAGENET
-    if download and not folder.is_dir():
-        from torchvision.datasets.utils import download_and_extract_archive
-
-        part = root / f"{TINY_IMAGENET}.part"
-        try:
-            download_and_extract_archive(TINY_IMAGENET_URL, str(root), str(part), md5=TINY_IMAGENET_MD5)
-        except RuntimeError as error:
-            raise OSError(f"tiny-imagenet: cannot be downloaded to {root} ({error})") from None
-        (part / TINY_IMAGENET).rename(folder)
-    if not (folder / "train").is_dir():
-        raise FileNotFoundError(
-            f"tiny-imagenet: not found; expected {folder}/train/<wnid>/images/*.JPEG and {folder}/val/, or --download"
-        )
-    wnids = tuple(_class_folders(folder / "train"))
-    annotations = folder / "val" / "val_annotations.txt"
-    train = _by_class(folder / "train", wnids)
-    if (folder / "val" / "images").is_dir() and annotations.is_file():
-        rows = [line.split("\t")[:2] for line in _lines(annotations) if line.strip()]
-        number = {wnid: k for k, wnid in enumerate(wnids)}
-        unknown = [row[-1] for row in rows if len(row) < 2 or row[1] not in number]
-        if unknown:
-            raise ValueError(f"{annotations}: {unknown[0][:100]!r} is no class of {folder / 'train'}")
-        paths = [folder / "val" / "images" / file for file, _ in rows]
-        test = Files(paths, [number[wnid] for _, wnid in rows])
-    else:
-        test = folder_files(folder)[1]
-    return train, test, _tiny_names(folder, wnids)
-
-
-def _class_folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _by_class(folder: Path, names: Sequence[str], may_lack: bool = False) -> Files:
-    """The image files below folder/<name> for every name."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
+def by_class(
+    folder: Path, names: Sequence[str | None], may_lack: bool = False, left_out: LeftOut | None = None
+) -> Files:
+    """The pictures below folder/<name> for every name. Errors: ValueError for a class without any."""
     paths, labels, empty = [], [], []
     for k, name in enumerate(names):
-        found = sorted(
-            path
-            for path in (folder / name).rglob("*")
-            if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".") and path.is_file()
-        )
+        found = [] if name is None else list_pictures(folder / name, left_out)
         paths += found
         labels += [k] * len(found)
         if not found:
             empty.append(name)
     if not paths or (empty and not may_lack):
-        raise ValueError(f"{folder}: no images of class {', '.join(empty[:5])}")
+        of = f" of class {listed(name for name in empty if name)}" if paths else ""
+        raise ValueError(f"{folder}: no images{of}")
+    _expect_one_class_each(paths, labels)
     return Files(paths, labels)
 
 
-def _imagenet_folder(name: str, root: Path) -> Path | None:
-    """The folder of the subset (imagenette, imagenette2, imagenette2-160, …), or of all of ImageNet."""
-    candidates = [*sorted(root.glob(f"{name}*")), root / "imagenet"]
-    return next((path for path in candidates if (path / "train").is_dir() and (path / "val").is_dir()), None)
+def drawn(files: Files, names: Sequence[str], root: Path) -> tuple[Files, Files]:
+    """Training and test files: of each class 1 in 5, at least one, for testing; the same ones whatever else is there.
+
+    Files are drawn by a hash of their path below `root`: one more picture does not move the others. A class of one
+    picture has none to test on.
+    """
+    tests = set()
+    for k in range(len(names)):
+        rows = [row for row, label in enumerate(files.labels) if label == k]
+        count = min(max(1, round(len(rows) / DRAWN_SHARE)), len(rows) - 1)
+        tests |= set(sorted(rows, key=lambda row: _hash(files.paths[row].relative_to(root)))[:count])
+    if not tests:
+        raise ValueError(f"{root}: expected at least two pictures of a class to draw a split from, got one of each")
+
+    def part(is_test: bool) -> Files:
+        rows = [row for row in range(len(files.paths)) if (row in tests) == is_test]
+        return Files([files.paths[row] for row in rows], [files.labels[row] for row in rows])
+
+    return part(False), part(True)
 
 
-def _expected(name: str, root: Path) -> str:
-    return (
-        f"expected {root}/{name}/{{train,val}}/<class>/*.JPEG with its ten classes, "
-        f"or {root}/imagenet/{{train,val}}/<class>/*.JPEG with 1000"
-    )
+def _hash(path: Path) -> bytes:
+    return hashlib.sha256(b"0:" + os.fsencode(path.as_posix())).digest()
 
 
-def _imagenet_names(indices: Sequence[int]) -> tuple[str, ...]:
-    from torchvision.models import ResNet18_Weights
-
-    names = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
-    return tuple(names[index] for index in indices)
-
-
-def _tiny_names(folder: Path, wnids: Sequence[str]) -> tuple[str, ...]:
-    """The words of words.txt, their first synonym; the wnids where it is not there or would not tell them apart."""
-    path = folder / "words.txt"
-    if not path.is_file():
-        return tuple(wnids)
-    rows = (line.partition("\t") for line in _lines(path))
-    words = {wnid: names.split(",")[0].strip() for wnid, _, names in rows}
-    names = tuple(words.get(wnid, wnid) for wnid in wnids)
-    return names if len(set(names)) == len(names) else tuple(wnids)
+def _entered(root: Path, left_out: LeftOut) -> Path:
+    """The folder that holds the data set: of an unpacked archive often the only one within."""
+    for _ in range(DEEPEST):
+        found = LeftOut()
+        folders = sub_folders(root, found)
+        if len(folders) != 1 or found.loose or folders[0].lower() in SPLITS or not sub_folders(root / folders[0]):
+            break
+        left_out.add(found)
+        root = root / folders[0]
+    return root
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error})") from None
+def _one_of(root: Path, folders: Sequence[str], kind: Sequence[str]) -> str | None:
+    """The only folder of this kind; ValueError where there are several."""
+    found = [name for name in folders if name.lower() in kind]
+    if len(found) > 1:
+        raise ValueError(f"{root}: {' and '.join(f'{name}/' for name in found)} mean the same; leave one of them")
+    return found[0] if found else None
+
+
+def _test_folder(
+    root: Path, found: dict[tuple[str, ...], str | None], names: Sequence[str], given: str | None
+) -> tuple[Path | None, list[str]]:
+    """The folder to test on, and why it is that one; None where there is none."""
+    if given is not None:
+        wanted = str(given).rstrip("/")
+        matching = [name for name in sub_folders(root) if name.lower() == wanted.lower()]
+        chosen = root / (matching[0] if len(matching) == 1 else wanted)
+        if not wanted or not chosen.is_dir():
+            expected = listed(f"{name}/" for name in sub_folders(root) if name != found[TRAIN])
+            raise FileNotFoundError(f"test_folder: expected a folder in {root} ({expected or 'none'}), got {given!r}")
+        if chosen.resolve() == (root / found[TRAIN]).resolve():
+            raise ValueError(f"test_folder: expected another folder than that of training, {found[TRAIN]}/")
+        return chosen, []
+    candidates = [root / found[kind] for kind in (TEST, VALIDATION) if found[kind] is not None]
+    sorted_ones = [folder for folder in candidates if set(sub_folders(folder)) & set(names)]
+    unsorted = [folder for folder in candidates if folder not in sorted_ones]
+    if not sorted_ones:
+        if candidates:
+            raise ValueError(
+                f"{candidates[0]}: expected a folder per class as in {root / found[TRAIN]} ({listed(names)}), found "
+                f"{listed(sub_folders(candidates[0])) or 'none'}"
+            )
+        return None, []
+    notes = [f"{folder.name}/ skipped, which has no folder per class" for folder in unsorted]
+    for folder in sorted_ones[1:]:
+        count = sum(len(list_pictures(folder / name)) for name in sub_folders(folder))
+        notes.append(f"{folder.name}/ with {counted(count, 'picture')} skipped (test_folder {folder.name} reads it)")
+    return sorted_ones[0], notes
+
+
+def _undivided(root: Path, folders: Sequence[str], left_out: LeftOut) -> Split:
+    """Class folders without a split: one is drawn. Refused where they look like something else."""
+    if root.name.lower() in SPLITS:
+        siblings = [path.name for path in root.parent.iterdir() if path.name.lower() in SPLITS and path.is_dir()]
+        if len(siblings) > 1:
+            raise ValueError(f"{root}: is one part of a data set ({', '.join(sorted(siblings))}); give {root.parent}")
+    if len(folders) < 2:
+        raise FileNotFoundError(
+            f"{root}: expected the folders train/ and test/ (or val/), each with a folder per class, or a folder per "
+            f"class; found {listed(f'{name}/' for name in folders) or 'no folders'}"
+        )
+    within = {name: set(sub_folders(root / name)) for name in folders}
+    inside = {part for parts in within.values() for part in parts if part.lower() in SPLITS}
+    shared = [a for a in folders if any(a != b and len(within[a] & within[b]) > 1 for b in folders)]
+    if inside or shared:
+        one = shared[0] if shared else next(name for name in folders if within[name] & inside)
+        raise ValueError(
+            f"{root}: can be read as the classes {listed(folders)}, or as parts with {listed(sorted(within[one]))} in "
+            f"each; for parts, call them train/ and test/, with a folder per class in each"
+        )
+    files = by_class(root, folders, left_out=left_out)
+    return Split(*drawn(files, folders, root), tuple(folders), ("", DRAWN), left_out.notes())
+
+
+def _expect_one_class_each(paths: Sequence[Path], labels: Sequence[int]) -> None:
+    """ValueError where links put one file into two classes."""
+    seen: dict[str, int] = {}
+    for n, path in enumerate(paths):
+        first = seen.setdefault(os.path.realpath(path), n)
+        if labels[first] != labels[n]:
+            raise ValueError(f"{paths[first]} and {path} are one file, linked into two classes; leave one")
+
+
+def _shared(train: Files, test: Files) -> list[str]:
+    """Says how many test pictures are, by links, training pictures."""
+    known = {os.path.realpath(path) for path in train.paths}
+    count = sum(os.path.realpath(path) in known for path in test.paths)
+    return [f"{count} test pictures ARE training pictures, by links: accuracies are too high"] if count else []

@@ -1,15 +1,30 @@
-"""Image files of any size, mode and aspect as one uint8 tensor."""
+"""Image files of any size, mode, depth and aspect as one tensor for each part of a data set."""
 
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ddfast.data.listing import counted
+from ddfast.data.pixels import (
+    BYTE,
+    INTEGER,
+    SIXTEEN_BITS,
+    Header,
+    chosen_range,
+    kind_of,
+    picture_pixels,
+    read_header,
+    read_pixels,
+    scale_to_unit,
+)
 from ddfast.devices import free_bytes
 from ddfast.files import cache_folder, mapped_tensor
 
@@ -17,6 +32,76 @@ log = logging.getLogger("ddfast")
 
 LARGEST_DEFAULT_SIDE = 128  # pixels; the size of the field's ImageNet subsets
 SMALLEST_DEFAULT_SIDE = 16  # the least that a ConvNet of one block and a ResNet take
+MOST_NAMED = 20  # unreadable files in an error
+ROWS = 1024  # images that are scaled at once
+
+
+@dataclass
+class Pictures:
+    """The images of the parts of a data set, and what came of reading them."""
+
+    images: list[Tensor]  # of each part uint8 [N, C, H, W]; float32 in [0, 1] where pixels are deeper than 8 bits
+    kept: list[list[int]]  # the files of each part that were read, in order
+    value_range: tuple[float, float] | None = None  # of deep pixels: what became 0 and 1
+    skipped: list[str] = field(default_factory=list)  # files that cannot be read, and why
+    notes: list[str] = field(default_factory=list)  # in words
+
+
+def read_pictures(
+    parts: Sequence[Sequence[Path]],
+    image_size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    resize: str = "stretch",
+    value_range: tuple[float, float] | None = None,
+    skip_unreadable: bool | None = False,  # None: as False, where the caller has no such option
+) -> Pictures:
+    """Decode the files of all parts, turned as their EXIF says, to one size; larger than memory, they lie in a mapped
+    temporary file.
+
+    None: the size and the channels that the files ask for, as `inspect_files` says; the range of values that
+    `chosen_range` says, for pictures of more than 8 bits; those of 8 bits are 0 to 255.
+
+    Errors: ValueError that names all files that cannot be read, unless they are skipped.
+    """
+    files = [file for part in parts for file in part]
+    headers = _headers(files)
+    broken = {file: found for file, found in zip(files, headers, strict=True) if isinstance(found, str)}
+    good = [found for found in headers if isinstance(found, Header)]
+    if not good:
+        _refuse(broken, len(files))
+    notes = []
+    if image_size is None or channels is None:
+        found_size, found_channels = _size_and_channels(good)
+        sizes = len({header.size for header in good})
+        if image_size is None and (sizes > 1 or found_size != good[0].size):
+            notes.append(f"{'resized' if sizes == 1 else f'resized from {sizes} sizes'} (image_size says otherwise)")
+        image_size, channels = image_size or found_size, channels or found_channels
+    kinds = Counter(header.kind for header in good)
+    is_deep = set(kinds) != {BYTE}
+    of_kind = {file: found.kind for file, found in zip(files, headers, strict=True) if isinstance(found, Header)}
+    reader = _Reader(image_size, channels, resize, is_deep)
+    results = [reader.read(part, broken) for part in parts]
+    broken = {file: broken[file] for file in files if file in broken}
+    if broken and not skip_unreadable:
+        _refuse(broken, len(files), may_skip=skip_unreadable is not None)
+    images, kept = [tensor for tensor, _ in results], [rows for _, rows in results]
+    if is_deep:
+        value_range = chosen_range(reader.extremes, value_range)
+        for part, rows, tensor in zip(parts, kept, images, strict=True):
+            of_bytes = [of_kind[part[row]] == BYTE for row in rows]
+            _scale(tensor, of_bytes, value_range)
+        notes += _range_notes(kinds, reader.extremes, value_range)
+    elif value_range is not None:
+        notes.append("all pictures have 8 bits: value_range is for deeper ones")
+    notes += reader.notes()
+    if frames := sum(header.has_frames for header in good):
+        notes.append(f"{counted(frames, 'file')} of several frames or pages: the first is read")
+    if reduced := sum(header.is_reduced for header in good):
+        notes.append(f"{counted(reduced, 'picture')} of more than 8 bits in a format that is read at 8 bits")
+    if broken:
+        notes.append(f"{counted(len(broken), 'unreadable picture')} skipped")
+    skipped = [f"{file} ({reason})" for file, reason in broken.items()]
+    return Pictures(images, kept, value_range if is_deep else None, skipped, notes)
 
 
 def read_files(
@@ -24,56 +109,22 @@ def read_files(
     image_size: tuple[int, int],
     channels: int,
     resize: str = "stretch",
-) -> Tensor:  # uint8 [N, C, H, W]
-    """Decode files, turned as their EXIF says, to one size; larger than memory, they lie in a mapped temporary file.
-
-    Errors: ValueError that names the files that cannot be read.
-    """
-    images = _allocate((len(files), channels, *image_size))
-
-    def read(n: int) -> str | None:
-        try:
-            images[n] = _decode(files[n], image_size, channels, resize)
-        except Exception as error:  # a damaged file raises many kinds; each is named
-            return f"{files[n]} ({error})"
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        broken = [sentence for sentence in pool.map(read, range(len(files))) if sentence]
-    if broken:
-        more = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise ValueError(f"unreadable image: {broken[0]}{more}")
-    return images
+) -> Tensor:  # as Pictures.images
+    """The pictures of one list of files. Errors: ValueError that names those that cannot be read."""
+    return read_pictures([files], image_size, channels, resize, skip_unreadable=None).images[0]
 
 
-def inspect_files(files: Sequence[Path], *, size_is_known: bool = False) -> tuple[tuple[int, int], int]:
+def inspect_files(files: Sequence[Path]) -> tuple[tuple[int, int], int]:
     """The size that these files ask for, and their channels: 1 where all are grey, else 3.
 
     One size that all have is kept where it has at most 128 pixels a side; otherwise a square, the shorter side that is
     usual among them cut down to a power of 2 from 16 to 128.
     """
-    from PIL import Image
-
-    def header(file: Path) -> tuple[tuple[int, int], str] | None:
-        try:
-            with Image.open(file) as image:
-                return image.size, image.mode
-        except Exception:
-            return None  # read_files says so
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        headers = [found for found in pool.map(header, files) if found]
-    if not headers:
-        raise ValueError(f"unreadable images: none of {len(files)} files can be read, such as {files[0]}")
-    sizes = {size for size, _ in headers}
-    channels = 1 if all(mode[0] in "1LI" for _, mode in headers) else 3
-    if len(sizes) == 1 and max(width_height := next(iter(sizes))) <= LARGEST_DEFAULT_SIDE:
-        return (width_height[1], width_height[0]), channels
-    short = sorted(min(size) for size, _ in headers)[len(headers) // 2]
-    side = min(LARGEST_DEFAULT_SIDE, max(SMALLEST_DEFAULT_SIDE, 2 ** int(math.log2(short))))
-    if not size_is_known:
-        log.info("images of %d sizes: all become %dx%d pixels; image_size says otherwise", len(sizes), side, side)
-    return (side, side), channels
+    headers = _headers(files)
+    good = [found for found in headers if isinstance(found, Header)]
+    if not good:
+        _refuse(dict(zip(files, headers, strict=True)), len(files))
+    return _size_and_channels(good)
 
 
 def resized(
@@ -96,15 +147,20 @@ def resized(
     return center_crop(resize_to(images, covering, antialias=True), target)
 
 
-def from_picture(picture, channels: int) -> Tensor:  # a PIL image -> uint8 [C, H, W]
-    """A PIL image of any mode as a tensor."""
-    import numpy
-    from PIL import Image
-    from torchvision.transforms.v2.functional import pil_to_tensor
+def from_picture(picture, channels: int) -> Tensor:  # a PIL image -> [C, H, W]
+    """A PIL image of any mode as a tensor: uint8; or float32 in [0, 1], of 16 bits and of floats in [0, 1].
 
-    if picture.mode.startswith("I"):  # 16-bit grey, which `convert` would cut off at 255
-        picture = Image.fromarray((numpy.asarray(picture) >> 8).clip(0, 255).astype("uint8"))
-    return pil_to_tensor(picture.convert("L" if channels == 1 else "RGB"))
+    Errors: ValueError for numbers beyond.
+    """
+    pixels = picture_pixels(picture, channels)[0]
+    tensor = _as_tensor(pixels)
+    if tensor.dtype == torch.uint8:
+        return tensor
+    low, high = SIXTEEN_BITS if kind_of(pixels) == INTEGER else (0, 1)
+    least, most = (float(end) for end in tensor.aminmax())
+    if not low <= least <= most <= high:
+        raise ValueError(f"dataset: expected pictures with values {low:g} to {high:g}, got {least:g} to {most:g}")
+    return scale_to_unit(tensor, (low, high))
 
 
 def to_unit(images: Tensor) -> Tensor:  # [N, C, H, W] uint8 of 0 to 255, or float in [0, 1] -> float32 in [0, 1]
@@ -112,21 +168,132 @@ def to_unit(images: Tensor) -> Tensor:  # [N, C, H, W] uint8 of 0 to 255, or flo
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
-def _decode(file: Path, image_size: tuple[int, int], channels: int, resize: str) -> Tensor:  # uint8 [C, H, W]
-    from PIL import Image, ImageOps
+class _Reader:
+    """Reads parts into tensors of one size, and keeps count of what it sees."""
 
-    with Image.open(file) as picture:
-        picture.draft("RGB", (2 * image_size[1], 2 * image_size[0]))  # JPEG: decode no larger than needed
-        image = from_picture(ImageOps.exif_transpose(picture), channels)
-    return resized(image.unsqueeze(0), image_size, resize)[0]
+    def __init__(self, image_size: tuple[int, int], channels: int, resize: str, is_deep: bool):
+        self.image_size, self.channels, self.resize, self.is_deep = image_size, channels, resize, is_deep
+        self.extremes: dict[str, tuple[float, float]] = {}
+        self.transparent = 0
+
+    def read(self, files: Sequence[Path], broken: dict[Path, str]) -> tuple[Tensor, list[int]]:
+        """The images of the files that are not broken, and which these are; adds those that turn out to be."""
+        kept = [n for n, file in enumerate(files) if file not in broken]
+        images = _allocate((len(kept), self.channels, *self.image_size), torch.float32 if self.is_deep else torch.uint8)
+        found = _in_threads(lambda row: self._read_one(files[kept[row]], images[row]), range(len(kept)))
+        whole = []
+        for row, result in enumerate(found):
+            if isinstance(result, str):
+                broken[files[kept[row]]] = result
+                continue
+            kind, low, high, is_transparent = result
+            least, most = self.extremes.get(kind, (low, high))
+            self.extremes[kind] = min(least, low), max(most, high)
+            self.transparent += is_transparent
+            whole.append(row)
+        for place, row in enumerate(whole):
+            if place != row:
+                images[place] = images[row]
+        return images[: len(whole)], [kept[row] for row in whole]
+
+    def _read_one(self, file: Path, image: Tensor) -> tuple[str, float, float, bool]:
+        """Fill an image; the kind, the smallest and largest value of its pixels, and whether it is see-through."""
+        draft = 2 * self.image_size[0], 2 * self.image_size[1]
+        pixels, is_transparent = read_pixels(file, self.channels, draft)
+        kind, low, high = kind_of(pixels), float(pixels.min()), float(pixels.max())
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise ValueError("it holds values that are not finite")
+        tensor = _as_tensor(pixels).unsqueeze(0)
+        if self.is_deep and kind == BYTE:
+            tensor = to_unit(tensor)
+        image.copy_(resized(tensor, self.image_size, self.resize)[0])
+        return kind, low, high, is_transparent
+
+    def notes(self) -> list[str]:
+        """What was done beside decoding, in words."""
+        return [f"{counted(self.transparent, 'picture')} with transparency over white"] if self.transparent else []
 
 
-def _allocate(shape: tuple[int, ...]) -> Tensor:  # uint8, of this shape
+def _in_threads(function: Callable, items: Sequence) -> list:
+    """The results of a function over all items; of those where it fails the reason, as text."""
+
+    def tried(item):
+        try:
+            return function(item)
+        except Exception as error:  # a damaged file raises many kinds; each is named
+            return " ".join(str(error).split())[:200] or type(error).__name__
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(tried, items))
+
+
+def _headers(files: Sequence[Path]) -> list[Header | str]:
+    return _in_threads(read_header, files)
+
+
+def _refuse(broken: dict[Path, str], count: int, may_skip: bool = False) -> None:
+    """ValueError that names the files that cannot be read."""
+    named = "; ".join(f"{file} ({_without(reason, file)})" for file, reason in list(broken.items())[:MOST_NAMED])
+    more = f"; and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
+    way = "; delete or mend them, or give skip_unreadable" if may_skip else ""
+    raise ValueError(f"{len(broken)} of {counted(count, 'picture')} cannot be read: {named}{more}{way}")
+
+
+def _without(reason: str, file: Path) -> str:
+    """A reason without the name of the file, which stands beside it."""
+    for name in (repr(str(file)), repr(file), str(file)):
+        reason = reason.replace(name, "it")
+    return reason
+
+
+def _size_and_channels(headers: Sequence[Header]) -> tuple[tuple[int, int], int]:
+    sizes = {header.size for header in headers}
+    channels = 1 if all(header.is_grey for header in headers) else 3
+    if len(sizes) == 1 and max(size := next(iter(sizes))) <= LARGEST_DEFAULT_SIDE:
+        return size, channels
+    short = sorted(min(header.size) for header in headers)[len(headers) // 2]
+    side = min(LARGEST_DEFAULT_SIDE, max(SMALLEST_DEFAULT_SIDE, 2 ** int(math.log2(short))))
+    return (side, side), channels
+
+
+def _scale(images: Tensor, of_bytes: Sequence[bool], value_range: tuple[float, float]) -> None:
+    """Bring the images that are not 8-bit ones, which are there already, to 0 to 1, in place."""
+    if not any(of_bytes):
+        for part in images.split(ROWS):
+            scale_to_unit(part, value_range)
+        return
+    for row, is_byte in enumerate(of_bytes):
+        if not is_byte:
+            scale_to_unit(images[row], value_range)
+
+
+def _range_notes(
+    kinds: Counter, extremes: dict[str, tuple[float, float]], value_range: tuple[float, float]
+) -> list[str]:
+    """What the range is of, where it does not go without saying."""
+    low, high = value_range
+    notes = []
+    if BYTE in kinds and len(kinds) > 1:
+        notes.append(f"{counted(kinds[BYTE], 'picture')} of 8 bits read as 0–255")
+    ends = [extremes[kind] for kind in extremes if kind != BYTE]
+    least, most = min(end[0] for end in ends), max(end[1] for end in ends)
+    if least < low or most > high:
+        notes.append(f"values from {least:g} to {most:g}, cut off at the range")
+    return notes
+
+
+def _as_tensor(pixels) -> Tensor:  # an array [C, H, W] -> uint8, or float32
+    if pixels.dtype == "uint8":
+        return torch.from_numpy(pixels.copy())
+    return torch.from_numpy(pixels.astype("float32"))
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> Tensor:  # of this shape
     """Room for images: in memory, or, where they would take more than half of it, in a mapped file without a name."""
-    size = math.prod(shape)
+    size = math.prod(shape) * dtype.itemsize
     if size <= free_bytes(torch.device("cpu")) // 2:
-        return torch.empty(shape, dtype=torch.uint8)
+        return torch.empty(shape, dtype=dtype)
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     log.info("%.1f GB of images: more than fits in memory, streamed from a temporary file in %s", size / 1e9, folder)
-    return mapped_tensor(folder, shape, torch.uint8)
+    return mapped_tensor(folder, shape, dtype)

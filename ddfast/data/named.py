@@ -1,14 +1,16 @@
 """The data sets that are known by name: where their files are, and what they are normalised with."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ddfast.data.folders import IMAGENET_SUBSETS, Files, imagenet_subset_files, tiny_imagenet_files
-from ddfast.data.images import inspect_files, read_files, resized
+from ddfast.data.archives import IMAGENET_SUBSETS, imagenet_subset_files, release, tiny_imagenet_files
+from ddfast.data.folders import Split
+from ddfast.data.images import read_pictures, resized
+from ddfast.data.listing import listed
 from ddfast.files import cache_folder
 
 DIGITS_SIDE = 16
@@ -27,6 +29,11 @@ class RawData:
     test_labels: Tensor  # int64 [M]
     class_names: tuple[str, ...]  # [K]
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean and std per channel; None: fitted
+    name: str | None = None  # of the release that a named set is
+    value_range: tuple[float, float] | None = None  # what was read as 0 and 1, of pixels deeper than 8 bits
+    sources: tuple[str, str] = ("", "")  # where the training and the test images come from, in words
+    notes: list[str] = field(default_factory=list)  # what else there is to tell of how they were read
+    skipped: list[str] = field(default_factory=list)  # files that cannot be read, and why
 
 
 @dataclass(frozen=True)
@@ -101,39 +108,54 @@ def read_named(
     image_size: tuple[int, int] | None = None,
     resize: str = "stretch",
     download: bool = False,
+    skip_unreadable: bool = False,
 ) -> RawData:
     """Read a named data set; FileNotFoundError that says which files are expected where."""
+    files = []
     if name == "digits":
         raw = _digits()
     elif name in TORCHVISION:
         raw = TORCHVISION[name].read(name, data_root(root), download)
     else:
         if name == "tiny-imagenet":
-            found = tiny_imagenet_files(data_root(root), download)
+            split = tiny_imagenet_files(data_root(root), download)
         else:
-            found = imagenet_subset_files(name, data_root(root), download)
+            split = imagenet_subset_files(name, data_root(root), download)
             image_size = image_size or (IMAGENET_SIDE, IMAGENET_SIDE)
-        return read_classes(*found, image_size, resize, channels=3, statistics=IMAGENET_STATISTICS)
+        raw = read_split(split, image_size, resize, skip_unreadable=skip_unreadable, channels=3)
+        raw, files = replace(raw, statistics=IMAGENET_STATISTICS), split.train.paths
+    own_name, notes = release(name, len(raw.train_labels), len(raw.test_labels), files)
     train, test = (resized(images, image_size, resize) for images in (raw.train_images, raw.test_images))
-    return RawData(train, raw.train_labels, test, raw.test_labels, raw.class_names, raw.statistics)
+    return replace(raw, train_images=train, test_images=test, name=own_name, notes=[*notes, *raw.notes])
 
 
-def read_classes(
-    train: Files,
-    test: Files,
-    class_names: tuple[str, ...],
+def read_split(
+    split: Split,
     image_size: tuple[int, int] | None = None,
     resize: str = "stretch",
+    value_range: tuple[float, float] | None = None,
+    skip_unreadable: bool = False,
     channels: int | None = None,
-    statistics=None,
 ) -> RawData:
-    """Decode the files of a data set; None: the size and the channels that they ask for."""
-    if image_size is None or channels is None:
-        found_size, found_channels = inspect_files([*train.paths, *test.paths], size_is_known=image_size is not None)
-        image_size, channels = image_size or found_size, channels or found_channels
-    images = [read_files(part.paths, image_size, channels, resize) for part in (train, test)]
-    labels = [torch.tensor(part.labels) for part in (train, test)]
-    return RawData(images[0], labels[0], images[1], labels[1], class_names, statistics)
+    """Decode the files of a data set, as `read_pictures` does."""
+    parts = split.train, split.test
+    pictures = read_pictures([part.paths for part in parts], image_size, channels, resize, value_range, skip_unreadable)
+    labels = [torch.tensor(part.labels)[rows] for part, rows in zip(parts, pictures.kept, strict=True)]
+    left = set(labels[0].tolist())
+    if empty := [name for k, name in enumerate(split.class_names) if k not in left]:
+        raise ValueError(f"skip_unreadable: no training picture of class {listed(empty)} can be read")
+    train, test = pictures.images
+    return RawData(
+        train,
+        labels[0],
+        test,
+        labels[1],
+        split.class_names,
+        value_range=pictures.value_range,
+        sources=split.sources,
+        notes=[*pictures.notes, *split.notes],
+        skipped=pictures.skipped,
+    )
 
 
 def _digits() -> RawData:

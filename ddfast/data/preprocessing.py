@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddfast.arguments import is_number
 from ddfast.data.images import to_unit
+from ddfast.data.pixels import as_value_range
 from ddfast.data.zca import ZCA
 
 RESIZES = ("stretch", "crop")
@@ -21,13 +22,14 @@ class Preprocessing:
     """Images in [0, 1] become (image − mean) / std per channel; or, with zca, whitened instead.
 
     `resize` says how images of another size were brought to theirs: stretch (aspect not kept) or crop (the short side
-    resized, the middle kept).
+    resized, the middle kept); `value_range` which values of deep pictures were read as black and white.
     """
 
     mean: tuple[float, ...]  # [C]
     std: tuple[float, ...]  # [C]
     zca: ZCA | None = None
     resize: str = "stretch"
+    value_range: tuple[float, float] | None = None  # what was read as 0 and 1, of pixels deeper than 8 bits
 
     def __post_init__(self):
         if self.resize not in RESIZES:
@@ -63,16 +65,18 @@ class Preprocessing:
         """Whether both do the same, but for the rounding of a whitening that was fitted twice."""
         if self.zca is None or other.zca is None:
             return self == other
-        return self.resize == other.resize and self.zca.matches(other.zca)
+        same = (self.resize, self.value_range) == (other.resize, other.value_range)
+        return same and self.zca.matches(other.zca)
 
     def describe(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {
+        about = {
             "mean": list(self.mean),
             "std": list(self.std),
             "zca": None if self.zca is None else self.zca.describe(),
             "resize": self.resize,
         }
+        return about if self.value_range is None else about | {"value_range": list(self.value_range)}
 
     @classmethod
     def described(cls, about: Mapping[str, Any]) -> "Preprocessing":
@@ -83,7 +87,8 @@ class Preprocessing:
         mean, std = _numbers(about["mean"]), _numbers(about["std"])
         if len(mean) != len(std):
             raise ValueError(f"preprocessing: expected a mean and a std per channel, got {mean} and {std}")
-        return cls(mean, std, zca, about.get("resize", "stretch"))
+        value_range = as_value_range(about.get("value_range"))
+        return cls(mean, std, zca, about.get("resize", "stretch"), value_range)
 
     @classmethod
     def fitted(cls, images: Tensor, resize: str = "stretch") -> "Preprocessing":
