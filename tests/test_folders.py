@@ -10,18 +10,7 @@ from PIL import Image
 from ddfast.data import load_dataset
 from ddfast.data.archives import IMAGENET_SUBSETS
 from ddfast.data.images import inspect_files, resized
-
-
-def picture(path, size=(20, 16), mode="RGB", value=100, **options):
-    """Write an image file of one value, with a brighter top left pixel."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.new("RGB", size, (value, value // 2, 10)).convert(mode)
-    image.putpixel(
-        (0, 0),
-        image.getpixel((1, 1)) if mode == "P" else Image.new("RGB", (1, 1), "white").convert(mode).getpixel((0, 0)),
-    )
-    image.save(path, **options)
-    return path
+from tests.pictures_for_tests import picture
 
 
 @pytest.fixture

@@ -57,8 +57,8 @@ def release(name: str, train: int, test: int, files: Sequence[Path] = ()) -> tup
         whole = (train, test) == SECOND.get(name)
         own = f"{name}2" if whole else f"{name}2 ({train} + {test} images)"
         what = f"the second release of {name}" if whole else f"of the second release of {name}, or another split"
-        return own, [f"{what}: results published for {name} are on another split and do not compare"]
-    words = f"not the published {name} of {expected} images: results published for it do not compare"
+        return own, [f"{what}: results published for {name} do not compare"]
+    words = f"not the published split of {expected} images: results published for {name} do not compare"
     return f"{name} ({train} + {test} images)", [words]
 
 

@@ -65,17 +65,15 @@ def folder_files(root: Path, test_folder: str | None = None) -> Split:
     files = by_class(train, names, left_out=left_out)
     if test is None:
         train_files, test_files = drawn(files, names, train)
-        return Split(train_files, test_files, tuple(names), (f"{train.name}/", DRAWN), notes + left_out.notes())
+        notes += _lacking(test_files, names) + left_out.notes()
+        return Split(train_files, test_files, tuple(names), (f"{train.name}/", DRAWN), notes)
     notes = reasons + notes
     test_names = sub_folders(test, left_out)
     unknown = [name for name in test_names if name not in names]
     if unknown:
         raise ValueError(f"{test}: {listed(unknown)} is no class of {train}, whose classes are {listed(names)}")
     test_files = by_class(test, [name if name in test_names else None for name in names], True, left_out)
-    lacking = [name for k, name in enumerate(names) if k not in set(test_files.labels)]
-    if lacking:
-        notes.append(f"no test images of {listed(lacking)}")
-    notes += _shared(files, test_files)
+    notes += _lacking(test_files, names) + _shared(files, test_files)
     source = f"{test.relative_to(root)}/" if test.is_relative_to(root) else f"{test}/"
     return Split(files, test_files, tuple(names), (f"{train.name}/", source), notes + left_out.notes())
 
@@ -194,8 +192,9 @@ def _undivided(root: Path, folders: Sequence[str], left_out: LeftOut) -> Split:
             f"{root}: can be read as the classes {listed(folders)}, or as parts with {listed(sorted(within[one]))} in "
             f"each; for parts, call them train/ and test/, with a folder per class in each"
         )
-    files = by_class(root, folders, left_out=left_out)
-    return Split(*drawn(files, folders, root), tuple(folders), ("", DRAWN), left_out.notes())
+    train_files, test_files = drawn(by_class(root, folders, left_out=left_out), folders, root)
+    notes = _lacking(test_files, folders) + left_out.notes()
+    return Split(train_files, test_files, tuple(folders), ("", DRAWN), notes)
 
 
 def _expect_one_class_each(paths: Sequence[Path], labels: Sequence[int]) -> None:
@@ -205,6 +204,13 @@ def _expect_one_class_each(paths: Sequence[Path], labels: Sequence[int]) -> None
         first = seen.setdefault(os.path.realpath(path), n)
         if labels[first] != labels[n]:
             raise ValueError(f"{paths[first]} and {path} are one file, linked into two classes; leave one")
+
+
+def _lacking(test: Files, names: Sequence[str]) -> list[str]:
+    """Says which classes have no test images."""
+    labels = set(test.labels)
+    lacking = [name for k, name in enumerate(names) if k not in labels]
+    return [f"no test images of {listed(lacking)}"] if lacking else []
 
 
 def _shared(train: Files, test: Files) -> list[str]:

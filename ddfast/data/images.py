@@ -221,7 +221,7 @@ def _in_threads(function: Callable, items: Sequence) -> list:
         try:
             return function(item)
         except Exception as error:  # a damaged file raises many kinds; each is named
-            return " ".join(str(error).split())[:200] or type(error).__name__
+            return _reason(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(tried, items))
@@ -233,17 +233,19 @@ def _headers(files: Sequence[Path]) -> list[Header | str]:
 
 def _refuse(broken: dict[Path, str], count: int, may_skip: bool = False) -> None:
     """ValueError that names the files that cannot be read."""
-    named = "; ".join(f"{file} ({_without(reason, file)})" for file, reason in list(broken.items())[:MOST_NAMED])
+    named = "; ".join(f"{file} ({reason})" for file, reason in list(broken.items())[:MOST_NAMED])
     more = f"; and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
     way = "; delete or mend them, or give skip_unreadable" if may_skip else ""
     raise ValueError(f"{len(broken)} of {counted(count, 'picture')} cannot be read: {named}{more}{way}")
 
 
-def _without(reason: str, file: Path) -> str:
-    """A reason without the name of the file, which stands beside it."""
-    for name in (repr(str(file)), repr(file), str(file)):
-        reason = reason.replace(name, "it")
-    return reason
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, without its name, which stands beside it."""
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "not a picture"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _size_and_channels(headers: Sequence[Header]) -> tuple[tuple[int, int], int]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
-import torch
 from torch import Tensor
 
 BYTE, INTEGER, FLOAT = "8-bit", "integer", "float"  # kinds of pixels
@@ -16,6 +15,7 @@ BY_CONTENT = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "W
 SIXTEEN_BITS = (0.0, 65535.0)  # the range of old sets, and of a picture alone
 FULL_SCALES = (255, 1023, 4095, 16383, 65535)  # 8, 10, 12, 14 and 16 bits
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ORIENTATION, BITS, SAMPLE_FORMAT = 274, 258, 339  # tags of TIFF, the first of EXIF, too
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow has it (ITU-R 601-2)
 
@@ -61,7 +61,7 @@ def read_header(file: Path) -> Header:
         kind = _kind(picture)
         size = picture.size[::-1]
         if "exif" in picture.info and picture.format != "TIFF":  # of TIFF Pillow turns the size itself
-            orientation = picture.getexif().get(0x0112)
+            orientation = picture.getexif().get(ORIENTATION)
             size = size[::-1] if orientation in TURNED else size
         # the others of MPO are a camera's previews, those of PSD layers
         frames = picture.format not in ("MPO", "PSD") and getattr(picture, "n_frames", 1) > 1
@@ -81,7 +81,8 @@ def read_pixels(
         return _with_channels(_read_tiff(file), channels)
     with Image.open(file, formats=_formats()) as picture:
         if picture.format == "PNG" and _is_deep_colour(picture):
-            return _with_channels(_read_png(file), channels)
+            orientation = picture.getexif().get(ORIENTATION, 1) if "exif" in picture.info else 1
+            return _with_channels(_read_png(file, orientation), channels)
         if draft is not None:
             picture.draft("RGB", (draft[1], draft[0]))
         return picture_pixels(ImageOps.exif_transpose(picture), channels)
@@ -211,9 +212,10 @@ def _needs_tifffile(file: Path) -> bool:
             return False
     try:
         with Image.open(file, formats=["TIFF"]) as picture:
-            # 32 bits without a sign, which Pillow reads as if they had one
-            overflows = picture.tag_v2.get(258) == (32,) and picture.tag_v2.get(339, (1,)) == (1,)
-            return _is_deep_colour(picture) or overflows
+            bits, kind = picture.tag_v2.get(BITS, (1,)), picture.tag_v2.get(SAMPLE_FORMAT, (1,))[0]
+            overflows = bits == (32,) and kind == 1  # Pillow reads numbers without a sign as if they had one
+            is_signed_byte = bits == (8,) and kind == 2
+            return (len(bits) > 1 and max(bits) > 8) or overflows or is_signed_byte
     except Exception:
         return True
 
@@ -229,7 +231,7 @@ def _read_tiff(file: Path, header_only: bool = False):  # -> Header, or [C, H, W
         channels = page.shape[axes.index("S")] if "S" in axes else 1
         if channels > 4 or page.photometric.name not in ("MINISBLACK", "RGB"):
             raise ValueError(f"a TIFF of {channels} channels, {page.photometric.name}; expected grey or RGB")
-        orientation = page.tags.valueof(274, default=1)
+        orientation = page.tags.valueof(ORIENTATION, default=1)
         if header_only:
             H, W = page.shape[axes.index("Y")], page.shape[axes.index("X")]
             kind = kind_of(numpy.empty(0, page.dtype))
@@ -239,11 +241,13 @@ def _read_tiff(file: Path, header_only: bool = False):  # -> Header, or [C, H, W
     return _turned(pixels, orientation)
 
 
-def _read_png(file: Path) -> numpy.ndarray:  # uint16 [C, H, W], C of 1 to 4
-    from torchvision.io import ImageReadMode, decode_image
+def _read_png(file: Path, orientation: int) -> numpy.ndarray:  # uint16 [C, H, W], C of 1 to 4
+    if importlib.util.find_spec("imagecodecs") is None:
+        raise ValueError("16 bits in several channels: pip install imagecodecs reads it")
+    import imagecodecs
 
-    encoded = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
-    return decode_image(encoded, ImageReadMode.UNCHANGED, apply_exif_orientation=True).numpy()
+    pixels = imagecodecs.png_decode(file.read_bytes())
+    return _turned(pixels.transpose(2, 0, 1), orientation)
 
 
 def _turned(pixels: numpy.ndarray, orientation: int) -> numpy.ndarray:  # [C, H, W]
