@@ -336,7 +336,7 @@ def _spec(dataset: Any) -> str:
     """How the data set can be loaded again: its name, or the path of its folder; else "custom"."""
     if not isinstance(dataset, str | Path):
         return "custom"
-    return known_name(dataset) or str(Path(dataset).resolve())
+    return known_name(dataset) or str(Path(dataset).expanduser().resolve())
 
 
 def _as_json(name: str, value: Any) -> Any:

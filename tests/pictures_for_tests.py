@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy
@@ -20,8 +21,8 @@ def picture(path: Path, size=(20, 16), mode="RGB", value=100, **options) -> Path
     return path
 
 
-def classes(root: Path, names: str, count: int = 3, **options) -> Path:
-    """A folder per letter, with pictures of different values."""
+def classes(root: Path, names: Iterable[str], count: int = 3, **options) -> Path:
+    """A folder per name, with pictures of different values."""
     for k, name in enumerate(names):
         for n in range(count):
             picture(root / name / f"{n}.png", value=20 + 30 * k + n, **options)

@@ -48,7 +48,7 @@ def test_of_test_and_val_the_first_is_read_unless_the_other_is_asked_for(tmp_pat
     data = load_dataset(tmp_path)
     assert len(data.test_images) == 6
     assert "val/ with 2 pictures skipped (test_folder val reads it)" in data.about["line"]
-    assert "folders beside it skipped: other" in data.about["line"]
+    assert "other folders skipped: other" in data.about["line"]
     for name in ("val", "VAL", Path("val"), "val/"):
         assert len(load_dataset(tmp_path, test_folder=name).test_images) == 2
     assert len(load_dataset(tmp_path, test_folder="other/one").test_images) == 4
@@ -72,6 +72,31 @@ def test_a_test_folder_without_classes_is_skipped_for_val(tmp_path, test_set):
     shutil.rmtree(tmp_path / "val")
     with pytest.raises(ValueError, match=r"test: expected a folder per class as in .*train \(a, b\), found"):
         load_dataset(tmp_path)
+
+
+def test_class_folders_match_in_any_case_and_encoding_of_their_letters(tmp_path):
+    names = {"Caf\u00e9": "Cafe\u0301", "Cat": "cat", "dog": "dog"}  # as macOS writes it, and as others do
+    for k, (train, test) in enumerate(names.items()):
+        picture(tmp_path / "train" / train / "1.png", value=50 * k)
+        picture(tmp_path / "test" / test / "1.png", value=50 * k)
+    data = load_dataset(tmp_path)
+    assert set(data.class_names) == set(names) and torch.equal(data.train_images, data.test_images)
+    assert data.test_labels.tolist() == [0, 1, 2]
+    picture(tmp_path / "test" / "Cat" / "2.png")
+    with pytest.raises(ValueError, match="Cat and cat are the same class of"):
+        load_dataset(tmp_path)
+    shutil.rmtree(tmp_path / "test" / "Cat")
+    for name in ("cow", "eel"):
+        picture(tmp_path / "test" / name / "2.png")
+    with pytest.raises(ValueError, match=r"test: cow, eel is no class of .*train, whose classes are "):
+        load_dataset(tmp_path)
+
+
+def test_names_that_are_not_utf8_and_the_home_folder_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    odd = os.fsdecode(b"f\xfcr")
+    classes(tmp_path / "photos", ["a", odd], 5)
+    assert load_dataset("~/photos").class_names == ("a", odd)
 
 
 def test_two_folders_of_one_kind_are_refused(tmp_path):
@@ -193,7 +218,7 @@ def test_links_are_followed_once_and_cycles_end(tmp_path):
     assert "3 links lead to what was read already" in data.about["line"]
     shutil.rmtree(tmp_path / "data" / "test")
     (tmp_path / "data" / "test").symlink_to(tmp_path / "data" / "train")
-    assert "12 test pictures ARE training pictures" in load_dataset(tmp_path / "data").about["line"]
+    assert "12 test pictures are links to training pictures" in load_dataset(tmp_path / "data").about["line"]
 
 
 def test_pictures_of_whole_and_linked_folders_come_in_the_same_order(tmp_path):

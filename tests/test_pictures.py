@@ -1,7 +1,9 @@
 """Pictures of every format and depth, damaged ones, and what is told of them."""
 
 import io
+import json
 import os
+from pathlib import Path
 
 import numpy
 import pytest
@@ -9,6 +11,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from ddfast.configuration import expert_options, resolve, resolve_resumed
 from ddfast.data import Preprocessing, SyntheticSet, load_dataset
 from ddfast.data.images import read_files, read_pictures
 from ddfast.evaluate import data_for
@@ -290,3 +293,44 @@ def test_pictures_in_a_pair_keep_16_bits_too():
     deep = [(Image.fromarray((RAMP * 200 + n).astype("uint16")), n % 2) for n in range(4)]
     data = load_dataset((deep, deep))
     assert data.train_images.dtype == torch.float32 and len(data.train_images[0].unique()) == 256
+
+
+def test_deep_pictures_larger_than_memory_lie_in_a_mapped_file_and_are_the_same(tmp_path, monkeypatch):
+    folder_of(tmp_path, lambda path, n: array_picture(path.with_suffix(".png"), (RAMP * 16 + n).astype("uint16")))
+    picture(tmp_path / "train" / "a" / "broken.png").write_bytes(b"broken")
+    resident = load_dataset(tmp_path, skip_unreadable=True)
+    monkeypatch.setattr("ddfast.data.images.free_bytes", lambda device: 0)
+    assert load_dataset(tmp_path, skip_unreadable=True).fingerprint == resident.fingerprint
+
+
+def test_a_run_records_how_its_pictures_were_read_and_is_resumed_with_it(tmp_path, caplog):
+    caplog.set_level("WARNING", "ddfast")
+    root = folder_of(
+        tmp_path / "photos",
+        lambda path, n: array_picture(path.with_suffix(".png"), (RAMP * 4 + n).astype("uint16")),
+        ("train", "test", "val"),
+    )
+    picture(root / "val" / "a" / "broken.png").write_bytes(b"broken")
+    given = {"dataset": str(root), "test_folder": Path("val"), "value_range": (0, 2047), "skip_unreadable": True}
+    config = json.loads(json.dumps(resolve(given | {"device": "cpu"}).config))
+    assert (config["test_folder"], config["value_range"], config["skip_unreadable"]) == ("val", [0, 2047], True)
+    assert (
+        config["data"]["sources"] == ["train/", "val/"] and "broken.png (not a picture)" in config["data"]["skipped"][0]
+    )
+    experts = expert_options(str(root), 1, None, None, {name: given[name] for name in given if name != "dataset"})
+    assert experts["dataset"].test_fingerprint == config["test_fingerprint"]
+    assert experts["dataset"].preprocessing.describe() == config["preprocessing"]
+    with pytest.raises(ValueError, match=r"test_folder: the run in .* has 'val', got 'test'"):
+        resolve_resumed(config, {"test_folder": "test"}, tmp_path)
+    again = resolve_resumed(config, {"value_range": (0, 2047)}, tmp_path)
+    assert again.config["preprocessing"] == config["preprocessing"] and not caplog.records
+
+
+def test_a_run_is_resumed_with_the_range_it_found_and_new_test_pictures_are_told(tmp_path, caplog):
+    root = folder_of(tmp_path, lambda path, n: array_picture(path.with_suffix(".png"), (RAMP * 4 + n).astype("uint16")))
+    config = json.loads(json.dumps(resolve({"dataset": root, "value_range": "auto", "device": "cpu"}).config))
+    assert config["value_range"] is None and config["preprocessing"]["value_range"] == [0, 1023]
+    array_picture(root / "test" / "a" / "bright.png", (RAMP * 256).astype("uint16"))
+    job = resolve_resumed(config, {}, tmp_path)
+    assert job.data.preprocessing.value_range == (0, 1023) and job.data.fingerprint == config["fingerprint"]
+    assert "the test images are others than the run in" in caplog.text

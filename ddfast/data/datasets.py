@@ -256,7 +256,7 @@ def is_folder(dataset: Any) -> bool:
 
 
 def _expect_folder(dataset: str | Path) -> Path:
-    folder = Path(dataset)
+    folder = Path(dataset).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_file():

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ def folder_files(root: Path, test_folder: str | None = None) -> Split:
     if not names:
         raise ValueError(f"{train}: expected a folder per class, found none")
     others = [name for name in folders if name not in found.values()]
-    notes = [f"folders beside it skipped: {listed(others)}"] if others else []
+    notes = [f"other folders skipped: {listed(others)}"] if others else []
     test, reasons = _test_folder(root, found, names, test_folder)
     files = by_class(train, names, left_out=left_out)
     if test is None:
@@ -68,11 +69,7 @@ def folder_files(root: Path, test_folder: str | None = None) -> Split:
         notes += _lacking(test_files, names) + left_out.notes()
         return Split(train_files, test_files, tuple(names), (f"{train.name}/", DRAWN), notes)
     notes = reasons + notes
-    test_names = sub_folders(test, left_out)
-    unknown = [name for name in test_names if name not in names]
-    if unknown:
-        raise ValueError(f"{test}: {listed(unknown)} is no class of {train}, whose classes are {listed(names)}")
-    test_files = by_class(test, [name if name in test_names else None for name in names], True, left_out)
+    test_files = by_class(test, _matching(test, sub_folders(test, left_out), train, names), True, left_out)
     notes += _lacking(test_files, names) + _shared(files, test_files)
     source = f"{test.relative_to(root)}/" if test.is_relative_to(root) else f"{test}/"
     return Split(files, test_files, tuple(names), (f"{train.name}/", source), notes + left_out.notes())
@@ -156,7 +153,7 @@ def _test_folder(
             raise ValueError(f"test_folder: expected another folder than that of training, {found[TRAIN]}/")
         return chosen, []
     candidates = [root / found[kind] for kind in (TEST, VALIDATION) if found[kind] is not None]
-    sorted_ones = [folder for folder in candidates if set(sub_folders(folder)) & set(names)]
+    sorted_ones = [folder for folder in candidates if any(_of_class(name, names) for name in sub_folders(folder))]
     unsorted = [folder for folder in candidates if folder not in sorted_ones]
     if not sorted_ones:
         if candidates:
@@ -170,6 +167,32 @@ def _test_folder(
         count = sum(len(list_pictures(folder / name)) for name in sub_folders(folder))
         notes.append(f"{folder.name}/ with {counted(count, 'picture')} skipped (test_folder {folder.name} reads it)")
     return sorted_ones[0], notes
+
+
+def _matching(test: Path, folders: Sequence[str], train: Path, names: Sequence[str]) -> list[str | None]:
+    """The folder of test pictures of each class; ValueError for those of no class, and for two of one."""
+    unknown = [name for name in folders if _of_class(name, names) is None]
+    if unknown:
+        raise ValueError(f"{test}: {listed(unknown)} is no class of {train}, whose classes are {listed(names)}")
+    found: dict[str, str] = {}
+    for folder in folders:
+        other = found.setdefault(_of_class(folder, names), folder)
+        if other != folder:
+            raise ValueError(f"{test}: {other} and {folder} are the same class of {train}; leave one of them")
+    return [found.get(name) for name in names]
+
+
+def _of_class(name: str, names: Sequence[str]) -> str | None:
+    """The class that a folder of test pictures means: of the same name, or the only one that differs from it in case or
+    in how its letters are encoded, as archives of other systems have it."""
+    if name in names:
+        return name
+    same = [other for other in names if _folded(other) == _folded(name)]
+    return same[0] if len(same) == 1 else None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _undivided(root: Path, folders: Sequence[str], left_out: LeftOut) -> Split:
@@ -217,4 +240,4 @@ def _shared(train: Files, test: Files) -> list[str]:
     """Says how many test pictures are, by links, training pictures."""
     known = {os.path.realpath(path) for path in train.paths}
     count = sum(os.path.realpath(path) in known for path in test.paths)
-    return [f"{count} test pictures ARE training pictures, by links: accuracies are too high"] if count else []
+    return [f"{count} test pictures are links to training pictures, which makes accuracies too high"] if count else []
