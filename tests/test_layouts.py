@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddfast.data import load_dataset
-from ddfast.data.archives import release
+from ddfast.data.archives import release, set_of_release
 from tests.pictures_for_tests import classes, picture
 
 
@@ -277,7 +277,7 @@ def test_another_spelling_of_a_name_is_that_set_unless_a_folder_is_called_so(tmp
 )
 def test_another_release_than_the_published_one_has_a_name_of_its_own(name, train, test, files, expected):
     own, notes = release(name, train, test, [Path(file) for file in files])
-    assert own == expected and bool(notes) == (own != name)
+    assert own == expected and bool(notes) == (own != name) and set_of_release(own) == name
     assert all(f"published for {name}" in note and "do not compare" in note for note in notes)
 
 

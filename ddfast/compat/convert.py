@@ -9,7 +9,7 @@ from ddfast.compat.mtt import images_file, read_mtt, write_mtt
 from ddfast.compat.placing import placing
 from ddfast.compat.png import picture_files, read_png, write_png
 from ddfast.compat.replay_buffers import BUFFER, read_replay_buffers, write_replay_buffers
-from ddfast.data import Dataset, SyntheticSet, known_name, load_dataset
+from ddfast.data import Dataset, SyntheticSet, load_dataset, set_of_release
 from ddfast.experts import TrajectoryStore
 
 OWN = "ddfast"
@@ -122,7 +122,7 @@ def _read_set(source: Path, kind: str, given: dict[str, Any]) -> SyntheticSet:
 def _data(given: dict[str, Any], kind: str, recorded: str | None = None) -> Dataset:
     """The data set that is given or recorded, preprocessed as it is given."""
     options = _only(given, DATA)
-    dataset = options.pop("dataset", recorded if known_name(recorded or "") else None)
+    dataset = options.pop("dataset", set_of_release(recorded or ""))
     if dataset is None:
         raise ValueError("dataset: say on which data set this was made; no file tells it")
     if "zca" not in options and kind not in (EXPERTS, "png"):

@@ -1,5 +1,6 @@
 """Real data sets and synthetic ones, preprocessing and augmentation."""
 
+from ddfast.data.archives import set_of_release
 from ddfast.data.augment import DSA
 from ddfast.data.batches import Batches
 from ddfast.data.datasets import Dataset, is_folder, known_name, load_dataset
@@ -22,5 +23,6 @@ __all__ = [
     "is_folder",
     "known_name",
     "load_dataset",
+    "set_of_release",
     "take_statistics",
 ]

@@ -62,6 +62,13 @@ def release(name: str, train: int, test: int, files: Sequence[Path] = ()) -> tup
     return f"{name} ({train} + {test} images)", [words]
 
 
+def set_of_release(name: str) -> str | None:
+    """The named set that a name by `release` is one of; None for other names."""
+    whole = name.partition(" (")[0]
+    whole = whole[:-1] if whole[:-1] in SECOND and whole.endswith("2") else whole
+    return whole if whole in PUBLISHED or whole in IMAGENET_SUBSETS or whole == "digits" else None
+
+
 def imagenet_subset_files(name: str, root: Path, download: bool) -> Split:
     """As `folder_files`, from a folder of the subset's ten classes or from the whole of ImageNet, in MTT's order."""
     if download and not _imagenet_folders(name, root):
