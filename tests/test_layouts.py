@@ -247,6 +247,10 @@ def test_another_spelling_of_a_name_is_that_set_unless_a_folder_is_called_so(tmp
         ValueError, match=r"'Digits' may be the data set digits or the folder; write digits or ./Digits"
     ):
         load_dataset("Digits")
+    assert (
+        load_dataset("./Digits").name == "Digits/"
+        and load_dataset(classes(Path("imagenette2"), "ab", 5)).name == "imagenette2/"
+    )
     for name, path in (
         ("CIFAR-10", "cifar-10-batches-py"),
         ("Fashion_MNIST", "FashionMNIST"),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ddfast.arguments import expect_one_of, expect_whole
+from ddfast.data.archives import set_of_release
 from ddfast.data.batches import Batches
 from ddfast.data.folders import folder_files
 from ddfast.data.images import from_picture, resized
@@ -216,7 +217,7 @@ def load_dataset(
         folder = _expect_folder(dataset)
         raw = read_split(folder_files(folder, test_folder), size, resize, skip_unreadable=skip_unreadable, **pictures)
         name = folder.resolve().name or "folder"
-        name = f"{name}/" if known_name(name) else name  # no set that is known by name, whose settings would be taken
+        name = f"{name}/" if _is_taken(name) else name  # no set that is known by name, whose settings would be taken
     elif isinstance(dataset, tuple | list) and len(dataset) == 2:
         raw, name = _from_pair(*dataset, size, resize), "custom"
     else:
@@ -244,10 +245,20 @@ def known_name(dataset: Any) -> str | None:
     """
     if not isinstance(dataset, str) or os.sep in dataset:
         return None
-    name = SPELLINGS.get(re.sub(r"[-_ ]", "", dataset.lower()))
+    name = _spelled(dataset)
     if name and dataset != name and Path(dataset).is_dir():
         raise ValueError(f"dataset: {dataset!r} may be the data set {name} or the folder; write {name} or ./{dataset}")
     return name
+
+
+def _spelled(name: str) -> str | None:
+    """The name in DATASETS that has these letters and digits; None where none has."""
+    return SPELLINGS.get(re.sub(r"[-_ ]", "", name.lower()))
+
+
+def _is_taken(name: str) -> bool:
+    """Whether data of a user's own need another name, for a set or a release of one has this."""
+    return bool(_spelled(name) or set_of_release(name))
 
 
 def is_folder(dataset: Any) -> bool:
