@@ -172,6 +172,12 @@ def test_tiny_imagenet_in_its_original_layout_and_sorted_by_class(tmp_path, layo
     assert data.class_names == ("goldfish", "tench") and data.image_size == (64, 64)
     assert data.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.test_labels.tolist() == ([1, 0] if layout == "original" else [0, 1])
+    assert (
+        data.name == "tiny-imagenet (6 + 2 images)"
+        and "published for tiny-imagenet do not compare" in data.about["line"]
+    )
+    by_path = load_dataset(root)  # the classes by their folders, the same pictures
+    assert by_path.class_names == ("n01", "n02") and torch.equal(by_path.test_images, data.test_images)
     brighter = data.test_images[:, 0].float().mean((1, 2))
     assert (brighter[data.test_labels == 1] > brighter[data.test_labels == 0]).all()
 

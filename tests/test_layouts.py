@@ -62,15 +62,21 @@ def test_of_test_and_val_the_first_is_read_unless_the_other_is_asked_for(tmp_pat
         load_dataset("digits", test_folder="val")
 
 
-@pytest.mark.parametrize("test_set", ["loose pictures", "one folder that is no class"])
+@pytest.mark.parametrize("test_set", ["loose pictures", "one folder that is no class", "empty class folders"])
 def test_a_test_folder_without_classes_is_skipped_for_val(tmp_path, test_set):
     classes(tmp_path / "train", "ab", 4)
     classes(tmp_path / "val", "ab", 1)
-    picture(tmp_path / "test" / ("1.png" if test_set == "loose pictures" else "images/1.png"))
+    if test_set == "empty class folders":
+        (tmp_path / "test" / "a").mkdir(parents=True)
+    else:
+        picture(tmp_path / "test" / ("1.png" if test_set == "loose pictures" else "images/1.png"))
     data = load_dataset(tmp_path)
-    assert len(data.test_images) == 2 and "test/ skipped, which has no folder per class" in data.about["line"]
+    assert len(data.test_images) == 2
+    assert "test/ skipped, which has no pictures in a folder per class" in data.about["line"]
     shutil.rmtree(tmp_path / "val")
-    with pytest.raises(ValueError, match=r"test: expected a folder per class as in .*train \(a, b\), found"):
+    with pytest.raises(
+        ValueError, match=r"test: expected pictures in a folder per class as in .*train \(a, b\), found"
+    ):
         load_dataset(tmp_path)
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddfast.data.folders import Files, Split, by_class, folder_files
+from ddfast.data.folders import Split, annotated, by_class, folder_files, is_annotated, lines_of
 from ddfast.data.listing import LeftOut, sub_folders
 
 # Class indices of the ImageNet subsets of the MTT paper, in its order.
@@ -116,18 +116,8 @@ def tiny_imagenet_files(root: Path, download: bool) -> Split:
         )
     left_out = LeftOut()
     wnids = tuple(sub_folders(folder / "train", left_out))
-    annotations = folder / "val" / "val_annotations.txt"
     train = by_class(folder / "train", wnids, left_out=left_out)
-    if (folder / "val" / "images").is_dir() and annotations.is_file():
-        rows = [line.split("\t")[:2] for line in _lines(annotations) if line.strip()]
-        number = {wnid: k for k, wnid in enumerate(wnids)}
-        unknown = [row[-1] for row in rows if len(row) < 2 or row[1] not in number]
-        if unknown:
-            raise ValueError(f"{annotations}: {unknown[0][:100]!r} is no class of {folder / 'train'}")
-        paths = [folder / "val" / "images" / file for file, _ in rows]
-        test = Files(paths, [number[wnid] for _, wnid in rows])
-    else:
-        test = folder_files(folder, "val").test
+    test = annotated(folder / "val", wnids) if is_annotated(folder / "val") else folder_files(folder, "val").test
     sources = tuple(f"{folder.name}/{part}/" for part in ("train", "val"))
     return Split(train, test, _tiny_names(folder, wnids), sources, left_out.notes())
 
@@ -157,14 +147,7 @@ def _tiny_names(folder: Path, wnids: Sequence[str]) -> tuple[str, ...]:
     path = folder / "words.txt"
     if not path.is_file():
         return tuple(wnids)
-    rows = (line.partition("\t") for line in _lines(path))
+    rows = (line.partition("\t") for line in lines_of(path))
     words = {wnid: names.split(",")[0].strip() for wnid, _, names in rows}
     names = tuple(words.get(wnid, wnid) for wnid in wnids)
     return names if len(set(names)) == len(names) else tuple(wnids)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error})") from None

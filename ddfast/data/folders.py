@@ -13,6 +13,7 @@ TRAIN, TEST, VALIDATION = ("train", "training"), ("test", "testing"), ("val", "v
 SPLITS = (*TRAIN, *TEST, *VALIDATION)
 DRAWN_SHARE = 5  # 1 picture in so many of each class is for testing, where a split is drawn
 DRAWN = f"drawn: 1 in {DRAWN_SHARE} of each class, seed 0"
+ANNOTATIONS = "val_annotations.txt"  # of Tiny-ImageNet: file and class in the first two columns
 DEEPEST = 3  # folders around a data set
 
 
@@ -69,7 +70,10 @@ def folder_files(root: Path, test_folder: str | None = None) -> Split:
         notes += _lacking(test_files, names) + left_out.notes()
         return Split(train_files, test_files, tuple(names), (f"{train.name}/", DRAWN), notes)
     notes = reasons + notes
-    test_files = by_class(test, _matching(test, sub_folders(test, left_out), train, names), True, left_out)
+    if is_annotated(test):
+        test_files = annotated(test, names)
+    else:
+        test_files = by_class(test, _matching(test, sub_folders(test, left_out), train, names), True, left_out)
     notes += _lacking(test_files, names) + _shared(files, test_files)
     source = f"{test.relative_to(root)}/" if test.is_relative_to(root) else f"{test}/"
     return Split(files, test_files, tuple(names), (f"{train.name}/", source), notes + left_out.notes())
@@ -91,6 +95,29 @@ def by_class(
         raise ValueError(f"{folder}: no images{of}")
     _expect_one_class_each(paths, labels)
     return Files(paths, labels)
+
+
+def is_annotated(folder: Path) -> bool:
+    """Whether the pictures lie in one folder beside a list of their classes, as in Tiny-ImageNet's val/."""
+    return (folder / "images").is_dir() and (folder / ANNOTATIONS).is_file()
+
+
+def annotated(folder: Path, names: Sequence[str]) -> Files:
+    """The pictures of such a folder. Errors: ValueError for a list that names another class, or is none."""
+    rows = [line.split("\t")[:2] for line in lines_of(folder / ANNOTATIONS) if line.strip()]
+    number = {name: k for k, name in enumerate(names)}
+    unknown = [row[-1] for row in rows if len(row) < 2 or row[1] not in number]
+    if unknown:
+        raise ValueError(f"{folder / ANNOTATIONS}: {unknown[0][:100]!r} is no class of the training pictures")
+    return Files([folder / "images" / file for file, _ in rows], [number[name] for _, name in rows])
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file; ValueError for another."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file ({error})") from None
 
 
 def drawn(files: Files, names: Sequence[str], root: Path) -> tuple[Files, Files]:
@@ -153,18 +180,18 @@ def _test_folder(
             raise ValueError(f"test_folder: expected another folder than that of training, {found[TRAIN]}/")
         return chosen, []
     candidates = [root / found[kind] for kind in (TEST, VALIDATION) if found[kind] is not None]
-    sorted_ones = [folder for folder in candidates if any(_of_class(name, names) for name in sub_folders(folder))]
+    sorted_ones = [folder for folder in candidates if is_annotated(folder) or _has_pictures(folder, names)]
     unsorted = [folder for folder in candidates if folder not in sorted_ones]
     if not sorted_ones:
         if candidates:
             raise ValueError(
-                f"{candidates[0]}: expected a folder per class as in {root / found[TRAIN]} ({listed(names)}), found "
-                f"{listed(sub_folders(candidates[0])) or 'none'}"
+                f"{candidates[0]}: expected pictures in a folder per class as in {root / found[TRAIN]} ({listed(names)}), "
+                f"found {listed(sub_folders(candidates[0])) or 'none'}"
             )
         return None, []
-    notes = [f"{folder.name}/ skipped, which has no folder per class" for folder in unsorted]
+    notes = [f"{folder.name}/ skipped, which has no pictures in a folder per class" for folder in unsorted]
     for folder in sorted_ones[1:]:
-        count = sum(len(list_pictures(folder / name)) for name in sub_folders(folder))
+        count = len(list_pictures(folder))
         notes.append(f"{folder.name}/ with {counted(count, 'picture')} skipped (test_folder {folder.name} reads it)")
     return sorted_ones[0], notes
 
@@ -180,6 +207,11 @@ def _matching(test: Path, folders: Sequence[str], train: Path, names: Sequence[s
         if other != folder:
             raise ValueError(f"{test}: {other} and {folder} are the same class of {train}; leave one of them")
     return [found.get(name) for name in names]
+
+
+def _has_pictures(folder: Path, names: Sequence[str]) -> bool:
+    """Whether there is a picture of a class."""
+    return any(_of_class(name, names) and list_pictures(folder / name) for name in sub_folders(folder))
 
 
 def _of_class(name: str, names: Sequence[str]) -> str | None:
