@@ -185,8 +185,8 @@ def _test_folder(
     if not sorted_ones:
         if candidates:
             raise ValueError(
-                f"{candidates[0]}: expected pictures in a folder per class as in {root / found[TRAIN]} ({listed(names)}), "
-                f"found {listed(sub_folders(candidates[0])) or 'none'}"
+                f"{candidates[0]}: expected pictures in a folder per class as in {root / found[TRAIN]} "
+                f"({listed(names)}), found {listed(sub_folders(candidates[0])) or 'none'}"
             )
         return None, []
     notes = [f"{folder.name}/ skipped, which has no pictures in a folder per class" for folder in unsorted]
