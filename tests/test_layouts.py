@@ -172,6 +172,12 @@ def test_what_is_no_folder_of_pictures_is_refused_in_one_sentence(tmp_path):
     picture(tmp_path / "loose" / "1.png")
     with pytest.raises(FileNotFoundError, match="a folder per class; found no folders"):
         load_dataset(tmp_path / "loose")
+    (tmp_path / "arrays" / "a").mkdir(parents=True)
+    (tmp_path / "arrays" / "b").mkdir()
+    for n in range(3):
+        (tmp_path / "arrays" / "a" / f"{n}.npy").write_bytes(b"array")
+    with pytest.raises(ValueError, match=r"arrays: no images; 3 files are no pictures: .npy \(3\)"):
+        load_dataset(tmp_path / "arrays")
     (tmp_path / "photos.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"got the file .*photos.zip; unpack an archive first"):
         load_dataset(tmp_path / "photos.zip")

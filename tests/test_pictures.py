@@ -87,6 +87,21 @@ def test_tiffs_of_floats_and_signed_numbers_keep_their_precision(tmp_path, kind,
     torch.testing.assert_close(data.train_images[0, 0], expected, rtol=0, atol=2e-3 if kind == "float16" else 1e-6)
 
 
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_a_tiff_in_which_0_is_white_is_read_as_it_looks(tmp_path, kind):
+    top = numpy.iinfo(kind).max
+    tifffile.imwrite(tmp_path / "1.tif", (RAMP * (top // 255)).astype(kind), photometric="miniswhite")
+    image = read_files([tmp_path / "1.tif"], SIZE, 1)[0, 0] / (255 if kind == "uint8" else 1)
+    torch.testing.assert_close(image, 1 - torch.from_numpy(RAMP).float() / 255)
+
+
+def test_the_thumbnail_in_a_cameras_raw_file_is_no_picture(tmp_path):
+    classes(tmp_path, "ab")
+    picture(tmp_path / "a" / "1.tif").rename(tmp_path / "a" / "1.DNG")
+    data = load_dataset(tmp_path)
+    assert len(data.train_images) + len(data.test_images) == 6 and "1 file is no picture: .dng (1)" in line_of(data)
+
+
 def test_16_bits_of_several_channels_are_read_from_png_and_tiff(tmp_path):
     colours = (numpy.arange(16 * 16 * 3).reshape(16, 16, 3) * 85).astype("uint16")
     deep_png(tmp_path / "1.png", colours)

@@ -83,7 +83,7 @@ def by_class(
     folder: Path, names: Sequence[str | None], may_lack: bool = False, left_out: LeftOut | None = None
 ) -> Files:
     """The pictures below folder/<name> for every name. Errors: ValueError for a class without any."""
-    paths, labels, empty = [], [], []
+    left_out, paths, labels, empty = left_out or LeftOut(), [], [], []
     for k, name in enumerate(names):
         found = [] if name is None else list_pictures(folder / name, left_out)
         paths += found
@@ -92,7 +92,7 @@ def by_class(
             empty.append(name)
     if not paths or (empty and not may_lack):
         of = f" of class {listed(name for name in empty if name)}" if paths else ""
-        raise ValueError(f"{folder}: no images{of}")
+        raise ValueError("; ".join([f"{folder}: no images{of}", *left_out.notes()]))
     _expect_one_class_each(paths, labels)
     return Files(paths, labels)
 

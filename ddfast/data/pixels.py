@@ -13,9 +13,10 @@ BYTE, INTEGER, FLOAT = "8-bit", "integer", "float"  # kinds of pixels
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "SPIDER", "WMF"}  # Pillow names them, or runs programs
 BY_CONTENT = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "HEIF")  # whatever the ending
 SIXTEEN_BITS = (0.0, 65535.0)  # the range of old sets, and of a picture alone
+RAW = {".arw", ".cr2", ".dng", ".nef", ".orf", ".pef", ".rw2", ".srw"}  # TIFFs of cameras, that open as their thumbnail
 FULL_SCALES = (255, 1023, 4095, 16383, 65535)  # 8, 10, 12, 14 and 16 bits
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-ORIENTATION, BITS, SAMPLE_FORMAT = 274, 258, 339  # tags of TIFF, the first of EXIF, too
+ORIENTATION, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 274, 258, 262, 339  # tags of TIFF, the first of EXIF, too
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow has it (ITU-R 601-2)
 
@@ -44,6 +45,8 @@ def is_picture(file: str | Path) -> bool:
     """Whether a file of another ending holds a picture of a usual format."""
     from PIL import Image
 
+    if Path(file).suffix.lower() in RAW:
+        return False
     try:
         with Image.open(file, formats=[name for name in BY_CONTENT if name in _formats()]):
             return True
@@ -215,7 +218,8 @@ def _needs_tifffile(file: Path) -> bool:
             bits, kind = picture.tag_v2.get(BITS, (1,)), picture.tag_v2.get(SAMPLE_FORMAT, (1,))[0]
             overflows = bits == (32,) and kind == 1  # Pillow reads numbers without a sign as if they had one
             is_signed_byte = bits == (8,) and kind == 2
-            return (len(bits) > 1 and max(bits) > 8) or overflows or is_signed_byte
+            is_negative = max(bits) > 8 and picture.tag_v2.get(PHOTOMETRIC) == 0  # 0 is white
+            return (len(bits) > 1 and max(bits) > 8) or overflows or is_signed_byte or is_negative
     except Exception:
         return True
 
@@ -229,7 +233,8 @@ def _read_tiff(file: Path, header_only: bool = False):  # -> Header, or [C, H, W
         if axes not in ("YX", "YXS", "SYX"):
             raise ValueError(f"a TIFF with the axes {axes}, expected height, width and channels")
         channels = page.shape[axes.index("S")] if "S" in axes else 1
-        if channels > 4 or page.photometric.name not in ("MINISBLACK", "RGB"):
+        is_negative = page.photometric.name == "MINISWHITE" and page.dtype.kind == "u"
+        if channels > 4 or not (is_negative or page.photometric.name in ("MINISBLACK", "RGB")):
             raise ValueError(f"a TIFF of {channels} channels, {page.photometric.name}; expected grey or RGB")
         orientation = page.tags.valueof(ORIENTATION, default=1)
         if header_only:
@@ -237,6 +242,7 @@ def _read_tiff(file: Path, header_only: bool = False):  # -> Header, or [C, H, W
             kind = kind_of(numpy.empty(0, page.dtype))
             return Header((W, H) if orientation in TURNED else (H, W), channels < 3, kind, len(opened.pages) > 1)
         pixels = page.asarray()
+        pixels = ~pixels if is_negative else pixels
     pixels = pixels[None] if axes == "YX" else pixels.transpose(2, 0, 1) if axes == "YXS" else pixels
     return _turned(pixels, orientation)
 
