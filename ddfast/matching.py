@@ -1,6 +1,8 @@
 """One pure iteration of trajectory matching: unroll a student on the synthetic set, compare it with the expert."""
 
+import logging
 import math
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,11 @@ from ddfast.arguments import expect_one_of
 from ddfast.distances import DISTANCES
 from ddfast.distances import distance as distance_between
 from ddfast.ops._checks import expect_tensors
-from ddfast.students import ModuleStudent, Student, student_of
+from ddfast.students import ModuleStudent, Student, student_of, why_not_fused
 from ddfast.students.base import layer_sizes
+
+log = logging.getLogger("ddfast")
+_logged: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # a loop calls with one network many times
 
 
 def unroll(
@@ -61,7 +66,7 @@ def unroll(
     expect_tensors(start=start)
     if isinstance(student, nn.Module):
         plainly = isinstance(adjoint, FullUnroll) or torch.is_autocast_enabled(start.device.type)
-        student = ModuleStudent(student) if plainly else student_of(student)
+        student = ModuleStudent(student) if plainly else _student_of(student)
     elif not isinstance(student, Student):
         raise TypeError(f"student: expected an nn.Module or a Student, got {type(student).__name__}")
     if isinstance(lr, int | float):
@@ -113,6 +118,15 @@ def match_trajectory(
     if distance == "layerwise":
         layers = layer_sizes(student) if isinstance(student, nn.Module) else student.layer_sizes
     return distance_between(last, target, start, distance, weight=weight, layers=layers)
+
+
+def _student_of(network: nn.Module) -> Student:
+    """student_of, with one line for each network that says why it is not fused."""
+    reason = why_not_fused(network)
+    if reason is not None and _logged.get(network) != reason:
+        log.info("%s runs by autograd: %s", type(network).__name__, reason)
+    _logged[network] = reason
+    return student_of(network)
 
 
 def _check_tensors(student: Student, start: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> None:

@@ -148,7 +148,8 @@ def make_plan(student: Student, size: UnrollSize, budget: int) -> Plan:
     B, T = size.batch[0], size.syn_steps
     if student.step_bytes(size.batch, size.students, size.dtype) is None:
         raise ValueError(f"memory_budget: {UNKNOWN}")
-    chunks = [B] if student.why_no_micro_batches() else sorted({-(-B // n) for n in range(1, B + 1)}, reverse=True)
+    whole = student.why_no_micro_batches(size.batch) is not None
+    chunks = [B] if whole else sorted({-(-B // n) for n in range(1, B + 1)}, reverse=True)
     elsewhere = size.on_gpu and not size.return_states
 
     def plans(chunk: int, every: range, host_states: bool) -> list[Plan]:

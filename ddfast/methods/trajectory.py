@@ -23,7 +23,7 @@ from ddfast.methods.settings import MatchingSettings
 from ddfast.methods.visiting import VisitingRows
 from ddfast.planner import Plan
 from ddfast.ranks import ALONE, Ranks
-from ddfast.students import RankBatches, student_of
+from ddfast.students import RankBatches, student_of, why_not_fused
 
 log = logging.getLogger("ddfast")
 
@@ -66,6 +66,8 @@ class TrajectoryMatching:
             raise ValueError(f"labels: expected a set of {settings.labels} labels, got one of {has}")
         self.settings, self.generator, self.synthetic, self.ranks = settings, generator, synthetic, ranks
         self.student = student_of(network.to(device), precision)
+        if (reason := why_not_fused(network)) is not None:
+            log.info("the network runs by autograd: %s", reason)
         if ranks.size > 1 and settings.segments == 1:
             self.student = RankBatches(self.student, ranks)
         self._part = ranks.part(settings.segments) if settings.segments > 1 else slice(None)  # this process's segments

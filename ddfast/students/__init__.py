@@ -3,7 +3,8 @@
 from torch import nn
 
 from ddfast.students.base import GradientJvp, Step, StepBytes, Student, Wanted
-from ddfast.students.convnet import ConvNetStudent, why_not_fused
+from ddfast.students.convnet import ConvNetStudent
+from ddfast.students.fused import why_not_fused
 from ddfast.students.gsam import GSAM
 from ddfast.students.micro_batches import MicroBatches
 from ddfast.students.module import ModuleStudent

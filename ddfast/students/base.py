@@ -90,7 +90,10 @@ class Student(ABC):
         """What a step needs, for the planner; None where the student cannot say."""
         return None
 
-    def why_no_micro_batches(self) -> str | None:
+    def why_no_micro_batches(
+        self,
+        images: torch.Size | None = None,  # [B, C, H, W]; None: not known yet
+    ) -> str | None:
         """Why a minibatch cannot be cut into chunks; None where its images do not see each other."""
         return f"{type(self).__name__} does not say that the images of a minibatch are independent"
 

@@ -5,9 +5,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ddfast.networks import ConvNet, NormReLUPool
 from ddfast.ops import ConvNetLayout, convnet_grad, convnet_grad_jvp
 from ddfast.students.base import GradientJvp, StepBytes, Student, check_labels, layer_sizes
+from ddfast.students.fused import why_not_fused
 
 
 class ConvNetStudent(Student):
@@ -70,22 +70,5 @@ class ConvNetStudent(Student):
         )
         return StepBytes(*at_the_peak, element * B * (sum(maps[:-1]) + sum(maps[1:])))
 
-    def why_no_micro_batches(self):
+    def why_no_micro_batches(self, images=None):
         return None
-
-
-def why_not_fused(network: nn.Module) -> str | None:
-    """Why the fused ops cannot stand in for a network; None where they can."""
-    if type(network) is not ConvNet:
-        return f"{type(network).__name__} is not a networks.ConvNet"
-    norms = network.features[1::4]
-    if not all(type(layer) is NormReLUPool for layer in norms):
-        return "its blocks are not instance norm, ReLU and average pooling"
-    block = [nn.Conv2d, NormReLUPool, nn.Identity, nn.Identity]
-    if [type(layer) for layer in network.features] != len(norms) * block or type(network.classifier) is not nn.Linear:
-        return "its layers were replaced"
-    if len({(len(layer.weight), layer.eps) for layer in norms}) > 1:
-        return "its norms differ"
-    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in network.modules()):
-        return "it has hooks"
-    return None

@@ -13,15 +13,14 @@ class MicroBatches(Student):
     """
 
     def __init__(self, student: Student, size: int):
-        reason = student.why_no_micro_batches()
-        if reason is not None:
-            raise ValueError(f"micro_batch: a minibatch cannot be cut into chunks: {reason}")
+        _check(student, None)
         if size < 1:
             raise ValueError(f"micro_batch: expected at least 1 image, got {size}")
         self.student, self.size, self.num_parameters = student, size, student.num_parameters
         self.layer_sizes = student.layer_sizes
 
     def grad(self, parameters, images, labels, *, step, create_graph=False):
+        _check(self.student, images.shape)
         losses, gradient = 0, 0
         for x, y, part, share in self._chunks(images, labels, step):
             loss, g = self.student.grad(parameters, x, y, step=part, create_graph=create_graph)
@@ -50,3 +49,9 @@ class MicroBatches(Student):
             step.memory = [Step(keep=step.keep) for _ in xs]
         for x, y, part in zip(xs, ys, step.memory, strict=True):
             yield x, y, part, len(x) / len(images)
+
+
+def _check(student: Student, images: torch.Size | None) -> None:
+    reason = student.why_no_micro_batches(images)
+    if reason is not None:
+        raise ValueError(f"micro_batch: a minibatch cannot be cut into chunks: {reason}")

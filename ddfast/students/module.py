@@ -55,6 +55,7 @@ class ModuleStudent(Student):
         self.num_parameters, self.layer_sizes = sum(self._sizes), layer_sizes(module)
         self._kept: dict[str | torch.device, Tensor] = {}
         self._step_bytes: dict[tuple[torch.Size, torch.dtype], StepBytes | None] = {}
+        self._mixing: dict[tuple, str | None] = {}  # by sizes of an image and modes
 
     def grad(self, parameters, images, labels, *, step, create_graph=False):
         self._check_dtype(parameters)
@@ -138,8 +139,9 @@ class ModuleStudent(Student):
             ModuleStudent(module, self.precision).grad_jvp(*arguments, theta, step=Step(), wanted=Wanted(labels=False))
         return grad.peak, grad_jvp.peak
 
-    def why_no_micro_batches(self):
-        """Batch norm in training mode; a layer of another's making that mixes images is not found."""
+    def why_no_micro_batches(self, images=None):
+        """Batch norm in training mode; and, once the size of the images is known, what two passes over random images
+        show of layers that are not known: logits of an image that depend on another."""
         for name, layer in self.module.named_modules():
             if (
                 isinstance(layer, _NormBase)
@@ -147,6 +149,48 @@ class ModuleStudent(Student):
                 and (layer.track_running_stats or not isinstance(layer, _InstanceNorm))
             ):
                 return f"{name} ({type(layer).__name__}) mixes the images of a minibatch"
+        if images is None or images[0] == 1:
+            return None
+        key = (images[1:], *(layer.training for layer in self.module.modules()))
+        if key not in self._mixing:
+            try:
+                self._mixing[key] = self._why_mixing(images[1:])
+            except Exception as error:  # whatever a network of someone else's raises there
+                words = (str(error).splitlines() or [""])[0]
+                self._mixing[key] = f"the network does not run on one or two images: {type(error).__name__}: {words}"
+        return self._mixing[key]
+
+    @torch.no_grad()
+    def _why_mixing(self, image: torch.Size) -> str | None:  # [C, H, W]
+        """Whether the logits of an image change with the one beside it, or without it. Nothing is drawn from the global
+        random state, and buffers stay as they are."""
+        first = next(self.module.parameters())
+        if first.is_meta:
+            return None
+        generator, device = torch.Generator().manual_seed(0), first.device
+
+        def draw(shape: Sequence[int]) -> Tensor:
+            return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float64).to(device, first.dtype)
+
+        # moved a little: layers whose weights begin at 0 hide what they do
+        parameters = {n: p + 0.02 * draw(p.shape).to(p) for n, p in self.module.named_parameters()}
+        step, draws = Step({0: self._remember(device)}), []
+
+        def logits(images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
+            with self._replayable(step, 0, device) as buffers, self._autocast(device):
+                before = torch.get_rng_state()
+                result = functional_call(self.module, {**parameters, **buffers}, (images,)).double()
+                draws.append(not torch.equal(before, torch.get_rng_state()))
+            return result
+
+        drawn = draw((3, *image))
+        together, others, alone = logits(drawn[:2]), logits(drawn[::2]), None
+        if not any(draws):  # a dropout's draws depend on how many images there are
+            alone = logits(drawn[:1])
+        scale = together.abs().max()
+        for seen in (others, alone):
+            if seen is not None and (seen[0] - together[0]).abs().max() > 1e-4 * scale:
+                return f"{type(self.module).__name__} mixes the images of a minibatch"
         return None
 
     def _loss(

@@ -16,18 +16,14 @@ class RankBatches(Student):
     """
 
     def __init__(self, student: Student, ranks: Ranks):
-        reason = student.why_no_micro_batches()
-        if reason is not None:
-            raise ValueError(
-                f"segments: {ranks.size} processes would share the minibatches of one segment, which cannot be cut: "
-                f"{reason}; give a multiple of {ranks.size}"
-            )
         self.student, self._ranks = student, ranks
+        self._check(None)
         self.num_parameters, self.layer_sizes = student.num_parameters, student.layer_sizes
 
     def grad(self, parameters, images, labels, *, step, create_graph=False):
         if create_graph:
             raise NotImplementedError("RankBatches: what other processes compute has no autograd graph here")
+        self._check(images.shape)
         part, share = self._part(images), self._share(images)
         losses, gradient = parameters.new_zeros(len(parameters)), torch.zeros_like(parameters)
         if share:
@@ -65,8 +61,16 @@ class RankBatches(Student):
         sent = 3 * (vector + all_images)  # the terms, in one tensor, and their sums
         return StepBytes(step.grad + 3 * vector, step.grad_jvp + sent, step.grad_jvp_of_kept + sent, step.kept)
 
-    def why_no_micro_batches(self):
-        return None
+    def why_no_micro_batches(self, images=None):
+        return self.student.why_no_micro_batches(images)
+
+    def _check(self, images: torch.Size | None) -> None:
+        reason = self.student.why_no_micro_batches(images)
+        if reason is not None:
+            raise ValueError(
+                f"segments: {self._ranks.size} processes would share the minibatches of one segment, which cannot be "
+                f"cut: {reason}; give a multiple of {self._ranks.size}"
+            )
 
     def _part(self, images) -> slice:
         return self._ranks.part(len(images))

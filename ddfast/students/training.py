@@ -7,7 +7,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ddfast.devices import free_bytes
 from ddfast.students.base import Step
-from ddfast.students.convnet import ConvNetStudent, why_not_fused
+from ddfast.students.convnet import ConvNetStudent
+from ddfast.students.fused import why_not_fused
 from ddfast.students.gsam import GSAM
 
 
@@ -15,8 +16,9 @@ class Training:
     """S networks of one kind, each on minibatches of its own, by torch.optim.SGD.
 
     The fused ConvNet runs all of them at once on flat parameters, without an autograd graph; any other network is
-    trained alone, by autograd. With `sharpness` each step goes along GSAM's direction, of two gradients; momentum and
-    weight decay are added to it. Dropout is drawn for each of the two.
+    trained alone, by autograd. Frozen parameters are trained too, as an unroll does. With `sharpness` each step goes
+    along GSAM's direction, of two gradients; momentum and weight decay are added to it. Dropout is drawn for each of
+    the two.
     """
 
     def __init__(
@@ -29,14 +31,18 @@ class Training:
         sharpness: GSAM | None = None,
     ):
         self.nets, self.sharpness, self._student = nets, sharpness, None
-        if why_not_fused(nets[0]) is None:
+        self._frozen = [p for net in nets for p in net.parameters() if not p.requires_grad]
+        reasons = [reason for reason in map(why_not_fused, nets) if reason is not None]
+        if not reasons:
             self._student = ConvNetStudent(nets[0])
+            if any(ConvNetStudent(net).layout != self._student.layout for net in nets[1:]):
+                raise ValueError("nets: expected networks of one kind, got several")
             rows = [parameters_to_vector(net.parameters()).detach() for net in nets]
             self._learned = [torch.stack(rows).requires_grad_()]
         elif len(nets) > 1:
-            raise ValueError(f"nets: expected one that is not fused, got {len(nets)}")
+            raise ValueError(f"nets: expected one where a network is not fused, got {len(nets)}: {reasons[0]}")
         else:
-            self._learned = list(nets[0].parameters())
+            self._learned = [p.requires_grad_() for p in nets[0].parameters()]
         self.optimizer = torch.optim.SGD(self._learned, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     def step(
@@ -108,6 +114,8 @@ class Training:
         if self._student is not None:
             for net, row in zip(self.nets, self._learned[0].detach(), strict=True):
                 vector_to_parameters(row.clone(), net.parameters())
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
         return self.nets
 
     def _rows(self, values: list[Tensor]) -> Tensor:  # like _learned -> [S, P]
