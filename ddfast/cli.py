@@ -12,9 +12,11 @@ from pathlib import Path
 import click
 
 from ddfast.options import (
+    AT_LEAST_0,
     AT_LEAST_1,
     PATH,
     POSITIVE,
+    Experiment,
     Names,
     TrainEpochs,
     data_options,
@@ -229,7 +231,7 @@ def experts(dataset, ipc, method, preset, plan, **options) -> None:
 @click.option("--dataset", help="Name or folder of the data set to test on.  [default: the run's]")
 @where_options
 @picture_options
-@click.option("--networks", type=Names(), help="Separated by commas.  [default: the run's, or convnet]")
+@click.option("--networks", type=Names(), help="Separated by commas.  [default: the run's, the set's, or convnet]")
 @click.option("--lr", type=POSITIVE, help="Learning rate.  [default: the set's, or the protocol's]")
 @click.option("--dsa-strategy", help="As in `ddfast distill`.  [default: the set's]")
 @click.option("--batch", type=AT_LEAST_1, help="Images per minibatch.  [default: the protocol's, mostly 256]")
@@ -243,7 +245,7 @@ def evaluate(
 ) -> None:
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them."""
     import ddfast
-    from ddfast.evaluate import data_for, evaluate_random_real
+    from ddfast.evaluate import data_for, evaluate_random_real, networks_of
     from ddfast.ranks import launched
     from ddfast.runs import RunFolder
 
@@ -255,7 +257,7 @@ def evaluate(
     dataset = dataset or config.get("dataset")
     if dataset is None or dataset == "custom":
         raise ValueError(f"--dataset: say what to test {synthetic} on")
-    networks = networks or tuple(config.get("networks", ("convnet",)))
+    networks = networks or tuple(config.get("networks", ())) or networks_of(loaded)
     where = {"root": data_root or config.get("data_root"), "download": download}
     of_pictures = ("test_folder", "value_range", "skip_unreadable")
     pictures = {name: options.pop(name) for name in of_pictures}
@@ -286,23 +288,30 @@ def evaluate(
 @cli.command(epilog="docs/files.md shows the formats, what they hold and what is lost.")
 @click.argument("source", type=PATH, metavar="SRC")
 @click.argument("output", type=PATH, metavar="DST")
-@click.option("--format", "to", help="Of DST: ddfast, replay-buffer, mtt, dd-ranking or png.  [default: ddfast]")
+@click.option("--to", "--format", "to", help="Format of DST, of docs/files.md: ddfast, mtt, dc …  [default: ddfast]")
+@click.option("--from", "source_format", help="Format of SRC, where it can be read as several.  [default: recognised]")
 @click.option("--dataset", help="What SRC was made from: a name or a folder.  [default: recorded in ddfast's files]")
 @root_options
 @size_options
 @picture_options
 @click.option("--zca/--no-zca", default=None, help="Whether SRC was made with whitened images; needed for tensors.")
 @click.option("--preset", help="The preset that SRC was made with says --network and --zca.")
-@click.option("--network", help="Of replay buffers.  [default: convnet]")
+@click.option("--network", help="Of experts: theirs; of images: what they were made for.  [default: convnet; unknown]")
 @click.option("--per-file", type=AT_LEAST_1, help="Experts per replay buffer.  [default: 10]")
+@click.option("--expert", type=AT_LEAST_0, help="Whose state dict is written, from 0.  [default: 0]")
+@click.option("--epoch", type=AT_LEAST_0, help="After which epoch.  [default: the last]")
+@click.option("--check/--no-check", default=None, help="Test the first and the last expert of SRC.  [default: yes]")
 @click.option("--lr", type=POSITIVE, help="To train on SRC's images with.  [default: SRC's]")
-@click.option("--labels", help="What soft labels are in others' files: logits or probabilities.  [default: logits]")
+@click.option("--labels", help="What rows of labels are: logits, probabilities, onehot, classes.  [default: inferred]")
+@click.option("--values", help="What SRC's images are: preprocessed, unit (0 to 1), bytes.  [default: the format's]")
+@click.option("--experiment", type=Experiment(), help="Of DC's files: which, from 0, or all.  [default: 0]")
+@click.option("--factor", type=AT_LEAST_1, help="Of IDC's and NCFM's images: tiles a side.  [default: in args.txt]")
 @click.option("--dsa-strategy", help="To train on SRC's images with; of buffers: used then.  [default: MTT's; unknown]")
 @click.option("--canvas", type=AT_LEAST_1, help="Side of SRC's images over what networks see of them.  [default: 1]")
 @click.option("--lr-teacher", type=POSITIVE, help="How buffers were trained, as all below.  [default: unknown]")
 @minibatch_options
 @optimizer_options
-def convert(source: Path, output: Path, to, data_root, download, preset, **options) -> None:
+def convert(source: Path, output: Path, to, source_format, data_root, download, preset, **options) -> None:
     """Convert SRC, a file or folder whose format is recognised, to DST. Experts become experts, images images."""
     from ddfast.compat import convert as convert_files
     from ddfast.methods import METHODS
@@ -311,7 +320,7 @@ def convert(source: Path, output: Path, to, data_root, download, preset, **optio
     method = str(preset).split("/")[0]
     chosen = None if preset is None else choose_preset(method if method in METHODS else "mtt", "", 1, preset).settings
     options |= {"root": data_root, "download": download or None}
-    click.echo(convert_files(source, output, to, preset=chosen, **options))
+    click.echo(convert_files(source, output, to, source_format=source_format, preset=chosen, **options))
 
 
 @cli.command()

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from ddfast import seeds
@@ -27,7 +28,8 @@ def initial_of(job: Job, experts: TrajectoryStore) -> SyntheticSet:
     """The set that a run begins with, as its settings say."""
     config, judge = job.config, job.network("init").to(job.device)
     generator = seeds.generator(config["seed"], "init")
-    return initial_set(job.settings, job.data, config["ipc"], experts, config["num_experts"], judge, generator)
+    made = initial_set(job.settings, job.data, config["ipc"], experts, config["num_experts"], judge, generator)
+    return replace(made, network=config["network"])
 
 
 class Distillation:

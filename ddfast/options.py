@@ -58,6 +58,20 @@ class TrainEpochs(click.ParamType):
         return int(value)
 
 
+class Experiment(click.ParamType):
+    """The number of an experiment, or all."""
+
+    name = "N or all"
+
+    def convert(self, value, param, ctx):
+        """As convert takes it."""
+        if value == "all" or isinstance(value, int):
+            return value
+        if not str(value).isdigit():
+            self.fail(f"expected a whole number from 0, or all, got {value!r}", param, ctx)
+        return int(value)
+
+
 class KeepEpochs(click.ParamType):
     """The first and the last epoch, needed, or all."""
 
@@ -94,6 +108,7 @@ class Names(click.ParamType):
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
 
+AT_LEAST_0 = click.IntRange(min=0)
 AT_LEAST_1 = click.IntRange(min=1)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)

@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ddfast import SyntheticSet, TrajectoryStore, compat, networks, seeds
+from ddfast.compat.convert import READERS as READERS_OF_SETS
+from ddfast.compat.convert import WRITERS
 from ddfast.data import Dataset, Preprocessing, load_dataset, zca
 from ddfast.data.images import inspect_files, read_files
 from ddfast.files import read_json, read_tensors, write_json, write_tensors
@@ -173,10 +175,35 @@ def _replay_buffer(folder: Path) -> None:
 
 def _replayed(folder: Path) -> list[Any]:
     with tempfile.TemporaryDirectory() as output:
-        store = compat.read_replay_buffers(folder, Path(output) / "experts", _digits(), network="mlp:width=2")
-        return [
-            store.snapshot(expert, epoch) for expert in range(store.num_experts) for epoch in range(store.epochs + 1)
-        ]
+        how = {"network": "mlp:width=2", "check": False}  # an accuracy takes longer than the reading
+        return _all_of(compat.read_replay_buffers(folder, Path(output) / "experts", _digits(), **how))
+
+
+def _all_of(store: TrajectoryStore) -> list[Any]:
+    return [store.snapshot(expert, epoch) for expert in range(store.num_experts) for epoch in range(store.epochs + 1)]
+
+
+def _state_dicts(folder: Path) -> None:
+    network = networks.create("mlp:width=2", generator=seeds.generator(0), **_digits().network_arguments)
+    for epoch in range(3):
+        torch.save({name: value + epoch for name, value in network.state_dict().items()}, folder / f"{epoch}.pt")
+
+
+def _of_state_dicts(folder: Path) -> list[Any]:
+    with tempfile.TemporaryDirectory() as output:
+        how = {"network": "mlp:width=2", "check": False}
+        return _all_of(compat.read_state_dicts(folder, Path(output) / "experts", _digits(), **how))
+
+
+def _single(format: str, name: str, **how: Any) -> Reader:
+    """A set in one file of others."""
+    write, read = WRITERS[format], READERS_OF_SETS[format]
+    return Reader(
+        name,
+        lambda f: write(_images(4), f / name),
+        lambda f: values_of(read(f / name, _digits(), lr=0.02, **how)),
+        checked=False,
+    )
 
 
 def _mtt(name: str) -> Reader:
@@ -201,6 +228,12 @@ READERS = {
         lambda f: values_of(compat.read_dd_ranking(f, _digits())),
         checked=False,
     ),
+    "state dicts": Reader("1.pt", _state_dicts, _of_state_dicts, checked=False),
+    "dc": _single("dc", "res.pt"),
+    "idc": _single("idc", "data.pt", factor=2),
+    "npz": _single("npz", "set.npz"),
+    "safetensors of others": _single("safetensors", "other.safetensors"),
+    "dict of tensors": _single("tensors", "tensors.pt"),
     "png of a set": Reader(
         "3/0000.png",
         lambda f: compat.write_png(_images(20), f),

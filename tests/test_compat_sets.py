@@ -13,7 +13,7 @@ from torch import Tensor
 import ddfast
 from ddfast import SyntheticSet, compat
 from ddfast.cli import cli
-from ddfast.compat.tensors import read_labels
+from ddfast.compat.labels import read_labels
 from ddfast.data.augment import FULL_STRATEGY
 from tests.conftest import normal, uniform
 
@@ -254,16 +254,22 @@ def test_a_converted_set_is_evaluated_and_a_run_folder_converted(tmp_path, digit
         ("nothing out", "nothing: no such file or folder"),
         ("theirs theirs2 --dataset digits", "zca: say whether it was made with whitened images or not"),
         ("theirs out --no-zca", "dataset: say on which data set this was made; no file tells it"),
-        ("theirs out --format mtt", "theirs is mtt, which can become ddfast, dd-ranking, png; got mtt"),
-        ("theirs out --format replay-buffer", "theirs is mtt, which can become ddfast, dd-ranking, png"),
-        ("set out", "set is ddfast's synthetic set, which can become mtt, dd-ranking, png; say which"),
+        (
+            "theirs out --format mtt",
+            "theirs is mtt, which can become ddfast, dc, idc, dd-ranking, npz, safetensors, tensors, png; got mtt",
+        ),
+        ("theirs out --format replay-buffer", "theirs is mtt, which can become ddfast, dc, idc, dd-ranking"),
+        (
+            "set out",
+            "set is ddfast's synthetic set, which can become mtt, dc, idc, dd-ranking, npz, safetensors, tensors, png;",
+        ),
         (
             "set out --format mtt --per-file 3",
             "per_file: has no meaning in a conversion of ddfast's synthetic set to mtt",
         ),
         (
             "theirs out --dataset digits --no-zca --labels odds",
-            "labels: expected one of logits, probabilities, got 'odds'",
+            "labels: expected one of classes, onehot, probabilities, logits, got 'odds'",
         ),
         ("theirs out --dataset digits --preset mtt/x", "preset: expected one of mtt/"),
         ("theirs theirs --dataset digits --no-zca", "theirs: is a folder; name the set that is written"),
@@ -271,7 +277,10 @@ def test_a_converted_set_is_evaluated_and_a_run_folder_converted(tmp_path, digit
         ("set set.json --format png", "set.json: is a file; a folder is written"),
         ("empty out", "empty: expected files of one known format, got none"),
         ("both out", "both: expected files of one known format, got mtt and dd-ranking"),
-        ("set.txt out", "set.txt: expected a folder, a .pt file or a set of ddfast"),
+        (
+            "set.txt out",
+            "set.txt: expected a folder, a file of torch.save, .npz or .safetensors, or a set of ddfast; known",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_said_in_a_sentence_and_nothing_is_written(

@@ -1,35 +1,70 @@
 """Conversion of files whose format is recognised, to a format that is named."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ddfast.compat.dd_ranking import NAMES, read_dd_ranking, write_dd_ranking
-from ddfast.compat.mtt import images_file, read_mtt, write_mtt
+from ddfast.compat import dc, idc
+from ddfast.compat.arrays import SUFFIXES, read_arrays, write_arrays
+from ddfast.compat.dc import experiments, read_dc, write_dc
+from ddfast.compat.dd_ranking import read_dd_ranking, write_dd_ranking
+from ddfast.compat.idc import read_idc, write_idc
+from ddfast.compat.mtt import read_mtt, write_mtt
 from ddfast.compat.placing import placing
-from ddfast.compat.png import picture_files, read_png, write_png
-from ddfast.compat.replay_buffers import BUFFER, read_replay_buffers, write_replay_buffers
-from ddfast.data import Dataset, SyntheticSet, load_dataset, set_of_release
+from ddfast.compat.png import read_png, write_png
+from ddfast.compat.recognise import EXPERTS, EXPERTS_OF_OTHERS, OWN, SET, Found, find, set_of
+from ddfast.compat.replay_buffers import read_replay_buffers, write_replay_buffers
+from ddfast.compat.state_dicts import read_state_dicts, write_state_dict
+from ddfast.compat.tensors import Use
+from ddfast.compat.torch_files import load
+from ddfast.data import Dataset, SyntheticSet, known_name, load_dataset, set_of_release
 from ddfast.experts import TrajectoryStore
 
-OWN = "ddfast"
-EXPERTS, SET = "ddfast's experts", "ddfast's synthetic set"  # what can be converted, beside FORMATS
-FORMATS = (OWN, "replay-buffer", "mtt", "dd-ranking", "png")
-READERS: dict[str, Callable[..., SyntheticSet]] = {"mtt": read_mtt, "dd-ranking": read_dd_ranking, "png": read_png}
-WRITERS: dict[str, Callable[..., Any]] = {"mtt": write_mtt, "dd-ranking": write_dd_ranking, "png": write_png}
+log = logging.getLogger("ddfast")
+
+READERS: dict[str, Callable[..., SyntheticSet]] = {
+    "mtt": read_mtt,
+    "dc": read_dc,
+    "idc": read_idc,
+    "dd-ranking": read_dd_ranking,
+    **dict.fromkeys(SUFFIXES, read_arrays),
+    "png": read_png,
+}
+WRITERS: dict[str, Callable[..., Any]] = {
+    "mtt": write_mtt,
+    "dc": write_dc,
+    "idc": write_idc,
+    "dd-ranking": write_dd_ranking,
+    **{format: partial(write_arrays, format=format) for format in SUFFIXES},
+    "png": write_png,
+}
+EXPERT_READERS = {"replay-buffer": read_replay_buffers, "state-dict": read_state_dicts}
+FORMATS = (OWN, *EXPERT_READERS, *READERS)
 
 DATA = {"dataset", "root", "image_size", "resize", "zca", "download", "test_folder", "value_range", "skip_unreadable"}
 TRAINING = {"lr_teacher", "mom", "l2", "batch_train", "dsa_strategy", "optimizer", "rho", "alpha", "schedule"}
-SET_OPTIONS = {"lr", "dsa_strategy", "canvas"}
+USE = {field.name for field in fields(Use)}
+OF_EXPERTS, OF_SET = DATA | TRAINING | {"network", "check"}, DATA | USE
 READING = {  # the options that each source takes
     EXPERTS: DATA - {"zca"},
     SET: set(),
-    "replay-buffer": DATA | TRAINING | {"network"},
-    "mtt": DATA | SET_OPTIONS | {"labels"},
-    "dd-ranking": DATA | SET_OPTIONS | {"labels"},
-    "png": DATA | SET_OPTIONS,
+    **dict.fromkeys(EXPERT_READERS, OF_EXPERTS),
+    **dict.fromkeys(READERS, OF_SET),
+    "dc": OF_SET | {"experiment"},
+    "idc": OF_SET | {"factor"},
+    "png": OF_SET - {"labels", "values"},
 }
-WRITING = {"replay-buffer": {"per_file"}, "mtt": {"labels"}, "dd-ranking": {"labels"}}  # and each format
+WRITING = {  # and each format
+    "replay-buffer": {"per_file"},
+    "state-dict": {"expert", "epoch"},
+    **{format: {"labels"} for format in WRITERS if format != "png"},
+}
+NEVER_WHITENED = ("dc", "idc", "png")  # unless it is said: their files hold pixels, or their code has no whitening
+HINTS = {"dc": dc.hints, "idc": idc.hints}
+ALL = "all"
 
 
 def recognise(path: str | Path) -> str:
@@ -37,26 +72,7 @@ def recognise(path: str | Path) -> str:
 
     Errors: FileNotFoundError where there is nothing; ValueError for nothing known, or for several things in a folder.
     """
-    path = Path(path)
-    if not path.exists() and not _set_of(path):
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    if not path.is_dir():
-        if _set_of(path):
-            return SET
-        if path.suffix != ".pt":
-            raise ValueError(f"{path}: expected a folder, a .pt file or a set of ddfast")
-        return "dd-ranking" if path.name == NAMES[0] else "mtt" if images_file(path) else "replay-buffer"
-    of_folder = {
-        EXPERTS: (path / "experts.json").is_file(),
-        SET: bool(_set_of(path)),
-        "replay-buffer": any(BUFFER.fullmatch(file.name) for file in path.iterdir()),
-        "mtt": images_file(path) is not None,
-        "dd-ranking": (path / NAMES[0]).is_file(),
-    }
-    found = [name for name, is_there in of_folder.items() if is_there] or ["png"] * bool(picture_files(path))
-    if len(found) != 1:
-        raise ValueError(f"{path}: expected files of one known format, got {' and '.join(found) or 'none'}")
-    return found[0]
+    return find(path).kind
 
 
 def convert(
@@ -64,6 +80,7 @@ def convert(
     output: str | Path,
     format: str | None = None,
     *,
+    source_format: str | None = None,
     preset: dict[str, Any] | None = None,
     **options: Any,
 ) -> Path:
@@ -71,52 +88,92 @@ def convert(
 
     Args:
         source: a file or folder of one of FORMATS, a run folder, or a synthetic set's path.
-        output: the folder that is written; of a synthetic set of ddfast the path without an ending.
+        output: the folder or file that is written; of a synthetic set of ddfast the path without an ending.
         format: one of FORMATS; None for ddfast's own, where the source is not.
+        source_format: what the source is taken for, one of FORMATS; None to recognise it.
         preset: settings of a preset, of which network and zca count where the source needs them and they are not given.
-        options: dataset and the options of load_dataset; network and those of ExpertTraining:
-            of read_replay_buffers; lr, labels, dsa_strategy, canvas: of read_mtt; per_file: of write_replay_buffers.
+        options: dataset and the options of load_dataset; network, check and those of
+            ExpertTraining: of read_replay_buffers; the fields of Use: of all readers of sets; experiment: of read_dc,
+            or "all", for a set each in the folder `output`; factor: of read_idc; per_file: of write_replay_buffers;
+            expert, epoch: of write_state_dict.
 
-    Returns: what was written, the folder or the set's path.
+    Returns: what was written, the folder, the file or the set's path.
     Errors: OSError or ValueError of one sentence; FileExistsError where `output` holds something else.
     """
     source, output = Path(source), Path(output)
-    kind = recognise(source)
+    found = find(source, source_format)
+    kind = found.kind
     given = {name: value for name, value in options.items() if value is not None}
-    now = OWN if kind in (EXPERTS, SET) else kind
-    to = OWN if format is None and now != OWN else format
-    of_experts = (OWN, "replay-buffer")
-    possible = (
-        of_experts if kind in (EXPERTS, "replay-buffer") else [name for name in FORMATS if name != "replay-buffer"]
-    )
-    possible = [name for name in possible if name != now]
-    if to not in possible:
-        got = "say which" if to is None else f"got {to}"
-        raise ValueError(f"format: {source} is {kind}, which can become {', '.join(possible)}; {got}")
+    if format is None and kind == EXPERTS and given.keys() & WRITING["state-dict"]:
+        format = "state-dict"
+    to = _target(found, source, format)
     for name in given:
         if name not in READING[kind] | WRITING.get(to, set()):
             raise ValueError(f"{name}: has no meaning in a conversion of {kind} to {to}")
-    given = _only(preset or {}, {"network", "zca"} & READING[kind]) | given
+    given = _only(preset or {}, {"network", "zca"} & READING[kind]) | _hinted(found, given) | given
     if kind == EXPERTS:
-        store = TrajectoryStore(source)
+        store = TrajectoryStore(found.path)
         data = _data(given, kind, store.settings.get("dataset"))
-        write_replay_buffers(store, output, data, **_only(given, WRITING[to]))
-    elif kind == "replay-buffer":
+        write = write_replay_buffers if to == "replay-buffer" else write_state_dict
+        write(store, output, data, **_only(given, WRITING[to]))
+    elif kind in EXPERT_READERS:
         data, training = _data(given, kind), _only(given, TRAINING)
-        read_replay_buffers(source, output, data, **_only(given, {"network"}), training=training)
+        read = EXPERT_READERS[kind]
+        read(found.path, output, data, **_only(given, {"network", "check"}), training=training)
+    elif given.get("experiment") == ALL:
+        for number in range(len(experiments(load(found.path)) or ())):
+            _convert_set(found, output / f"experiment_{number}", to, given | {"experiment": number})
     else:
-        synthetic = _read_set(source, kind, given)
-        if to == OWN:
-            _save_set(synthetic, output)
-        else:
-            WRITERS[to](synthetic, output, **_only(given, WRITING.get(to, set())))
+        _convert_set(found, output, to, given)
     return output
 
 
-def _read_set(source: Path, kind: str, given: dict[str, Any]) -> SyntheticSet:
-    if kind == SET:
-        return SyntheticSet.load(_set_of(source))
-    return READERS[kind](source, _data(given, kind), **_only(given, READING[kind] - DATA))
+def _target(found: Found, source: Path, format: str | None) -> str:
+    """The format that is written; ValueError where it is not what the source can become."""
+    kind = found.kind
+    now = OWN if kind in (EXPERTS, SET) else kind
+    to = OWN if format is None and now != OWN else format
+    if kind == EXPERTS:
+        possible = EXPERTS_OF_OTHERS
+    elif kind in EXPERT_READERS:
+        possible = (OWN,)
+    else:
+        possible = tuple(name for name in (OWN, *READERS) if name != now)
+    if to not in possible:
+        got = "say which" if to is None else f"got {to}"
+        raise ValueError(f"format: {source} is {kind}, which can become {', '.join(possible)}; {got}")
+    return to
+
+
+def _hinted(found: Found, given: dict[str, Any]) -> dict[str, Any]:
+    """The options that are not given, and that names or files beside the source say; a line of the log says which."""
+    hints = HINTS.get(found.kind, lambda path: {})(found.path)
+    hints = {name: value for name, value in hints.items() if name not in given}
+    if "dataset" in hints and not known_name(hints["dataset"]):
+        del hints["dataset"]
+    if hints:
+        log.info("%s: %s, as its name or the arguments beside it say", found.path, _words(hints))
+    return hints
+
+
+def _convert_set(found: Found, output: Path, to: str, given: dict[str, Any]) -> None:
+    synthetic = _read_set(found, given)
+    if to == OWN:
+        _save_set(synthetic, output)
+    else:
+        WRITERS[to](synthetic, output, **_only(given, WRITING.get(to, set()) if found.kind == SET else set()))
+
+
+def _read_set(found: Found, given: dict[str, Any]) -> SyntheticSet:
+    if found.kind == SET:
+        return SyntheticSet.load(set_of(found.path))
+    made = READERS[found.kind](found.path, _data(given, found.kind), **_only(given, READING[found.kind] - DATA))
+    if made.network is None:
+        log.info(
+            "%s: made for a network that no file tells; --network records it, else it is evaluated on convnet",
+            found.path,
+        )
+    return made
 
 
 def _data(given: dict[str, Any], kind: str, recorded: str | None = None) -> Dataset:
@@ -125,7 +182,7 @@ def _data(given: dict[str, Any], kind: str, recorded: str | None = None) -> Data
     dataset = options.pop("dataset", set_of_release(recorded or ""))
     if dataset is None:
         raise ValueError("dataset: say on which data set this was made; no file tells it")
-    if "zca" not in options and kind not in (EXPERTS, "png"):
+    if "zca" not in options and kind not in (EXPERTS, *NEVER_WHITENED):
         raise ValueError("zca: say whether it was made with whitened images or not; no file tells it")
     return load_dataset(dataset, **options)
 
@@ -137,12 +194,9 @@ def _save_set(synthetic: SyntheticSet, output: Path) -> None:
         synthetic.save(folder / output.name)
 
 
-def _set_of(path: Path) -> Path | None:
-    """The synthetic set that a run folder or a path means; None for none."""
-    path = path / "synthetic" if path.is_dir() else path
-    name = str(path).removesuffix(".safetensors").removesuffix(".json")
-    return path if Path(f"{name}.json").is_file() or Path(f"{name}.safetensors").is_file() else None
-
-
 def _only(given: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in names}
+
+
+def _words(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items())

@@ -56,3 +56,12 @@ def expect_folder(path: Path) -> None:
 
 def _same(staged: Path, there: Path) -> bool:
     return not there.exists() or (there.is_file() and filecmp.cmp(staged, there, shallow=False))
+
+
+@contextlib.contextmanager
+def placing_file(path: Path, suffix: str) -> Iterator[Path]:
+    """As `placing`, of one file: yield where it is to be written. ValueError where its name ends otherwise."""
+    if path.suffix != suffix:
+        raise ValueError(f"{path}: expected a name that ends in {suffix}, for one file is written")
+    with placing(path.parent, alone=False) as folder:
+        yield folder / path.name

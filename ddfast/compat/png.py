@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from ddfast.compat.placing import placing
-from ddfast.compat.tensors import read_lr, synthetic_set
+from ddfast.compat.tensors import Use, read_lr, synthetic_set
 from ddfast.data import Dataset, SyntheticSet
 from ddfast.data.images import read_files
+
+NUMBERED = re.compile(r"new\d{3,}")  # the folder of a class in SRe2L's code
 
 
 def folder_of(class_name: str) -> str:
@@ -26,34 +28,32 @@ def picture_files(path: Path) -> dict[str, list[Path]]:
     return {name: sorted(files, key=_in_order) for name, files in found.items() if files}
 
 
-def read_png(
-    path: str | Path,
-    dataset: Dataset,
-    *,
-    lr: float | None = None,
-    dsa_strategy: str | None = None,
-    canvas: int = 1,
-) -> SyntheticSet:
+def read_png(path: str | Path, dataset: Dataset, **use) -> SyntheticSet:
     """The set of a folder with a folder of pictures per class, preprocessed as the data set, its labels the classes.
 
-    Pictures of another size are resized as the data set's are. The other arguments are those of `read_mtt`; lr is
-    needed. Errors: OSError or ValueError that names the folder or the file.
+    Folders are called as the classes, or new000 … by their numbers, as SRe2L's code has them. Pictures of another size
+    are resized as the data set's are. use: what pictures do not say (ddfast.compat.Use); lr is needed, and labels and
+    values mean nothing. Errors: OSError or ValueError that names the folder or the file.
     """
-    by_folder = picture_files(Path(path))
+    use, by_folder = Use(**use), picture_files(Path(path))
+    if use.labels is not None or use.values is not None:
+        raise ValueError("png: labels and values have no meaning for pictures, which are pixels in folders of classes")
     classes = {folder_of(name): k for k, name in enumerate(dataset.class_names)}
+    if all(NUMBERED.fullmatch(name) for name in by_folder):
+        classes = {name: int(name[3:]) for name in by_folder if int(name[3:]) < dataset.num_classes}
     unknown = [name for name in by_folder if name not in classes]
     if unknown or not by_folder:
         raise ValueError(
             f"{path}: expected a folder of pictures per class of {dataset.name} ({', '.join(list(classes)[:3])} …), "
             f"got {', '.join(unknown[:3]) or 'none'}"
         )
-    rate = read_lr(None, lr, Path(path))
+    rate = read_lr(None, use.lr, Path(path))
     ordered = sorted(by_folder.items(), key=lambda item: classes[item[0]])
     files = [file for _, of_class in ordered for file in of_class]
     labels = torch.tensor([classes[name] for name, of_class in ordered for _ in of_class])
-    H, W = (canvas * side for side in dataset.image_size)
+    H, W = (use.canvas * side for side in dataset.image_size)
     images = read_files(files, (H, W), dataset.channels, dataset.preprocessing.resize)
-    return synthetic_set(Path(path), dataset.preprocessing.apply(images), labels, rate, dataset, dsa_strategy, canvas)
+    return synthetic_set(Path(path), dataset.preprocessing.apply(images), labels, rate, dataset, use)
 
 
 def write_png(synthetic: SyntheticSet, output: str | Path) -> None:

@@ -1,7 +1,8 @@
-"""Synthetic sets as others keep them: a file of images, one of labels, one of the learning rate."""
+"""Synthetic sets as others keep them: what their tensors of images, labels and learning rate mean."""
 
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,38 @@ import torch
 from torch import Tensor
 
 from ddfast.arguments import expect_one_of, expect_positive, is_number
-from ddfast.compat.torch_files import expect_floats, expect_held, load, save
+from ddfast.compat.labels import labels_for
+from ddfast.compat.torch_files import WIDENED, expect_floats, expect_held, load, save
 from ddfast.data import Dataset, SyntheticSet
 from ddfast.data.augment import FULL_STRATEGY
 
 log = logging.getLogger("ddfast")
 
-LABELS = ("logits", "probabilities")  # what soft labels are in the files of others
-LOG_OF_ZERO = -1000.0  # its exponential is 0 in float32 and in float64, and it is a number
+VALUES = ("preprocessed", "unit", "bytes")  # what images are: as networks see them; pixels of 0 to 1; of 0 to 255
+
+
+@dataclass(frozen=True)
+class Use:
+    """What files of others do not say about a set.
+
+    lr: the learning rate to train with; None for that of the files.
+    labels: what labels [I, K] are, one of ddfast.compat.labels.LABELS; None to infer it from their values.
+    dsa_strategy: the augmentation to train with; None for that of MTT's code.
+    canvas: as in SyntheticSet.
+    values: what the images are, one of VALUES; None for what the format says, else inferred.
+    network: what the set was distilled for, a name as ddfast.networks.create takes it; None where nobody knows.
+    """
+
+    lr: float | None = None
+    labels: str | None = None
+    dsa_strategy: str | None = None
+    canvas: int = 1
+    values: str | None = None
+    network: str | None = None
+
+    def __post_init__(self):
+        if self.values is not None:
+            expect_one_of("values", self.values, VALUES)
 
 
 def synthetic_set(
@@ -25,17 +50,17 @@ def synthetic_set(
     labels: Tensor,  # int64 [I], or float [I, K]
     lr: Tensor,  # []
     dataset: Dataset,
-    dsa_strategy: str | None,
-    canvas: int,
+    use: Use,
 ) -> SyntheticSet:
     """A set of images that were distilled from a data set; ValueError that names `source` for others."""
-    wanted = (dataset.channels, *(canvas * side for side in dataset.image_size))
-    if images.dim() != 4 or tuple(images.shape[1:]) != wanted:
+    wanted = _shape(dataset, use)
+    if images.dim() != 4 or list(images.shape[1:]) != wanted:
         expected = f"[I, {', '.join(map(str, wanted))}]"
         raise ValueError(f"{source}: expected images {expected} as of {dataset.name}, got {list(images.shape)}")
-    strategy = FULL_STRATEGY if dsa_strategy is None else dsa_strategy
+    strategy = FULL_STRATEGY if use.dsa_strategy is None else use.dsa_strategy
+    about = dataset.class_names, dataset.preprocessing, strategy, use.canvas, use.network
     try:
-        made = SyntheticSet(images, labels, lr, dataset.class_names, dataset.preprocessing, strategy, canvas)
+        made = SyntheticSet(images, labels, lr, *about)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     absent = sorted(set(range(dataset.num_classes)) - set(made.classes.tolist()))
@@ -45,37 +70,86 @@ def synthetic_set(
     return made
 
 
-def read_images(path: Path) -> Tensor:  # float32 [I, C, H, W]
-    """Images as they are in the file; ValueError where they are no finite floats."""
-    images = expect_floats(load(path), str(path))
-    if not images.isfinite().all():
-        raise ValueError(f"{path}: holds values that are not finite")
-    return images.float().clone(memory_format=torch.contiguous_format)
+def as_images(value: Any, what: str, dataset: Dataset, use: Use, meant: str | None) -> Tensor:  # float32 [I, C, H, W]
+    """Images of a file as networks see them.
 
+    meant: what the format says that its values are, one of VALUES. None for formats that say nothing: their layout may
+    be [I, H, W, C], [I, H, W] or [I, C H W] too, and what the values are is inferred.
 
-def read_labels(path: Path, kind: str) -> Tensor:  # int64 [I], or logits float32 [I, K]
-    """Classes, be they whole numbers or floats, or label logits; of probabilities the logits that give them back.
-
-    The softmax of log p is p to about 1e-6 of each; exactly 0 for 0, and exactly 1 for 1.
+    Errors: ValueError for what is no tensor of finite numbers, or whose values cannot be what they are meant to be.
     """
-    expect_one_of("labels", kind, LABELS)
-    labels = load(path)
-    if not isinstance(labels, Tensor):
-        raise ValueError(f"{path}: expected a tensor, got {type(labels).__name__}")
-    expect_held(labels, str(path))
-    labels = labels.detach().clone(memory_format=torch.contiguous_format)
-    if labels.dim() == 1:
-        if not (labels.isfinite().all() and labels.equal(labels.round() if labels.is_floating_point() else labels)):
-            raise ValueError(f"{path}: expected whole numbers as classes, got {labels[:5].tolist()} …")
-        return labels.long()
-    labels = expect_floats(labels, str(path)).float()
-    if labels.dim() != 2 or not labels.isfinite().all():
-        raise ValueError(f"{path}: expected classes [I] or finite soft labels [I, K], got {list(labels.shape)}")
-    if kind == "logits":
-        return labels
-    if (labels < 0).any() or not torch.allclose(labels.sum(1), torch.ones(len(labels)), atol=1e-3):
-        raise ValueError(f"{path}: expected probabilities, of 0 or more with sum 1 per row; are they logits?")
-    return labels.double().log().clamp(min=LOG_OF_ZERO).float()
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{what}: expected a tensor, got {type(value).__name__}")
+    values = use.values or meant
+    if values == "preprocessed" and meant is not None:
+        images = expect_floats(value, what)
+    else:
+        images = _numbers(value, what)
+    if not images.isfinite().all():
+        raise ValueError(f"{what}: holds values that are not finite")
+    if meant is None:
+        images = _in_layout(images, what, dataset, use)
+    images = images.clone(memory_format=torch.contiguous_format)
+    low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 0.0)
+    if values is None:
+        values = _values_of(images, low, high)
+        log.info("%s: values %.3g to %.3g, read as %s; --values says what else they are", what, low, high, values)
+    _expect_values(images, what, values, low, high, use.values is None)
+    if values == "preprocessed":
+        return images.float()
+    pixels = images.round().to(torch.uint8) if values == "bytes" else images.float()
+    return dataset.preprocessing.apply(pixels)
+
+
+def _numbers(value: Tensor, what: str) -> Tensor:
+    """Any real numbers; those of float64 are rounded, and that is said."""
+    expect_held(value, what)
+    value = value.detach()
+    if value.dtype == torch.float64:
+        log.info("%s: float64, rounded to float32", what)
+        return value.float()
+    if value.dtype.is_complex or value.dtype == torch.bool:
+        raise ValueError(f"{what}: expected real numbers, got {value.dtype}")
+    return value
+
+
+def _shape(dataset: Dataset, use: Use) -> list[int]:
+    return [dataset.channels, *(use.canvas * side for side in dataset.image_size)]
+
+
+def _in_layout(images: Tensor, what: str, dataset: Dataset, use: Use) -> Tensor:  # -> [I, C, H, W]
+    C, H, W = wanted = _shape(dataset, use)
+    shape = list(images.shape[1:])
+    if shape == [H, W, C] and shape != wanted:
+        log.info("%s: images [I, H, W, C], read as such", what)
+        return images.permute(0, 3, 1, 2)
+    if shape == [C * H * W] or (C == 1 and shape == [H, W]):
+        return images.reshape(len(images), C, H, W)
+    return images
+
+
+def _values_of(images: Tensor, low: float, high: float) -> str:
+    if low < 0 or high > 255:
+        return "preprocessed"
+    if images.dtype not in WIDENED:
+        return "bytes"
+    if high <= 1:
+        return "unit"
+    return "bytes" if images.equal(images.round()) else "preprocessed"
+
+
+def _expect_values(images: Tensor, what: str, values: str, low: float, high: float, inferred: bool) -> None:
+    """ValueError, or a warning, for images that are hardly what they are read as."""
+    span = f"values from {low:.3g} to {high:.3g}"
+    if values == "bytes" and not (low >= 0 and high <= 255 and images.equal(images.round())):
+        raise ValueError(f"{what}: expected whole numbers from 0 to 255 as bytes, got {span}")
+    if values == "unit" and (low < -1 or high > 2):  # some codes leave pixels a little outside of 0 to 1
+        raise ValueError(
+            f"{what}: expected pixels of about 0 to 1, got {span}: as networks see them, --values preprocessed; of 0 "
+            f"to 255, --values bytes"
+        )
+    if values == "preprocessed" and inferred and 0 <= low < high <= 1:
+        log.warning("%s: %s, as pixels have; read as preprocessed, --values unit reads pixels", what, span)
 
 
 def read_lr(path: Path | None, given: float | None, images: Path) -> Tensor:  # []
@@ -85,19 +159,27 @@ def read_lr(path: Path | None, given: float | None, images: Path) -> Tensor:  # 
         return torch.tensor(float(given))
     if path is None:
         raise ValueError(f"lr: no file beside {images} says the learning rate to train with; give one")
-    value: Any = load(path)
+    return as_lr(load(path), str(path))
+
+
+def as_lr(value: Any, what: str) -> Tensor:  # []
+    """A learning rate that a file holds; ValueError where it is none."""
     value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if not is_number(value) or not 0 < value < math.inf:
         got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         got = value if is_number(value) else got
-        raise ValueError(f"{path}: expected one positive learning rate, got {got}")
+        raise ValueError(f"{what}: expected one positive learning rate, got {got}")
     return torch.tensor(float(value))
 
 
-def write_tensors(synthetic: SyntheticSet, folder: Path, names: tuple[str, str, str], labels: str) -> None:
+def write_tensors(synthetic: SyntheticSet, folder: Path, names: tuple[str, str, str], labels: str | None) -> None:
     """Write images, labels and learning rate into a folder under these names."""
-    expect_one_of("labels", labels, LABELS)
-    of_set = synthetic.targets if labels == "probabilities" else synthetic.labels
-    for name, value in zip(names, (synthetic.images, of_set, synthetic.lr), strict=True):
-        # a copy: a view would be written with all that it is a view of
-        save(value.detach().cpu().clone(memory_format=torch.contiguous_format), folder / name)
+    for name, value in zip(names, tensors_of(synthetic, labels), strict=True):
+        save(value, folder / name)
+
+
+def tensors_of(synthetic: SyntheticSet, labels: str | None) -> list[Tensor]:
+    """Images, labels as they are to be written, and learning rate; copies: a view would be written with all that it is
+    a view of."""
+    of_set = synthetic.images, labels_for(synthetic, labels), synthetic.lr
+    return [value.detach().cpu().clone(memory_format=torch.contiguous_format) for value in of_set]

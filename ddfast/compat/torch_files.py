@@ -1,6 +1,8 @@
 """The .pt files of others: read without running anything that they hold, written whole or not at all."""
 
+import functools
 import logging
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,31 @@ def load(path: Path) -> Any:
     if not mapped:
         log.info("%s: written by a PyTorch before 1.6, read whole into memory", path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with torch.serialization.safe_globals(_numbers_of_numpy()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged file raises many kinds
-        why = "it holds more than tensors" if "weights_only" in str(error).lower() else "it is damaged"
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path}: not read, for {why} ({said[-1 if len(said) == 1 else 0].strip()})") from None
+        said = str(error).strip() or type(error).__name__
+        if named := re.search(r"GLOBAL ([\w.]+)|(?:class|function) ([\w.]*\w\.\w+)", said):
+            raise ValueError(
+                f"{path}: not read, for it holds more than tensors: objects of {named[1] or named[2]}, whose code "
+                f"would be run; save its tensors, or their state_dict(), instead"
+            ) from None
+        why = "it holds more than tensors" if "weights_only" in said.lower() else "it is damaged"
+        reason = said.split("WeightsUnpickler error:")[-1].strip().splitlines() or ["an unknown object"]
+        raise ValueError(f"{path}: not read, for {why} ({reason[0].strip()})") from None
+
+
+@functools.cache
+def _numbers_of_numpy() -> list[Any]:
+    """What numpy's numbers and arrays are pickled as, by numpy before 2 and since: plain data, of which nothing is run.
+
+    DC's code keeps its accuracies as such, beside the images.
+    """
+    from numpy import _core, dtype, ndarray
+
+    calls = (_core.multiarray.scalar, _core.multiarray._reconstruct)
+    both = [(call, f"numpy.{core}.multiarray.{call.__name__}") for call in calls for core in ("core", "_core")]
+    return [*both, dtype, ndarray, *{type(dtype(code)) for code in "?bBhHiIlLqQefd"}]
 
 
 def save(value: Any, path: Path) -> None:

@@ -34,6 +34,7 @@ class SyntheticSet:
     preprocessing: Preprocessing
     dsa_strategy: str = NO_STRATEGY  # augmentation when training on it
     canvas: int = 1  # how many times the sides of what networks see: random crops of the images where more than 1
+    network: str | None = None  # what it was distilled for, as ddfast.networks.create takes it; None where not known
 
     def __post_init__(self):
         count, K = len(self.images), len(self.class_names)
@@ -122,6 +123,8 @@ class SyntheticSet:
             "dsa_strategy": self.dsa_strategy,
             "canvas": self.canvas,
         }
+        if self.network is not None:
+            about["network"] = self.network
         write_tensors(tensors_path, {"images": self.images, "labels": self.labels, "lr": self.lr}, about)
         write_json(about_path, about)
 
@@ -154,6 +157,7 @@ class SyntheticSet:
                 Preprocessing.described(about["preprocessing"]),
                 _strategy(about.get("dsa_strategy")),
                 about.get("canvas", 1),  # sets of ddfast 0.1.0 have none
+                _network(about.get("network")),  # as have those whose network is not known
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{where}: not a ddfast synthetic set ({error})") from None
@@ -168,6 +172,12 @@ def _names(names: Any) -> tuple[str, ...]:
 def _strategy(strategy: Any) -> str:
     DSA(strategy)  # refuses an unknown one
     return strategy or NO_STRATEGY
+
+
+def _network(name: Any) -> str | None:
+    if name is not None and not isinstance(name, str):
+        raise ValueError("network: expected a name")
+    return name
 
 
 def _warn_of_another(about_path: Path, about: dict[str, Any], tensors_path: Path) -> None:

@@ -8,6 +8,7 @@ from ddfast.evaluate.protocol import (
     evaluate_full_data,
     evaluate_random_real,
     evaluate_snapshots,
+    networks_of,
 )
 from ddfast.evaluate.schedule import PROTOCOLS, Protocol
 
@@ -21,4 +22,5 @@ __all__ = [
     "evaluate_full_data",
     "evaluate_random_real",
     "evaluate_snapshots",
+    "networks_of",
 ]

@@ -1,5 +1,6 @@
 """How good a training set is: networks trained on it from scratch, and their accuracy on real test images."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,8 @@ from ddfast.evaluate.schedule import accuracy, protocol_named, schedule_of, trai
 from ddfast.evaluate.trainings import run_trainings
 from ddfast.files import digest_of_tensors
 from ddfast.ranks import ALONE, Ranks
+
+log = logging.getLogger("ddfast")
 
 BASELINE_LR = 0.01  # for sets that bring no learning rate of their own
 
@@ -65,7 +68,7 @@ def evaluate(
     synthetic: SyntheticSet,
     dataset,
     *,
-    networks: tuple[str, ...] = ("convnet",),
+    networks: tuple[str, ...] | None = None,
     num_eval: int = 5,
     epochs: int | None = None,
     lr: float | None = None,
@@ -87,7 +90,7 @@ def evaluate(
 
     Args:
         dataset: what to test on, as load_dataset takes it; images are brought to the set's size.
-        networks: names as ddfast.networks.create takes them.
+        networks: names as ddfast.networks.create takes them; None for what the set was distilled for.
         epochs, batch: None for the protocol's.
         lr: None for the set's own, or the protocol's where it has one.
         dsa_strategy: None for the set's own.
@@ -114,6 +117,7 @@ def evaluate(
         got = f"the option {', '.join(sorted(unknown))}" if unknown else f"{type(synthetic).__name__} for synthetic"
         raise TypeError(f"evaluate: expected a SyntheticSet and the options that its documentation lists, got {got}")
     synthetic.check_values()
+    networks = networks_of(synthetic) if networks is None else networks
     if lr is None and protocol_named(protocol).lr is None:
         lr = float(synthetic.lr)
     dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
@@ -132,6 +136,13 @@ def evaluate(
         return {"set": digest_of_tensors(tensors, {}), "seed": seed, **schedule.describe(data)}
 
     return Evaluation(run_trainings(about, networks, num_eval, train, output, ranks))
+
+
+def networks_of(synthetic: SyntheticSet) -> tuple[str, ...]:
+    """What a set was distilled for, to evaluate it on; where it does not say that, convnet, and a line of the log."""
+    if synthetic.network is None:
+        log.info("networks: the set does not say what it was distilled for; convnet (width 128) is taken")
+    return (synthetic.network or "convnet",)
 
 
 def check_evaluation(networks: Sequence[str], protocol: str, data: Dataset) -> None:

@@ -230,6 +230,29 @@ class TrajectoryStore:
             raise ValueError(f"{path}: the snapshot of epoch {epoch} holds values that are not finite")
         return snapshot
 
+    def state_dict(self, expert: int, epoch: int | None = None, dataset=None) -> dict[str, Tensor]:
+        """The parameters of an expert after an epoch by their names, for `load_state_dict` of its network.
+
+        Names are those of ddfast's networks; of the ConvNet they are the field's (features.0.weight …). Statistics of
+        batch norm, which snapshots do not hold, are taken anew over all training images.
+
+        Args:
+            expert: from 0.
+            epoch: None for the last.
+            dataset: what the experts were trained on, as load_dataset takes it; None for the recorded name.
+
+        Errors: as `snapshot`; ValueError for another data set than the experts' own.
+        """
+        from ddfast.experts.state_dicts import state_dict
+
+        return state_dict(self, expert, self.epochs if epoch is None else epoch, dataset)
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep something that was found out about the experts, as about[name]; it is no setting."""
+        if self.about.get(name) != value:
+            self.about[name] = value
+            write_json(self.path / "experts.json", self.about)
+
     def words_of_kept(self) -> str:
         """The kept epochs, for people."""
         first, last = self.settings.get("keep_epochs", (0, self.epochs))
@@ -276,7 +299,8 @@ class TrajectoryStore:
         if equal:
             raise ValueError(
                 f"{self._file(expert)}: the snapshots of epochs {start_epoch} and {target_epoch} are equal: "
-                f"there is no trajectory to match"
+                f"there is no trajectory to match (snapshots that were not copied when they were taken are all the "
+                f"last one; a rate of 0 trains nothing)"
             )
         return start, target
 
