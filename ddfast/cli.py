@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from ddfast.forecast import words_of_time
 from ddfast.options import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -19,6 +20,7 @@ from ddfast.options import (
     Experiment,
     Names,
     TrainEpochs,
+    budget_option,
     data_options,
     evaluation_options,
     memory_option,
@@ -34,6 +36,7 @@ from ddfast.options import (
 )
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+USELESS = 3  # exit status of a run whose images are no better than random real ones
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 EXPECTED = (ValueError, TypeError, OSError, NotImplementedError, MemoryError)  # what the library raises at its doors
 
@@ -130,6 +133,7 @@ def cli(traceback: bool) -> None:
 @click.option("--train-lr", type=POSITIVE, help="Learning rate of the experts.")
 @click.option("--train-dsa-strategy", help="Their augmentation, where it is another than --dsa-strategy.")
 @click.option("--iterations", type=AT_LEAST_1, help="Outer steps.")
+@budget_option
 @method_options
 @click.option("--networks", type=Names(), help="To evaluate on, separated by commas.  [default: --network]")
 @evaluation_options
@@ -151,6 +155,9 @@ def distill(**options) -> None:
     _print_table(result)
     click.echo(f"images: {result.path / 'images.png'}")
     click.echo(f"run:    {result.path}")
+    if result.useless is not None:
+        click.echo(f"\nuseless: {result.useless}")
+        sys.exit(USELESS)
 
 
 def _progress(distillation):
@@ -160,7 +167,7 @@ def _progress(distillation):
 
     first, last = distillation.iteration, distillation.iterations
     bar = tqdm(distillation, initial=first, total=last, unit="it", disable=None, file=sys.stderr, dynamic_ncols=True)
-    began = said = time.monotonic()
+    said = time.monotonic()
     with logging_redirect_tqdm([logging.getLogger("ddfast")]):
         for record in bar:
             state = {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.4g}"}
@@ -169,9 +176,9 @@ def _progress(distillation):
             bar.set_postfix(state)
             now, done = time.monotonic(), record["iteration"]
             if bar.disable and (now - said > SECONDS_BETWEEN_LINES or done in (first + 1, last)):
-                left = (now - began) / (done - first) * (last - done)
+                left = distillation.forecast.left()
                 words = ", ".join(f"{name} {value}" for name, value in state.items())
-                click.echo(f"iteration {done} of {last}: {words}, {left:.0f} s left", err=True)
+                click.echo(f"iteration {done} of {last}: {words}, about {words_of_time(left)} left in all", err=True)
                 said = now
             yield record
 
@@ -202,6 +209,7 @@ def _print_table(result) -> None:
 @optimizer_options
 @storage_options
 @click.option("--at-once", type=AT_LEAST_1, help="Experts trained side by side.  [default: what fits a GPU; CPU: 1]")
+@budget_option
 @click.option("--output", type=PATH, help="Folder.  [default: one in the user's cache]")
 @click.option("--method", help="Whose presets.  [default: mtt]")
 @click.option("--plan", is_flag=True, help="Only say what they would take on disk, by --snapshots.")
@@ -214,6 +222,7 @@ def experts(dataset, ipc, method, preset, plan, **options) -> None:
 
     with launched() as ranks:
         arguments = ranks.in_turn(lambda: expert_options(dataset, ipc, method, preset, options))
+        arguments |= ranks.first(lambda: {name: arguments[name] for name in arguments if name != "dataset"})
         if plan and not ranks.is_first:
             return
         if plan:

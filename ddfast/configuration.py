@@ -14,10 +14,13 @@ from ddfast.data import Dataset, known_name, load_dataset
 from ddfast.devices import computes_bfloat16, resolve_device
 from ddfast.evaluate import check_evaluation
 from ddfast.experts import FORMATS, ExpertTraining, TrajectoryStore, predicted_bytes
+from ddfast.forecast import parse_budget_of_time
 from ddfast.installation import build_info
 from ddfast.job import EXPERT_STORAGE, EXPERT_TRAINING, NEEDED, Job
 from ddfast.methods import INITS, METHODS, load_init
-from ddfast.presets import choose_preset
+from ddfast.own_data import BUDGET, Derived, amounts, derive
+from ddfast.presets import Preset, choose_preset
+from ddfast.probe import RATES
 from ddfast.ranks import ALONE, Ranks
 
 log = logging.getLogger("ddfast")
@@ -27,7 +30,7 @@ DATA |= {"test_folder": None, "value_range": None, "skip_unreadable": False}  # 
 LOADED = {"data_root": "root"} | {name: name for name in DATA if name not in ("dataset", "data_root", "zca")}
 RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
 RUN |= {"memory_budget": "50%", "precision": "default"}  # the budget: of what is free
-RUN |= {"cuda_graph": False, "deterministic": True}
+RUN |= {"cuda_graph": False, "deterministic": True, "budget": None}
 OF_EXPERTS = EXPERT_TRAINING | EXPERT_STORAGE
 FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "train_dsa_strategy", *OF_EXPERTS)
 REPORT = {
@@ -47,9 +50,10 @@ NONE = "none"  # switches off what a preset has
 MAY_BE_NONE = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
 
 
-def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE) -> Job:
-    """The job that these arguments ask for; what is None comes from given experts, else from the preset.
+def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE, derived: Derived | None = None) -> Job:
+    """The job that these arguments ask for; what is None comes from given experts, else from the preset of the data.
 
+    Data without one get settings that are derived from them, or `derived` ones, of another process of this run.
     Errors: ValueError or TypeError for what cannot work, before anything is written.
     """
     given = _without_paths({name: value for name, value in given.items() if value is not None})
@@ -65,8 +69,9 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE)
     store = experts if isinstance(experts, TrajectoryStore) or experts is None else TrajectoryStore(experts)
     side = min(data.image_size)
     preset = choose_preset(method, data.name, config["ipc"], config["preset"], side=side, classes=data.num_classes)
-    config = DATA | RUN | REPORT | OF_EXPERTS | preset.settings
-    config |= _of_experts(store, given, preset.settings) | given | off
+    derived = _derived(given | off, data, preset, store) if derived is None else derived
+    config = DATA | RUN | REPORT | OF_EXPERTS | preset.settings | derived.settings
+    config |= _of_experts(store, given, config) | given | off
     expansion = ("current_max_start_epoch", "expansion_end")
     if not any(name in given and name not in off for name in expansion) and (
         any(name in off for name in expansion)
@@ -75,7 +80,11 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE)
         config |= dict.fromkeys(expansion)  # the preset's does not fit what was given
     if config.get("labels", "hard") != "soft" and "lr_label" not in given:
         config["lr_label"] = 0.0  # the preset's is of soft labels
-    config |= {"method": method, "preset": preset.name, "dataset": _spec(dataset)}
+    own = _is_own(data, preset, given)
+    config |= {"method": method, "preset": f"own data, else {preset.name}" if own else preset.name}
+    config |= {"dataset": _spec(dataset), "derived": derived.reasons, "derived_settings": derived.settings}
+    config["probed"] = [name for name in RATES if own and name not in given]
+    tell_settings(preset.name, derived, own)
     config["experts"] = None if store is None else str(store.path.resolve())
     if config["zca"] and data.preprocessing.zca is None:
         data = data.whitened()
@@ -85,11 +94,32 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE)
     job.check_expansion("expansion_end" in given)
     if job.settings.init not in INITS:
         lr = load_init(job.settings, data, config["ipc"]).lr.item()  # refuses one that does not fit
+        job.config["probed"] = [name for name in job.config["probed"] if name != "lr_teacher"]
         if "lr_teacher" in given:
             raise ValueError(f"lr_teacher: the set in {job.settings.init} brings its own, {lr:.4g}; expected none")
         job.config["init"] = str(Path(job.settings.init).resolve())
     job.plan_for_budget(asked="memory_budget" in given)
     return job
+
+
+def _is_own(data: Dataset, preset: Preset, given: dict[str, Any]) -> bool:
+    """Whether no preset is of these data, and none was asked for."""
+    return given.get("preset") is None and preset.dataset != data.name
+
+
+def _derived(given: dict[str, Any], data: Dataset, preset: Preset, store: TrajectoryStore | None) -> Derived:
+    """Settings for data that no preset is of; of others those amounts that a budget asks for."""
+    budget = parse_budget_of_time(given.get("budget", BUDGET))
+    count = given.get("ipc", RUN["ipc"]) * data.num_classes
+    device, experts = resolve_device(given.get("device")), None if store is None else store.kept_epochs
+    given = {name: value for name, value in given.items() if value is not None}
+    if _is_own(data, preset, given):
+        if store is not None:
+            given = _of_experts(store, given, OF_EXPERTS | preset.settings) | given
+        return derive(data, count, given, preset.settings, device, budget, experts)
+    if "budget" not in given:
+        return Derived({}, {})
+    return amounts(data, count, given, DATA | RUN | preset.settings, device, budget, experts)
 
 
 def _method(method: str | None, preset: str | None) -> str:
@@ -175,13 +205,19 @@ def expert_options(
 ) -> dict[str, Any]:
     """Keyword arguments of train_experts: those given, the others as the preset for `distill` has them."""
     given = {name: value for name, value in options.items() if value is not None}
+    budget = {"budget": given.pop("budget")} if "budget" in given else {}
     names = LOADED | {"download": "download"}
     data = load_dataset(dataset or DATA["dataset"], **{names[n]: v for n, v in given.items() if n in names})
     chosen = choose_preset(
         _method(method, preset), data.name, ipc or 1, preset, side=min(data.image_size), classes=data.num_classes
     )
-    log.info("settings: %s", chosen.name)
-    row = OF_EXPERTS | chosen.settings
+    asked = {"ipc": ipc or 1, "preset": preset} | {name: given[name] for name in given if name not in names} | budget
+    asked |= {"train_epochs": given["epochs"]} if "epochs" in given else {}
+    derived = _derived(asked, data, chosen, None)
+    tell_settings(chosen.name, derived, _is_own(data, chosen, asked))
+    row = OF_EXPERTS | chosen.settings | derived.settings
+    if row["train_epochs"] == NEEDED:
+        row["train_epochs"] = row["max_start_epoch"] - 1 + row["expert_epochs"]
     defaults = {"epochs": row["train_epochs"], "lr_teacher": row["train_lr"]}
     defaults |= {name: row[name] for name in ("network", "num_experts", "zca", *OF_EXPERTS)}
     defaults["dsa_strategy"] = row.get("train_dsa_strategy") or row["dsa_strategy"]
@@ -216,6 +252,16 @@ def _check_sharpness(given: dict[str, Any], optimizer: str) -> None:
     for name in ("rho", "alpha"):
         if name in given and optimizer not in ("gsam", None):
             raise ValueError(f"{name}: expected with the optimizer gsam only, got {given[name]}")
+
+
+def tell_settings(preset: str, derived: Derived, own: bool) -> None:
+    """Log where settings come from, and why those that are derived are what they are."""
+    if not own:
+        log.info("settings: %s%s", preset, ", shortened to the budget" if derived.settings else "")
+    else:
+        log.info("settings: no preset is of these data; from the data and a budget, all else as %s", preset)
+    for name, reason in derived.reasons.items():
+        log.info("  %s %s: %s", name, derived.settings[name], reason)
 
 
 def _without_paths(given: dict[str, Any]) -> dict[str, Any]:

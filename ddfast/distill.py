@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,15 @@ from ddfast.distillation import Distillation, initial_of
 from ddfast.evaluate import evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
 from ddfast.experts import TrajectoryStore, train_experts
 from ddfast.files import undisturbed
+from ddfast.forecast import Forecast
 from ddfast.job import EXPERT_TRAINING, Job
+from ddfast.job_forecast import EVALUATION, IMAGES, forecast_of, trainings
+from ddfast.own_data import Derived
+from ddfast.probe import apply_rates, probe_rates
 from ddfast.ranks import ALONE, RankError, Ranks, expect_ranks
 from ddfast.recording import Recorder, evaluation_options
 from ddfast.runs import RunFolder, WatchedRunFolder
+from ddfast.verdict import check_that_experts_learned, verdict
 
 log = logging.getLogger("ddfast")
 
@@ -32,6 +37,7 @@ class DistillResult:
     # distilled, averaged where an average is kept, random_real, full_data: mean, std, n, and by network
     accuracy: dict[str, dict[str, Any]]
     averaged: SyntheticSet | None = None  # with the average of the images over the iterations (ema_decay)
+    useless: str | None = None  # why, and what to change, where networks learn no more than from random real images
 
 
 def distill(
@@ -43,6 +49,7 @@ def distill(
     iterations: int | None = None,
     output: str | Path | None = None,
     preset: str | None = None,
+    budget: str | None = None,
     memory_budget: int | float | str | None = None,
     precision: str | None = None,
     cuda_graph: bool | None = None,
@@ -65,7 +72,10 @@ def distill(
         experts: a TrajectoryStore or its folder; None trains what is needed, once, in the user's cache.
         iterations: outer steps; None for the preset's.
         output: the run folder; None for the next free number under runs/. A folder that holds a run is an error.
-        preset: the name of the settings to start from; None for that of (method, dataset, ipc) or the nearest.
+        preset: the name of the settings to start from; None for that of (method, dataset, ipc). Data that no preset is
+            of get settings derived from them: docs/own-data.md.
+        budget: a time such as 20min or 2h, for the whole job; None for 20min where no preset is of the data. Experts,
+            iterations and evaluation follow from it and from timed steps, unless they are given.
         memory_budget: what an outer step may use, in bytes, as a size ("4GiB") or a fraction of what is free; None for
             half of that. More memory is less work; the plan is made once per run, and recorded. Where memory runs out
             all the same, the run goes on with a plan for half of it, once.
@@ -94,13 +104,15 @@ def distill(
             iterations; keep_checkpoints, how many of the sets that eval_every evaluated stay in the run folder, the
             last ones: the others go, the best on test data among them; None for all.
 
-    The same seed gives the same bits twice on one device, on a CPU with the same number of threads.
+    The same settings and seed give the same bits twice on one device, on a CPU with the same number of threads. Those
+    that follow from timed steps may differ from run to run; config.json has them.
 
     Errors: ValueError or TypeError for what cannot work, before anything is written or trained; FileExistsError for an
     output folder that holds a run; DistillationDivergedError, with the last good images saved.
     """
     given = {"dataset": dataset, "method": method, "ipc": ipc, "experts": experts, "iterations": iterations}
     given |= {
+        "budget": budget,
         "memory_budget": memory_budget,
         "precision": precision,
         "cuda_graph": cuda_graph,
@@ -116,18 +128,20 @@ def distill(
         raise ValueError("resume: expected the output folder of the run to go on with, got none")
     run, job, goes_on = _begun(given, output, resume, download, ranks)
     with run.locked():
-        log.info("settings: %s", job.config["preset"])
         finished = ranks.together(lambda: _finished(run, job)) if goes_on else None
         if finished is not None:
             return finished
         run.write_config(job.config)
         try:
-            store = _train_experts(job) if job.experts is None else job.experts
+            forecast = _forecast(run, job)
+            store = _train_experts(job, forecast) if job.experts is None else job.experts
             saved = run.path / "initial"
             is_saved = ranks.first(lambda: goes_on and saved.with_suffix(".json").is_file())
             ranks.together(lambda: job.check_experts(store))
+            ranks.first(lambda: check_that_experts_learned(job, store))
             # the first process's set, the same bits for all
             initial = ranks.first(lambda: SyntheticSet.load(saved) if is_saved else initial_of(job, store))
+            initial = _with_probed_rates(job, initial, store)
             distillation = ranks.together(lambda: Distillation(job, store, initial))
         except Exception:
             if not goes_on:
@@ -139,12 +153,17 @@ def distill(
         trained = {"path": str(store.path.resolve()), "epochs": store.epochs, "error": store.error, **store.settings}
         job.config["trained_experts"] = trained
         run.write_config(job.config)
-        history = _run(run, job, distillation, progress)
+        history = _run(run, job, distillation, progress, forecast)
         log.info("evaluating")
         synthetic, averaged = distillation.synthetic, distillation.averaged
-        accuracy = _accuracy({"distilled": synthetic, "averaged": averaged}, job, store, run)
-        ranks.first(lambda: run.write_summary(_summary(run, job, accuracy, history)))
-        return DistillResult(synthetic, history, run.path, accuracy, averaged)
+        forecast.begin(EVALUATION, trainings(job))
+        accuracy = _accuracy({"distilled": synthetic, "averaged": averaged}, job, store, run, forecast)
+        forecast.end()
+        useless = verdict(job, accuracy, history)
+        ranks.first(lambda: run.write_summary(_summary(run, job, accuracy, history) | {"useless": useless}))
+        if useless is not None:
+            log.warning("useless: %s", useless)
+        return DistillResult(synthetic, history, run.path, accuracy, averaged, useless)
 
 
 def _begun(
@@ -159,10 +178,17 @@ def _begun(
     else:
         if output is not None and not resume:
             ranks.first(RunFolder(output).expect_free)
-        job = ranks.in_turn(lambda: resolve(given, download, ranks))
+        derived = ranks.first(lambda: _derived(given, download)) if ranks.size > 1 else None
+        job = ranks.in_turn(lambda: resolve(given, download, ranks, derived))
         run = RunFolder(ranks.first(lambda: RunFolder.create(output, job.config, resume=resume).path))
     job.config["memory_plan"] = ranks.first(lambda: job.config["memory_plan"])
     return run if ranks.is_first else WatchedRunFolder(run.path), job, goes_on
+
+
+def _derived(given: dict[str, Any], download: bool) -> Derived:
+    """What one process derives by timing steps, for all of them."""
+    config = resolve(given, download).config
+    return Derived(config["derived_settings"], config["derived"])
 
 
 def _resumed(run: RunFolder, given: dict[str, Any], download: bool, ranks: Ranks) -> Job:
@@ -195,7 +221,26 @@ def _summary(run: RunFolder, job: Job, accuracy: dict[str, Any], history: list[d
     }
 
 
-def _train_experts(job: Job) -> TrajectoryStore:
+def _with_probed_rates(job: Job, initial: SyntheticSet, store: TrajectoryStore) -> SyntheticSet:
+    """The initial set with its learning rate, once the job has the rates that it probes for."""
+    if job.config.get("probed") and "probed_rates" not in job.config:
+        rates = job.ranks.first(lambda: probe_rates(job, initial, store))
+        apply_rates(job, rates)
+    if "lr_teacher" in job.config.get("probed", ()):
+        return replace(initial, lr=torch.tensor(job.settings.lr_teacher))
+    return initial
+
+
+def _forecast(run: RunFolder, job: Job) -> Forecast:
+    """How long the run takes; told here where no experts are to be trained."""
+    done = (run.read_state() or {"iteration": 0})["iteration"]
+    forecast = forecast_of(job, job.config["iterations"] - done)
+    if job.experts is not None:
+        forecast.say()
+    return forecast
+
+
+def _train_experts(job: Job, forecast: Forecast) -> TrajectoryStore:
     config = job.config
     same = {name: config[name] for name in ("network", "num_experts", "seed", "snapshots", *EXPERT_TRAINING)}
     own = {
@@ -204,18 +249,25 @@ def _train_experts(job: Job) -> TrajectoryStore:
         "dsa_strategy": job.train_dsa_strategy,
         "device": job.device,
     }
-    return train_experts(job.data, epochs=job.train_epochs, ranks=job.ranks, **same, **own)
+    return train_experts(job.data, epochs=job.train_epochs, ranks=job.ranks, forecast=forecast, **same, **own)
 
 
 def _run(
-    run: RunFolder, job: Job, distillation: Distillation, progress: Callable[[Distillation], Iterable[dict[str, Any]]]
+    run: RunFolder,
+    job: Job,
+    distillation: Distillation,
+    progress: Callable[[Distillation], Iterable[dict[str, Any]]],
+    forecast: Forecast,
 ) -> list[dict[str, Any]]:
     """The outer loop, from the checkpoint where there is one; all its records. What it has is saved however it ends."""
     recorder = Recorder(run, job, distillation)
     try:
         recorder.evaluate_what_a_kill_left_out()
+        forecast.begin(IMAGES, distillation.iterations - distillation.iteration)
+        distillation.forecast = forecast
         for record in progress(distillation):
             recorder.after(record)
+            forecast.did()
     except (KeyboardInterrupt, RankError):
         log.info("stopped after iteration %d; resume goes on from there: %s", distillation.iteration, run.path)
         raise
@@ -244,14 +296,15 @@ def _finished(run: RunFolder, job: Job) -> DistillResult | None:
         return None
     history = run.keep_until("metrics", job.config["iterations"])
     averaged = SyntheticSet.load(run.path / "averaged") if "averaged" in summary["accuracy"] else None
-    return DistillResult(SyntheticSet.load(run.path / "synthetic"), history, run.path, summary["accuracy"], averaged)
+    synthetic, useless = SyntheticSet.load(run.path / "synthetic"), summary.get("useless")
+    return DistillResult(synthetic, history, run.path, summary["accuracy"], averaged, useless)
 
 
 def _accuracy(
-    sets: dict[str, SyntheticSet | None], job: Job, experts: TrajectoryStore, run: RunFolder
+    sets: dict[str, SyntheticSet | None], job: Job, experts: TrajectoryStore, run: RunFolder, forecast: Forecast
 ) -> dict[str, dict[str, Any]]:
     """Accuracy of the distilled sets, of as many random real images, and of full data."""
-    config, options = job.config, evaluation_options(job, run)
+    config, options = job.config, evaluation_options(job, run, forecast)
     distilled = {name: evaluate(s, job.data, **options).summary() for name, s in sets.items() if s is not None}
     random_real = evaluate_random_real(
         job.data, config["ipc"], dsa_strategy=config["dsa_strategy"], **options
@@ -262,7 +315,7 @@ def _accuracy(
             job.data,
             epochs=epochs,
             dsa_strategy=config["dsa_strategy"],
-            **{name: options[name] for name in ("networks", "seed", "device", "output", "ranks")},
+            **{name: options[name] for name in ("networks", "seed", "device", "output", "ranks", "forecast")},
         )
     else:
         epochs = experts.epochs

@@ -11,6 +11,7 @@ from ddfast.data import SyntheticSet
 from ddfast.data.synthetic import LARGEST
 from ddfast.devices import is_out_of_memory, peak_bytes
 from ddfast.experts import TrajectoryStore
+from ddfast.forecast import Forecast
 from ddfast.job import Job
 from ddfast.methods import METHODS, initial_set
 from ddfast.methods.descent import LR_FLOOR
@@ -62,6 +63,7 @@ class Distillation:
             cuda_graph=config["cuda_graph"],
             ranks=job.ranks,
         )
+        self.forecast = Forecast()  # of the run that this is a part of
         self._marked = (0, 0)
         self.on_record: Callable[[dict[str, Any]], None] = lambda record: None  # called before a record is yielded
         self.on_plan: Callable[[], None] = lambda: None  # called when the job has another memory plan

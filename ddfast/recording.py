@@ -7,6 +7,7 @@ from typing import Any
 
 from ddfast.distillation import Distillation
 from ddfast.evaluate import evaluate
+from ddfast.forecast import Forecast
 from ddfast.job import Job
 from ddfast.report import save_curves, save_images
 from ddfast.runs import RunFolder
@@ -92,10 +93,10 @@ class Recorder:
     def _evaluate(self) -> None:
         run, job, done = self._run, self._job, self._distillation.iteration
         synthetic, averaged = self._distillation.synthetic, self._distillation.averaged
-        result = evaluate(synthetic, job.data, **evaluation_options(job, run)).summary()
+        result = evaluate(synthetic, job.data, **evaluation_options(job, run, Forecast())).summary()
         run.write_synthetic(synthetic, f"checkpoints/{done:06d}")
         if averaged is not None:
-            result["averaged"] = evaluate(averaged, job.data, **evaluation_options(job, run)).summary()
+            result["averaged"] = evaluate(averaged, job.data, **evaluation_options(job, run, Forecast())).summary()
             run.write_synthetic(averaged, f"checkpoints/{done:06d}-averaged")
         run.append("evaluations", {"iteration": done, **result})
         run.prune_checkpoints(job.config["keep_checkpoints"])
@@ -110,7 +111,7 @@ class Recorder:
             log.warning("%s: not drawn (%s: %s)", name, type(error).__name__, error)
 
 
-def evaluation_options(job: Job, run: RunFolder) -> dict[str, Any]:
+def evaluation_options(job: Job, run: RunFolder, forecast: Forecast) -> dict[str, Any]:
     """Keyword arguments of `evaluate` for a run's sets."""
     config = job.config
     return {
@@ -124,4 +125,5 @@ def evaluation_options(job: Job, run: RunFolder) -> dict[str, Any]:
         "device": str(job.device),
         "output": run.path / "accuracies.jsonl",
         "ranks": job.ranks,
+        "forecast": forecast,
     }

@@ -19,6 +19,8 @@ SMALL = {
     "syn_steps": 3,
     "expert_epochs": 1,
     "max_start_epoch": 2,
+    "lr_img": 100.0,
+    "lr_lr": 1e-4,
     "num_eval": 2,
     "eval_epochs": 3,
 }

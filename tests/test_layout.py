@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ddfast"
-LEAVES = {"seeds", "files", "devices", "arguments", "ranks"}  # small modules that everything may use
+LEAVES = {"seeds", "files", "devices", "arguments", "ranks", "forecast"}  # small modules that everything may use
 SURFACE = {"ddfast", "cli", "options", "__main__"}  # may import everything
 
 MAY_IMPORT = {
@@ -18,13 +18,18 @@ MAY_IMPORT = {
     "distances": {"ops"},
     "matching": {"students", "adjoints", "distances", "ops"},
     "data": {"ops"},
-    "experts": {"students", "networks", "data"},
+    "timing": {"matching", "adjoints", "planner", "students", "networks", "data"},
+    "experts": {"students", "networks", "data", "timing"},
     "methods": {"matching", "distances", "adjoints", "planner", "students", "networks", "data", "experts"},
     "compat": {"experts", "networks", "data"},
     "presets": set(),
     "runs": {"data"},
     "report": {"runs", "data"},
-    "evaluate": {"runs", "students", "networks", "data", "installation"},
+    "evaluate": {"runs", "students", "networks", "data", "installation", "timing"},
+    "own_data": {"data", "timing"},
+    "probe": {"job", "methods", "experts", "data"},
+    "verdict": {"job", "methods", "experts", "data"},
+    "job_forecast": {"job", "evaluate", "timing"},
     "installation": {"ops"},
     "job": {"networks", "students", "planner", "methods", "experts", "data"},
     "configuration": {
@@ -38,16 +43,33 @@ MAY_IMPORT = {
         "evaluate",
         "presets",
         "installation",
+        "own_data",
+        "probe",
     },
     "preset_plan": {"configuration", "networks", "methods", "planner", "presets", "students", "experts"},
     "distillation": {"job", "methods", "experts", "data"},
     "recording": {"distillation", "job", "runs", "evaluate", "report"},
-    "distill": {"recording", "configuration", "job", "distillation", "runs", "experts", "data", "evaluate", "report"},
+    "distill": {
+        "own_data",
+        "probe",
+        "verdict",
+        "job_forecast",
+        "recording",
+        "configuration",
+        "job",
+        "distillation",
+        "runs",
+        "experts",
+        "data",
+        "evaluate",
+        "report",
+    },
     "seeds": set(),
     "files": set(),
     "devices": set(),
     "arguments": set(),
     "ranks": set(),
+    "forecast": set(),
 }
 LAZY = {"torchvision", "kornia", "matplotlib", "sklearn", "PIL", "safetensors", "tqdm", "click"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -8,9 +8,10 @@ from ddfast.evaluate.protocol import (
     evaluate_full_data,
     evaluate_random_real,
     evaluate_snapshots,
+    evaluation_seconds,
     networks_of,
 )
-from ddfast.evaluate.schedule import PROTOCOLS, Protocol
+from ddfast.evaluate.schedule import PROTOCOLS, Protocol, schedule_of
 
 __all__ = [
     "PROTOCOLS",
@@ -22,5 +23,7 @@ __all__ = [
     "evaluate_full_data",
     "evaluate_random_real",
     "evaluate_snapshots",
+    "evaluation_seconds",
     "networks_of",
+    "schedule_of",
 ]

@@ -17,10 +17,12 @@ from ddfast import seeds
 from ddfast.data import DSA, Dataset, SyntheticSet, is_folder, load_dataset, take_statistics
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.devices import resolve_device
-from ddfast.evaluate.schedule import accuracy, protocol_named, schedule_of, train_networks
+from ddfast.evaluate.schedule import Schedule, accuracy, protocol_named, schedule_of, train_networks
 from ddfast.evaluate.trainings import run_trainings
 from ddfast.files import digest_of_tensors
+from ddfast.forecast import Forecast
 from ddfast.ranks import ALONE, Ranks
+from ddfast.timing import time_training
 
 log = logging.getLogger("ddfast")
 
@@ -81,6 +83,7 @@ def evaluate(
     at_once: int | None = None,
     output: str | Path | None = None,
     ranks: Ranks = ALONE,
+    forecast: Forecast | None = None,
     **data_options,
 ) -> Evaluation:
     """Train `num_eval` networks of each name from scratch on the synthetic set, and test each after its last epoch.
@@ -126,6 +129,11 @@ def evaluate(
     check_evaluation(networks, protocol, data)
     pair = synthetic.images.to(schedule.device), synthetic.targets.to(schedule.device)
     test = data.test_batches(schedule.device)
+    if forecast is None:
+        seconds = evaluation_seconds(data, len(synthetic), networks, num_eval, schedule, ranks)
+        forecast = Forecast({"evaluation": seconds})
+        forecast.say()
+        forecast.begin("evaluation", num_eval * len(networks) // ranks.size)
 
     def train(name: str, numbers: list[int]) -> Iterator[float]:
         generators = [seeds.generator(seed, "evaluate", name, n) for n in numbers]
@@ -135,7 +143,25 @@ def evaluate(
         tensors = {"images": synthetic.images.cpu(), "labels": synthetic.labels.cpu()}
         return {"set": digest_of_tensors(tensors, {}), "seed": seed, **schedule.describe(data)}
 
-    return Evaluation(run_trainings(about, networks, num_eval, train, output, ranks))
+    return Evaluation(run_trainings(about, networks, num_eval, train, output, ranks, forecast))
+
+
+def evaluation_seconds(
+    data: Dataset,
+    count: int,  # I, images that networks are trained on
+    networks: Sequence[str],
+    num_eval: int,
+    schedule: Schedule,
+    ranks: Ranks = ALONE,
+) -> float:
+    """How long it takes to train and test these networks, from a timed step of each."""
+    protocol, seconds = schedule.protocol, 0.0
+    for name in networks:
+        batch = min(protocol.batch, count)
+        step, test = time_training(name, data, batch, schedule.dsa_strategy, schedule.device)
+        gradients = 1 if schedule.sharpness is None else 2
+        seconds += gradients * step * protocol.epochs * count / batch + test * len(data.test_images)
+    return seconds * -(-num_eval // ranks.size)
 
 
 def networks_of(synthetic: SyntheticSet) -> tuple[str, ...]:
@@ -187,6 +213,7 @@ def evaluate_random_real(
     at_once: int | None = None,
     output: str | Path | None = None,
     ranks: Ranks = ALONE,
+    forecast: Forecast | None = None,
 ) -> Evaluation:
     """The baseline: as `evaluate`, on `ipc` random real images per class, other ones for each of the trainings.
 
@@ -205,7 +232,7 @@ def evaluate_random_real(
     def about() -> dict[str, Any]:
         return {"random_real": ipc, "seed": seed, **schedule.describe(dataset)}
 
-    return Evaluation(run_trainings(about, networks, num_eval, train, output, ranks))
+    return Evaluation(run_trainings(about, networks, num_eval, train, output, ranks, forecast or Forecast()))
 
 
 def evaluate_full_data(
@@ -219,6 +246,7 @@ def evaluate_full_data(
     device: str | torch.device | None = None,
     output: str | Path | None = None,
     ranks: Ranks = ALONE,
+    forecast: Forecast | None = None,
 ) -> Evaluation:
     """As `evaluate`, on all training images: learning rate 0.01, cut to a tenth after half of the epochs."""
     schedule = schedule_of("ddfast", epochs, None, BASELINE_LR, dsa_strategy, None, num_eval, device, None)
@@ -235,7 +263,7 @@ def evaluate_full_data(
     def about() -> dict[str, Any]:
         return {"full_data": dataset.fingerprint, "seed": seed, **schedule.describe(dataset)}
 
-    return Evaluation(run_trainings(about, networks, num_eval, train_each, output, ranks))
+    return Evaluation(run_trainings(about, networks, num_eval, train_each, output, ranks, forecast or Forecast()))
 
 
 @seeds.same_algorithms()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddfast.files import locking, writing
+from ddfast.forecast import Forecast
 from ddfast.ranks import Ranks, expect_ranks
 
 
@@ -17,6 +18,7 @@ def run_trainings(
     train: Callable[[str, list[int]], Iterable[float]],  # a network, numbers of trainings -> accuracies, one by one
     output: str | Path | None,
     ranks: Ranks,
+    forecast: Forecast,
 ) -> dict[str, list[float]]:
     """Test accuracies by network, of trainings 0 … num_eval − 1, each done once by one of the ranks.
 
@@ -30,10 +32,12 @@ def run_trainings(
     known = ranks.first(lambda: {} if path is None else _read(path, digest))
     wanted = [(name, n) for name in networks for n in range(num_eval)]
     mine, found = ranks.mine([training for training in wanted if training not in known]), {}
+    forecast.did(len(wanted) // ranks.size - len(mine))
     for name in networks:
         numbers = [n for network, n in mine if network == name]
         for n, accuracy in zip(numbers, train(name, numbers), strict=True):
             found[name, n] = accuracy
+            forecast.did()
             if path is not None:
                 _add(path, {"evaluation": digest, "network": name, "training": n, "accuracy": accuracy})
     for others in ranks.gather(found):

@@ -20,8 +20,10 @@ from ddfast.devices import resolve_device
 from ddfast.experts.snapshots import WHOLE, storage_settings
 from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.files import cache_folder, expect_writable, remove_leftovers, undisturbed
+from ddfast.forecast import Forecast
 from ddfast.ranks import ALONE, Ranks, expect_ranks
 from ddfast.students import GSAM, Training, side_by_side
+from ddfast.timing import time_training
 
 log = logging.getLogger("ddfast")
 
@@ -97,6 +99,7 @@ def train_experts(
     device: str | torch.device | None = None,
     at_once: int | None = None,
     ranks: Ranks = ALONE,
+    forecast: Forecast | None = None,
     **data_options,
 ) -> TrajectoryStore:
     """Train experts by SGD with DSA (MTT section 3.1, by default without momentum and decay), one snapshot per epoch;
@@ -124,6 +127,7 @@ def train_experts(
         at_once: experts trained side by side, each on its own order of the data; None for one on a CPU, on a GPU as
             many as fit. Other networks than the fused ConvNet are trained one by one.
         ranks: the processes that make this call together (ddfast.ranks), each with the folder in reach.
+        forecast: of a job of which this is a stage; None for a forecast of this call alone, which is logged.
         data_options: those of ddfast.data.load_dataset.
 
     Errors: ValueError for settings that make no sense, a folder that holds experts of other settings, or an expert
@@ -149,19 +153,34 @@ def train_experts(
     path, settings = _cached(settings, epochs, num_experts) if output is None else (Path(output), settings)
     store = ranks.in_turn(lambda: TrajectoryStore.create(path, settings, epochs))
     missing = store.missing(num_experts)
-    if missing:
+    forecast = Forecast({"experts": 0.0}) if forecast is None else forecast
+    if not missing:
+        forecast.say()
+    else:
         expect_writable(path)
         P = sum(p.numel() for p in net.parameters())
         log.info("training %d experts of %d epochs: %s", len(missing), store.epochs, store.room_for(len(missing), P))
         most = -(-len(missing) // ranks.size)  # a GPU that could take all leaves the others theirs
+        forecast.expect("experts", most * _expert_seconds(store, data, how, device))
+        forecast.say()
+        forecast.begin("experts", most * store.epochs)
         with seeds.same_algorithms():
-            _train_missing(store, data, num_experts, how, device, at_once, most)
+            _train_missing(store, data, num_experts, how, device, at_once, most, forecast)
         remove_leftovers(path, "experts.json")  # before all are stored, another machine may be writing it
+    forecast.end()
     ranks.together(lambda: None)
     if store.snapshots != WHOLE:
         error = "on average {segment_mean:.2g}, at most {segment_max:.2g}".format(**store.error)
         log.info("snapshots as %s: what an epoch moves is off by a share of %s", store.snapshots, error)
     return store
+
+
+def _expert_seconds(store: TrajectoryStore, data: Dataset, how: ExpertTraining, device: torch.device) -> float:
+    """How long the training of one expert takes, from a timed step."""
+    batch = min(how.batch_train, len(data.train_images))
+    seconds, _ = time_training(store.settings["network"], data, batch, how.dsa_strategy, device)
+    gradients = 1 if how.sharpness is None else 2
+    return gradients * seconds * store.epochs * len(data.train_images) / batch
 
 
 def _train_missing(
@@ -172,6 +191,7 @@ def _train_missing(
     device: torch.device,
     at_once: int | None,
     most: int,  # experts side by side
+    forecast: Forecast,
 ) -> None:
     """Train the experts that a store lacks and no other process trains; in the end wait for those."""
     network, seed = store.settings["network"], store.settings["seed"]
@@ -192,7 +212,7 @@ def _train_missing(
                 more = side_by_side(first, min(most, len(missing)), minibatch, device, at_once) - 1
                 fresh = [e for e in missing if e > claimed[0] and store.unfinished(e) is None] if more else []
                 claimed += _claim(store, fresh, more, claims)
-            training = _Training([first, *map(create, claimed[1:])], batches, how, store, claimed)
+            training = _Training([first, *map(create, claimed[1:])], batches, how, store, claimed, forecast)
             names = ", ".join(str(expert + 1) for expert in claimed)
             training.run(f"expert {names} of {num_experts}")
             with undisturbed():
@@ -234,10 +254,16 @@ class _Training:
     """The training of some experts side by side, which can go on where it was interrupted."""
 
     def __init__(
-        self, nets: list[nn.Module], batches: Batches, how: ExpertTraining, store: TrajectoryStore, experts: list[int]
+        self,
+        nets: list[nn.Module],
+        batches: Batches,
+        how: ExpertTraining,
+        store: TrajectoryStore,
+        experts: list[int],
+        forecast: Forecast,
     ):
         self.batches, self.how, self.store, self.seed = batches, how, store, store.settings["seed"]
-        self.experts = experts
+        self.experts, self.forecast = experts, forecast
         self.augment = DSA(how.dsa_strategy)
         self.training = Training(
             nets, lr=how.lr_teacher, momentum=how.mom, weight_decay=how.l2, sharpness=how.sharpness
@@ -278,6 +304,7 @@ class _Training:
                     f"expert {expert} diverged: loss or parameters are not finite after epoch {self.epoch}; "
                     f"try a smaller lr_teacher than {self.how.lr_teacher}"
                 )
+            self.forecast.did(len(self.experts))
             now, loss = time.perf_counter(), losses.mean()
             if now - began > 5:
                 log.info(
@@ -325,4 +352,5 @@ class _Training:
         self._reached(parameters[None])
         self.velocity = state["velocity"][None]
         self.training.load(self.parameters, self.velocity if self.how.mom else None)
+        self.forecast.did(self.epoch)
         log.info("expert %d goes on after epoch %d", self.experts[0], self.epoch)

@@ -1,7 +1,7 @@
 """What the methods share: draw experts' segments, unroll a student over them, compare, and descend."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from ddfast.data import DSA, SyntheticSet
 from ddfast.data.augment import Draws
 from ddfast.data.texture import Crops, draw_rolls
 from ddfast.distances import distance
-from ddfast.experts import SegmentReader, TrajectoryStore
+from ddfast.experts import SegmentReader, Segments, TrajectoryStore
 from ddfast.matching import unroll
 from ddfast.methods.cuda_graph import Replayed, why_not_replayed
 from ddfast.methods.descent import Adam, Descent, Learned, Momentum
@@ -203,17 +203,10 @@ class TrajectoryMatching:
 
     def step(self) -> dict[str, Any]:
         """One outer iteration; what it did, for the metrics. What comes out not finite, changes nothing."""
-        segments, skipped = self.segments.next(), self.skipped
-        batches = self._batches()
-        if self.visiting is not None:
-            batches = self.visiting.visit(batches)
-        batches = None if batches is None else batches.to(self.images.device)
-        count = len(self.images) if batches is None else batches.shape[1]
-        augmentation = self._augmentations(count)
+        skipped = self.skipped
+        segments, drawn = self.draw()
         with self._dropout():
-            loss, updated = self._run(
-                self._noisy(segments.start), segments.start, segments.target, batches, *augmentation
-            )
+            loss, updated = self._run(*drawn)
         if self.visiting is not None:
             self.visiting.leave(bool(updated), self.skipped > skipped)
         return {
@@ -224,7 +217,23 @@ class TrajectoryMatching:
             "updated": bool(updated),
         }
 
-    def _iteration(
+    def draw(self) -> tuple[Segments, tuple[Tensor | None, ...]]:
+        """The segments of the next outer step, and what `meta_gradient` takes, all drawn beforehand."""
+        segments, batches = self.segments.next(), self._batches()
+        if self.visiting is not None:
+            batches = self.visiting.visit(batches)
+        batches = None if batches is None else batches.to(self.images.device)
+        count = len(self.images) if batches is None else batches.shape[1]
+        augmentation = self._augmentations(count)
+        return segments, (self._noisy(segments.start), segments.start, segments.target, batches, *augmentation)
+
+    def _iteration(self, *drawn: Tensor | None) -> tuple[Tensor, Tensor]:  # loss [], updated bool []
+        """Unroll, compare, and descend; nothing is drawn here, and nothing waits for the device."""
+        loss, gradients = self.meta_gradient(*drawn)
+        loss, *gradients = self.ranks.mean([loss, *gradients])
+        return loss, self.descent(loss, gradients)
+
+    def meta_gradient(
         self,
         begin: Tensor,  # [S, P], the student's start
         start: Tensor,  # [S, P]
@@ -232,13 +241,21 @@ class TrajectoryMatching:
         batches: Tensor | None,  # int64 [T, B]
         rows: Tensor | None,  # [T, B, 16], of the augmentation
         rolls: Tensor | None,  # int64 [T, B, 2], of canvases
-    ) -> tuple[Tensor, Tensor]:  # loss [], updated bool []
-        """Unroll, compare, and descend; nothing is drawn here, and nothing waits for the device."""
+    ) -> tuple[Tensor, Sequence[Tensor]]:  # loss [], gradients of what is learned
+        """The loss of a step, and its gradients in `descent.tensors`."""
+        student = self.unrolled(begin, target, batches, rows, rolls)
+        loss = self.compare(student, target, start).mean()
+        return loss.detach(), torch.autograd.grad(loss, self.descent.tensors)
+
+    def unrolled(
+        self, begin: Tensor, target: Tensor, batches: Tensor | None, rows: Tensor | None, rolls: Tensor | None
+    ) -> Tensor:  # [S, P], or all states [T + 1, S, P] where `compares_states`
+        """The student's parameters after its steps; arguments as `meta_gradient` has them."""
         augment = None if rows is None else Draws(rows)
         if rolls is not None:
             augment = Crops(rolls, self.synthetic.image_size, augment)
         steps = {"syn_steps": self.settings.syn_steps} if batches is None else {"batches": batches}
-        student = unroll(
+        return unroll(
             self.student,
             begin,
             self.images,
@@ -250,10 +267,6 @@ class TrajectoryMatching:
             adjoint=self.adjoint,
             return_states=self.compares_states,
         )
-        loss = self.compare(student, target, start).mean()
-        gradients = torch.autograd.grad(loss, self.descent.tensors)
-        loss, *gradients = self.ranks.mean([loss.detach(), *gradients])
-        return loss, self.descent(loss, gradients)
 
     @contextmanager
     def _dropout(self) -> Iterator[None]:
