@@ -153,10 +153,11 @@ def distill(**options) -> None:
         if not ranks.is_first:
             return
     _print_table(result)
+    if result.useless is not None:
+        click.echo(f"useless: {result.useless}\n")
     click.echo(f"images: {result.path / 'images.png'}")
     click.echo(f"run:    {result.path}")
-    if result.useless is not None:
-        click.echo(f"\nuseless: {result.useless}")
+    if result.useless is not None and ranks.size == 1:  # torchrun would take it for a crash, and begin again
         sys.exit(USELESS)
 
 

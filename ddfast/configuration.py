@@ -45,6 +45,8 @@ REPORT = {
     "checkpoint_every": 100,
     "keep_checkpoints": None,
 }
+AMOUNTS = ("iterations", "num_experts", "batch_train", "train_epochs", "expert_epochs", "max_start_epoch", "syn_steps")
+AMOUNTS += ("batch_syn", "segments", "num_eval", "eval_epochs")  # that others are derived from
 FREE = {"iterations", "data_root", "experts", "memory_budget", *REPORT}  # may be others when a run is resumed
 NONE = "none"  # switches off what a preset has
 MAY_BE_NONE = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
@@ -113,6 +115,7 @@ def _derived(given: dict[str, Any], data: Dataset, preset: Preset, store: Trajec
     count = given.get("ipc", RUN["ipc"]) * data.num_classes
     device, experts = resolve_device(given.get("device")), None if store is None else store.kept_epochs
     given = {name: value for name, value in given.items() if value is not None}
+    expect_whole(**{name: given[name] for name in AMOUNTS if name in given and given[name] != NEEDED})
     if _is_own(data, preset, given):
         if store is not None:
             given = _of_experts(store, given, OF_EXPERTS | preset.settings) | given

@@ -63,7 +63,7 @@ def _gradients(
     """Sizes of the gradients in the images, with this rate of the student."""
     with torch.no_grad():
         method.lr.fill_(rate)
-    with seeds.same_algorithms(job.config["deterministic"]):
+    with seeds.same_algorithms(job.config["deterministic"]), method.dropout():
         return [_size(method.meta_gradient(*inputs)[1][0]) for inputs in drawn]
 
 
@@ -94,7 +94,8 @@ def _rate_that_goes_as_far(method: TrajectoryMatching, drawn: Sequence[Sequence[
         method.lr.fill_(rate)
         ways = []
         for begin, start, target, *rest in drawn:
-            end = method.unrolled(begin, target, *rest)
+            with method.dropout():
+                end = method.unrolled(begin, target, *rest)
             end = end[-1] if method.compares_states else end
             ways.append(((end - begin).norm() / (target - start).norm()).log())
         way = float(torch.stack(ways).mean())

@@ -142,7 +142,8 @@ def _run(words: list[str], environment: dict[str, str], files: list[str], ignori
     try:
         cli.main()
     except SystemExit as ended:
-        status = ended.code or 0
+        # a run of a few iterations ends well, and teaches nothing
+        status = 0 if ended.code == cli.USELESS else ended.code or 0
     except BaseException:
         traceback.print_exc()
         status = 99

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ddfast import options, seeds
+from ddfast.cli import USELESS
 from ddfast.evaluate import PROTOCOLS
 
 SMALL = (
@@ -32,7 +33,7 @@ def ddfast(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
 
 def test_distill_then_evaluate_from_the_run_folder(tmp_path):
     done = ddfast("distill", *SMALL, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (USELESS if "useless: " in done.stdout else 0), done.stderr
     lines = done.stdout.strip().splitlines()
     for words in (
         "random real images, 1 per class",
@@ -75,7 +76,7 @@ def test_a_run_that_is_told_to_end_saves_what_it_has(name, tmp_path):
     assert written <= {p.name for p in (tmp_path / "run").iterdir()}
     done = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     again = ddfast("distill", "--resume", "--iterations", str(done + 2), "--output", str(tmp_path / "run"))
-    assert again.returncode == 0 and f"going on after iteration {done}" in again.stderr
+    assert again.returncode in (0, USELESS) and f"going on after iteration {done}" in again.stderr
 
 
 def test_experts_are_trained_into_a_folder_that_distill_takes(tmp_path):
@@ -85,7 +86,7 @@ def test_experts_are_trained_into_a_folder_that_distill_takes(tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("1 experts of 1 epochs in"), done.stderr
     assert "settings: mtt/digits/ipc1" in done.stderr
     done = ddfast("distill", *SMALL, "--experts", str(tmp_path / "experts"), "--output", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, USELESS), done.stderr
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["trained_experts"]["lr_teacher"] == 0.02 and config["experts"] == str(tmp_path / "experts")
     asked = {"optimizer": "gsam", "rho": 0.02, "alpha": 0.3, "schedule": "cosine", "dsa_strategy": "crop+flip"}
@@ -108,8 +109,8 @@ def test_a_folder_of_photographs_of_odd_sizes_from_the_command_line(tmp_path):
         "--networks convnet,mlp --eval-every 2 --full-epochs 2 --data-root . --output run"
     ).split()
     done = ddfast("distill", *options, "--resume", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "settings: mtt/digits/ipc1" in done.stderr and "iteration 2:" in done.stderr
+    assert done.returncode in (0, USELESS), done.stderr
+    assert "settings: no preset is of these data" in done.stderr and "iteration 2:" in done.stderr
     assert "distilled images, 2 per class: mlp" in done.stdout and "full data, 2 epochs (trained anew)" in done.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["dataset"] == str(tmp_path / "photos") and config["zca"] and config["image_size"] == [16, 16]
@@ -185,7 +186,7 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         ("distill --zca yes", 2, "Error: Got unexpected extra argument"),
         ("distill --dsa-strategy shear", 1, "ddfast: dsa_strategy: expected some of color, crop,"),
         ("distill --networks convnet,vgg", 1, "ddfast: network: expected one of convnet, resnet18,"),
-        ("experts --dataset /nowhere", 1, "ddfast: dataset: expected one of digits,"),
+        ("experts --dataset /nowhere", 1, "ddfast: dataset: expected a folder of pictures, there is no /nowhere"),
         ("experts --mom 1", 1, "ddfast: mom: expected 0 to below 1"),
         ("experts --optimizer adam", 2, "Error: Invalid value for '--optimizer'"),
         ("experts --alpha 0.3", 1, "ddfast: alpha: expected with the optimizer gsam only, got 0.3"),

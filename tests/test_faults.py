@@ -16,6 +16,7 @@ import torch
 
 import ddfast
 from ddfast import files
+from ddfast.cli import USELESS
 from tests.conftest import SMALL
 from tests.fault_jobs import COMMANDS, Running, begin, differing, finish, leftovers, undisturbed
 from tests.kills import try_kills
@@ -258,7 +259,7 @@ def test_a_run_of_photographs_goes_on_under_other_locales(tmp_path, turkish):
         environment = {**os.environ, **locale, "DDFAST_CACHE": str(tmp_path / "Zwischenspeicher ü")}
         words = [os.fsencode(word) for word in (sys.executable, "-m", "ddfast", *command)]
         done = subprocess.run(words, capture_output=True, env=environment, timeout=300)
-        assert done.returncode == 0, done.stderr.decode()
+        assert done.returncode in (0, USELESS), done.stderr.decode()
         return done.stdout.decode()
 
     for iterations, locale in zip(("2", "4", "6"), locales, strict=True):

@@ -46,7 +46,7 @@ def test_every_method_is_a_whole_job_that_resumes_bit_for_bit(pair, tmp_path, na
     if whole.averaged is not None:
         assert torch.equal(whole.averaged.images, parts.averaged.images)
     config = json.loads((parts.path / "config.json").read_text())
-    assert config["method"] == name and config["preset"].startswith(f"{name}/")
+    assert config["method"] == name and f" {name}/" in config["preset"]
 
 
 def test_what_a_preset_has_can_be_switched_off_and_a_short_run_is_only_told(pair, tmp_path, caplog):
@@ -73,9 +73,10 @@ def test_what_keeps_a_run_from_learning_is_told(pair, tmp_path, caplog):
     assert sum("the learning rate fell to its floor, 1e-06" in message for message in caplog.messages) == 1
     caplog.clear()
     ddfast.distill(pair, output=tmp_path / "gate", **job("mtt", threshold=1e-9))
-    assert caplog.messages == [
+    assert (
         "no update of 3 was made: 0 were not finite, 3 above the threshold; the images are the first ones"
-    ]
+        in caplog.messages
+    )
 
 
 def test_noise_takes_no_more_real_images_than_the_baseline(pair):

@@ -205,7 +205,7 @@ class TrajectoryMatching:
         """One outer iteration; what it did, for the metrics. What comes out not finite, changes nothing."""
         skipped = self.skipped
         segments, drawn = self.draw()
-        with self._dropout():
+        with self.dropout():
             loss, updated = self._run(*drawn)
         if self.visiting is not None:
             self.visiting.leave(bool(updated), self.skipped > skipped)
@@ -269,8 +269,8 @@ class TrajectoryMatching:
         )
 
     @contextmanager
-    def _dropout(self) -> Iterator[None]:
-        """Dropout draws from the run's own seed; nothing is drawn for networks that have none."""
+    def dropout(self) -> Iterator[None]:
+        """In it dropout draws from the run's own seed; nothing is drawn for networks that have none."""
         if not self._drops:
             yield
             return
