@@ -6,12 +6,10 @@ import logging
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import click
 
-from ddfast.forecast import words_of_time
 from ddfast.options import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -34,10 +32,10 @@ from ddfast.options import (
     training_options,
     where_options,
 )
+from ddfast.printing import print_table, progress
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 USELESS = 3  # exit status of a run whose images are no better than random real ones
-SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 EXPECTED = (ValueError, TypeError, OSError, NotImplementedError, MemoryError)  # what the library raises at its doors
 
 
@@ -149,57 +147,16 @@ def distill(**options) -> None:
     from ddfast.ranks import launched
 
     with launched() as ranks:
-        result = ddfast.distill(progress=_progress if ranks.is_first else iter, ranks=ranks, **options)
+        result = ddfast.distill(progress=progress if ranks.is_first else iter, ranks=ranks, **options)
         if not ranks.is_first:
             return
-    _print_table(result)
+    print_table(result)
     if result.useless is not None:
         click.echo(f"useless: {result.useless}\n")
     click.echo(f"images: {result.path / 'images.png'}")
     click.echo(f"run:    {result.path}")
     if result.useless is not None and ranks.size == 1:  # torchrun would take it for a crash, and begin again
         sys.exit(USELESS)
-
-
-def _progress(distillation):
-    """The records of a distillation, with a bar on a terminal, or a line now and then."""
-    from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    first, last = distillation.iteration, distillation.iterations
-    bar = tqdm(distillation, initial=first, total=last, unit="it", disable=None, file=sys.stderr, dynamic_ncols=True)
-    said = time.monotonic()
-    with logging_redirect_tqdm([logging.getLogger("ddfast")]):
-        for record in bar:
-            state = {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.4g}"}
-            state |= {"s/it": f"{record['seconds']:.2f}", "memory": f"{record['peak_bytes'] / 2**20:.0f}M"}
-            state |= {name: record[name] for name in ("skipped", "gated", "floored") if record.get(name)}
-            bar.set_postfix(state)
-            now, done = time.monotonic(), record["iteration"]
-            if bar.disable and (now - said > SECONDS_BETWEEN_LINES or done in (first + 1, last)):
-                left = distillation.forecast.left()
-                words = ", ".join(f"{name} {value}" for name, value in state.items())
-                click.echo(f"iteration {done} of {last}: {words}, about {words_of_time(left)} left in all", err=True)
-                said = now
-            yield record
-
-
-def _print_table(result) -> None:
-    accuracy, full = result.accuracy, result.accuracy["full_data"]
-    ipc = len(result.synthetic) // len(result.synthetic.class_names)
-    rows = {
-        "random_real": f"random real images, {ipc} per class",
-        "distilled": f"distilled images, {ipc} per class",
-        "averaged": f"averaged distilled images, {ipc} per class",
-        "full_data": f"full data, {full['epochs']} epochs ({full['source']})",
-    }
-    several = len({network for row in accuracy.values() for network in row["networks"]}) > 1
-    click.echo(f"\n{'test accuracy of a network trained on':<44}{'mean':>8}{'std':>7}{'n':>4}")
-    for key, label in ((key, label) for key, label in rows.items() if key in accuracy):
-        for network, row in accuracy[key]["networks"].items():
-            name = f"{label}: {network}" if several else label
-            click.echo(f"{name:<44}{row['mean']:>7.1f}%{row['std']:>7.1f}{len(row['accuracies']):>4}")
-    click.echo("")
 
 
 @cli.command()
@@ -255,7 +212,7 @@ def evaluate(
 ) -> None:
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them."""
     import ddfast
-    from ddfast.evaluate import data_for, evaluate_random_real, networks_of
+    from ddfast.evaluate import begin_forecast, data_for, evaluate_random_real, networks_of, schedule_of
     from ddfast.ranks import launched
     from ddfast.runs import RunFolder
 
@@ -284,8 +241,13 @@ def evaluate(
     }
     with launched() as ranks:
         data = ranks.in_turn(lambda: data_for(loaded, dataset, **where))
-        results = {"": ddfast.evaluate(loaded, data, lr=lr, ranks=ranks, **options)}
         ipc = len(loaded) // data.num_classes
+        how = {name: options.get(name) for name in ("epochs", "batch", "dsa_strategy", "sam_rho", "num_eval", "device")}
+        schedule = schedule_of(options["protocol"], lr=1.0, at_once=None, **how)
+        sets = 2 if random_real and ipc else 1
+        forecast = begin_forecast(data, len(loaded), networks, options["num_eval"], schedule, ranks, sets)
+        options["forecast"] = forecast
+        results = {"": ddfast.evaluate(loaded, data, lr=lr, ranks=ranks, **options)}
         if random_real and ipc:
             name = f", {ipc} random real images per class"
             results[name] = evaluate_random_real(data, ipc, ranks=ranks, **options)

@@ -285,11 +285,27 @@ def test_a_useless_result_has_an_exit_status_of_its_own_and_stays_so(tmp_path, m
         "distill --num-experts 1 --train-epochs 2 --max-start-epoch 1 --expert-epochs 1 --syn-steps 1 --iterations 1"
     )
     options = [*options.split(), "--lr-img", "0", "--lr-lr", "0", "--num-eval", "2", "--eval-epochs", "1"]
-    for _ in range(2):
+    for is_new in (True, False):
         result = CliRunner().invoke(cli, [*options, "--output", str(tmp_path / "run"), "--resume"])
         assert result.exit_code == USELESS, result.output
+        assert ("time: about " in result.output) == is_new
         assert "useless: the distilled images are no better than random real ones" in result.output
     assert "give more (iterations" in json.loads((tmp_path / "run" / "summary.json").read_text())["useless"]
+
+
+def test_experts_and_evaluate_say_how_long_they_take_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDFAST_CACHE", str(tmp_path))
+    images = load_dataset("digits").random_real(1, torch.Generator().manual_seed(0))
+    data = load_dataset("digits")
+    digits = ddfast.SyntheticSet(*images, torch.tensor(0.01), data.class_names, data.preprocessing)
+    digits.save(tmp_path / "set")
+    commands = [
+        "experts --num-experts 1 --epochs 1 --network convnet:width=8",
+        f"evaluate {tmp_path / 'set'} --dataset digits --num-eval 1 --eval-epochs 1 --networks convnet:width=8,mlp",
+    ]
+    for command in commands:
+        result = CliRunner().invoke(cli, command.split())
+        assert result.exit_code == 0 and "time: about " in result.output, result.output
 
 
 def test_own_data_without_an_option_end_better_than_random_real_images(tmp_path, monkeypatch):

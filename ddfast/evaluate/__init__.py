@@ -2,6 +2,7 @@
 
 from ddfast.evaluate.protocol import (
     Evaluation,
+    begin_forecast,
     check_evaluation,
     data_for,
     evaluate,
@@ -17,6 +18,7 @@ __all__ = [
     "PROTOCOLS",
     "Evaluation",
     "Protocol",
+    "begin_forecast",
     "check_evaluation",
     "data_for",
     "evaluate",

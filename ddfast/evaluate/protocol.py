@@ -129,11 +129,7 @@ def evaluate(
     check_evaluation(networks, protocol, data)
     pair = synthetic.images.to(schedule.device), synthetic.targets.to(schedule.device)
     test = data.test_batches(schedule.device)
-    if forecast is None:
-        seconds = evaluation_seconds(data, len(synthetic), networks, num_eval, schedule, ranks)
-        forecast = Forecast({"evaluation": seconds})
-        forecast.say()
-        forecast.begin("evaluation", num_eval * len(networks) // ranks.size)
+    forecast = forecast or begin_forecast(data, len(synthetic), networks, num_eval, schedule, ranks)
 
     def train(name: str, numbers: list[int]) -> Iterator[float]:
         generators = [seeds.generator(seed, "evaluate", name, n) for n in numbers]
@@ -169,6 +165,17 @@ def networks_of(synthetic: SyntheticSet) -> tuple[str, ...]:
     if synthetic.network is None:
         log.info("networks: the set does not say what it was distilled for; convnet (width 128) is taken")
     return (synthetic.network or "convnet",)
+
+
+def begin_forecast(
+    data: Dataset, count: int, networks: Sequence[str], num_eval: int, schedule: Schedule, ranks: Ranks, sets: int = 1
+) -> Forecast:
+    """The forecast of evaluations of so many sets, told and begun."""
+    seconds = sets * evaluation_seconds(data, count, networks, num_eval, schedule, ranks) if ranks.is_first else 0.0
+    forecast = Forecast({"evaluation": seconds})
+    forecast.say()
+    forecast.begin("evaluation", sets * num_eval * len(networks) // ranks.size)
+    return forecast
 
 
 def check_evaluation(networks: Sequence[str], protocol: str, data: Dataset) -> None:
