@@ -74,7 +74,7 @@ def distill(
         output: the run folder; None for the next free number under runs/. A folder that holds a run is an error.
         preset: the name of the settings to start from; None for that of (method, dataset, ipc). Data that no preset is
             of get settings derived from them: docs/own-data.md.
-        budget: a time such as 20min or 2h, for the whole job; None for 20min where no preset is of the data. Experts,
+        budget: a time such as 20min or 2h, for the whole job; None for 10min where no preset is of the data. Experts,
             iterations and evaluation follow from it and from timed steps, unless they are given.
         memory_budget: what an outer step may use, in bytes, as a size ("4GiB") or a fraction of what is free; None for
             half of that. More memory is less work; the plan is made once per run, and recorded. Where memory runs out

@@ -120,7 +120,7 @@ memory_option = click.option(
     "--memory-budget", help="What an outer step may use: bytes, 4GiB, 0.5 or 50% of what is free.  [default: 50%]"
 )
 budget_option = click.option(
-    "--budget", help="Time for the whole job, as 20min or 2h.  [default: 20min for data that no preset is of]"
+    "--budget", help="Time for the whole job, as 20min or 2h.  [default: 10min for data that no preset is of]"
 )
 root_options = options(
     click.option("--data-root", type=PATH, help="Where named data sets are.  [default: DDFAST_DATA, or the cache]"),
