@@ -178,17 +178,17 @@ def _begun(
     else:
         if output is not None and not resume:
             ranks.first(RunFolder(output).expect_free)
-        derived = ranks.first(lambda: _derived(given, download)) if ranks.size > 1 else None
-        job = ranks.in_turn(lambda: resolve(given, download, ranks, derived))
+        resolved: list[Job] = []  # of the first process: what it derives by timing steps is for all of them
+
+        def derive() -> Derived:
+            resolved.append(resolve(given, download, ranks))
+            return Derived(resolved[0].config["derived_settings"], resolved[0].config["derived"])
+
+        derived = ranks.first(derive)
+        job = ranks.in_turn(lambda: resolved[0] if resolved else resolve(given, download, ranks, derived))
         run = RunFolder(ranks.first(lambda: RunFolder.create(output, job.config, resume=resume).path))
     job.config["memory_plan"] = ranks.first(lambda: job.config["memory_plan"])
     return run if ranks.is_first else WatchedRunFolder(run.path), job, goes_on
-
-
-def _derived(given: dict[str, Any], download: bool) -> Derived:
-    """What one process derives by timing steps, for all of them."""
-    config = resolve(given, download).config
-    return Derived(config["derived_settings"], config["derived"])
 
 
 def _resumed(run: RunFolder, given: dict[str, Any], download: bool, ranks: Ranks) -> Job:
