@@ -109,6 +109,7 @@ def test_a_run_distils_with_converted_experts_of_which_little_is_known(tmp_path,
     config = ddfast.files.read_json(run.path / "config.json")
     assert config["train_lr"] is config["batch_train"] is config["optimizer"] is None
     assert config["trained_experts"]["lr_teacher"] is None
+    assert ddfast.SyntheticSet.load(run.path / "synthetic").network == WIDTH
     assert (config["mom"], config["network"], config["num_experts"]) == (0.9, WIDTH, 2)
     small["iterations"] += 1
     resumed = ddfast.distill("digits", experts=tmp_path / "store", output=tmp_path / "run", resume=True, **small)

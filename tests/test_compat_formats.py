@@ -196,6 +196,17 @@ def test_sets_of_idc_and_ncfm_are_read_with_the_factor_that_is_said(tmp_path, di
     assert "factor 2, as its name or the arguments beside it say" in caplog.text
 
 
+def test_of_a_folder_of_ncfm_the_last_set_is_read_and_other_files_are_left_out(tmp_path, digits, caplog):
+    caplog.set_level("INFO", "ddfast")
+    for value, tag in enumerate(("init", "900", "1000")):
+        torch.save([torch.full((10, 1, 16, 16), value / 10), torch.arange(10)], tmp_path / f"data_{tag}.pt")
+    torch.save({"optimizer": {}}, tmp_path / "last.pt")
+    compat.convert(tmp_path, tmp_path / "set", dataset="digits", lr=0.01, factor=1)
+    pixels = digits.preprocessing.invert(SyntheticSet.load(tmp_path / "set").images)
+    torch.testing.assert_close(pixels, torch.full_like(pixels, 0.2))
+    assert "left out, of no known format: last.pt" in caplog.text
+
+
 def test_a_set_goes_to_idc_and_back_but_for_rounding(tmp_path, digits):
     wanted = made(digits)
     compat.write_idc(wanted, tmp_path / "data.pt")

@@ -19,7 +19,7 @@ from ddfast.experts import TrajectoryStore
 
 log = logging.getLogger("ddfast")
 
-IMAGES = 2000  # test images that are looked at
+IMAGES = 1000  # test images that are looked at
 BATCH = 16  # a conversion needs little memory, and so does its check
 LARGEST_WHITENED = 3 * 32 * 32  # values of an image: larger ones take minutes to whiten, and are seldom whitened
 FITTED = 5000  # training images that a whitening for this check is fitted on
@@ -27,7 +27,7 @@ LEAST = 2.0  # points of accuracy that count as a difference, where the test ima
 
 
 def check_experts(store: TrajectoryStore, dataset: Dataset, source: str) -> dict[str, Any]:
-    """Test accuracies of the first and the last expert, in percent, on at most 2000 test images, which are logged.
+    """Test accuracies of the first and the last expert, in percent, on at most 1000 test images, which are logged.
 
     Beside the last snapshot's in the store's preprocessing: that of the snapshot in the middle, and the last one's in
     the other preprocessing, whitened or normalised (not for images of more than 3072 values that were not whitened;

@@ -1,5 +1,8 @@
 """What a file or folder of others is: told by what it holds, not by what it is called."""
 
+import logging
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +18,14 @@ from ddfast.compat.replay_buffers import BUFFER, is_buffer
 from ddfast.compat.torch_files import load
 from ddfast.files import METADATA
 
+log = logging.getLogger("ddfast")
+
 OWN = "ddfast"
 EXPERTS, SET = "ddfast's experts", "ddfast's synthetic set"
 TORCH = (".pt", ".pth", ".pkl", ".tar", ".ckpt", ".bin")
 SETS_OF_OTHERS = ("mtt", "dc", "idc", "dd-ranking", "npz", "safetensors", "tensors", "png")
 EXPERTS_OF_OTHERS = ("replay-buffer", "state-dict")
+NUMBERED = re.compile(r"data(?:_(\d+|init|best))?\.pt")  # of IDC's and NCFM's code
 LONG = 6  # entries of a file that are named
 
 
@@ -92,10 +98,29 @@ def _of_folder(path: Path) -> Found:
 
 def _of_files(folder: Path, files: list[Path]) -> list[Found]:
     """What a folder of files is that have no names of their own: a single set or buffer, or one state dict an epoch."""
-    kinds = {file: _kind_of_file(file) for file in files}
+    kinds, unknown = {}, {}
+    for file in files:
+        try:
+            kinds[file] = _kind_of_file(file)
+        except ValueError as error:
+            unknown[file] = error
+    if unknown and not kinds:
+        raise next(iter(unknown.values()))
+    if unknown:
+        log.info("%s: left out, of no known format: %s", folder, ", ".join(file.name for file in unknown))
     if kinds and set(kinds.values()) == {"state-dict"}:
+        if unknown:  # an epoch that cannot be read would be missing from the trajectory
+            raise next(iter(unknown.values()))
         return [Found("state-dict", folder)]
+    if len(kinds) > 1 and set(kinds.values()) == {"idc"} and all(NUMBERED.fullmatch(file.name) for file in kinds):
+        return [Found("idc", max(kinds, key=_number))]
     return [Found(kind, file) for file, kind in kinds.items()]
+
+
+def _number(path: Path) -> int:
+    """That of data_<n>.pt; of data_init.pt, before the first, −1; data.pt and data_best.pt are beyond all."""
+    tag = NUMBERED.fullmatch(path.name)[1]
+    return int(tag) if tag and tag.isdigit() else -1 if tag == "init" else sys.maxsize
 
 
 def _kind_of_file(path: Path) -> str:
