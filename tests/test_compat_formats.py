@@ -351,6 +351,15 @@ def test_folders_of_sre2l_are_read_by_their_numbers(tmp_path, digits):
         compat.read_png(tmp_path / "syn", named, lr=0.1)
 
 
+def test_a_damaged_end_of_an_archive_is_one_sentence(tmp_path, digits):
+    compat.write_dc(made(digits), tmp_path / "res.pt")
+    whole = (tmp_path / "res.pt").read_bytes()
+    assert whole[-42:-38] == b"PK\x06\x07"  # where the end lies, by a number of disks before it
+    (tmp_path / "res.pt").write_bytes(whole[:-26] + b"\x09" + whole[-25:])
+    with pytest.raises(ValueError, match=r"res.pt: not a whole file of torch.save: its end is missing or damaged"):
+        compat.read_dc(tmp_path / "res.pt", digits)
+
+
 class Thing:
     """A class of somebody's code."""
 

@@ -26,10 +26,10 @@ def load(path: Path) -> Any:
     """
     with open(path, "rb") as file:
         begins = file.read(2)
-    mapped = zipfile.is_zipfile(path)
+    mapped = _is_zip(path)
     if not mapped and begins != b"\x80\x02":  # how the older format begins
         raise ValueError(
-            f"{path}: not a whole file of torch.save: {'its end is missing' * (begins == b'PK') or begins}"
+            f"{path}: not a whole file of torch.save: {'its end is missing or damaged' * (begins == b'PK') or begins}"
         )
     if not mapped:
         log.info("%s: written by a PyTorch before 1.6, read whole into memory", path)
@@ -46,6 +46,13 @@ def load(path: Path) -> Any:
         why = "it holds more than tensors" if "weights_only" in said.lower() else "it is damaged"
         reason = said.split("WeightsUnpickler error:")[-1].strip().splitlines() or ["an unknown object"]
         raise ValueError(f"{path}: not read, for {why} ({reason[0].strip()})") from None
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a damaged end: of several disks
+        return False
 
 
 @functools.cache
