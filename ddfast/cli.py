@@ -212,6 +212,7 @@ def evaluate(
 ) -> None:
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them."""
     import ddfast
+    from ddfast.data import READING
     from ddfast.evaluate import begin_forecast, data_for, evaluate_random_real, networks_of, schedule_of
     from ddfast.ranks import launched
     from ddfast.runs import RunFolder
@@ -226,11 +227,10 @@ def evaluate(
         raise ValueError(f"--dataset: say what to test {synthetic} on")
     networks = networks or tuple(config.get("networks", ())) or networks_of(loaded)
     where = {"root": data_root or config.get("data_root"), "download": download}
-    of_pictures = ("test_folder", "value_range", "skip_unreadable")
-    pictures = {name: options.pop(name) for name in of_pictures}
+    reading = {name: options.pop(name) for name in READING}
     if dataset == config.get("dataset"):  # read as the run did
-        pictures = {name: config.get(name) if pictures[name] is None else pictures[name] for name in of_pictures}
-    where |= {name: value for name, value in pictures.items() if value is not None}
+        reading = {name: config.get(name) if reading[name] is None else reading[name] for name in READING}
+    where |= {name: value for name, value in reading.items() if value is not None}
     if options["dsa_strategy"] is None:
         options["dsa_strategy"] = loaded.dsa_strategy
     options |= {

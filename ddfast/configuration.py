@@ -10,7 +10,7 @@ import torch
 
 from ddfast import networks, seeds
 from ddfast.arguments import expect_one_of, expect_positive, expect_whole
-from ddfast.data import Dataset, known_name, load_dataset
+from ddfast.data import READING, Dataset, known_name, load_dataset
 from ddfast.devices import computes_bfloat16, resolve_device
 from ddfast.evaluate import check_evaluation
 from ddfast.experts import FORMATS, ExpertTraining, TrajectoryStore, predicted_bytes
@@ -26,7 +26,7 @@ from ddfast.ranks import ALONE, Ranks
 log = logging.getLogger("ddfast")
 
 DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": "stretch", "zca": None}
-DATA |= {"test_folder": None, "value_range": None, "skip_unreadable": False}  # of a folder of pictures
+DATA |= dict.fromkeys(READING) | {"skip_unreadable": False}
 LOADED = {"data_root": "root"} | {name: name for name in DATA if name not in ("dataset", "data_root", "zca")}
 RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
 RUN |= {"memory_budget": "50%", "precision": "default"}  # the budget: of what is free

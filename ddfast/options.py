@@ -140,9 +140,13 @@ picture_options = options(
         "--value-range", type=ValueRange(), help="Black and white of deep pictures.  [default: what fits all]"
     ),
     click.option("--skip-unreadable", is_flag=True, default=None, help="Leave out pictures that cannot be read."),
+    click.option("--layout", help="NCHW or NHWC: where arrays have channels.  [default: where sizes leave no doubt]"),
 )
 data_options = options(
-    click.option("--dataset", help="Name of a data set, or a folder of pictures (docs/data.md).  [default: digits]"),
+    click.option(
+        "--dataset",
+        help="Name of a data set, a folder of pictures, or a file of arrays (docs/data.md).  [default: digits]",
+    ),
     where_options,
     size_options,
     picture_options,

@@ -20,7 +20,7 @@ from ddfast.compat.replay_buffers import read_replay_buffers, write_replay_buffe
 from ddfast.compat.state_dicts import read_state_dicts, write_state_dict
 from ddfast.compat.tensors import Use
 from ddfast.compat.torch_files import load
-from ddfast.data import Dataset, SyntheticSet, known_name, load_dataset, set_of_release
+from ddfast.data import READING, Dataset, SyntheticSet, known_name, load_dataset, set_of_release
 from ddfast.experts import TrajectoryStore
 
 log = logging.getLogger("ddfast")
@@ -44,7 +44,7 @@ WRITERS: dict[str, Callable[..., Any]] = {
 EXPERT_READERS = {"replay-buffer": read_replay_buffers, "state-dict": read_state_dicts}
 FORMATS = (OWN, *EXPERT_READERS, *READERS)
 
-DATA = {"dataset", "root", "image_size", "resize", "zca", "download", "test_folder", "value_range", "skip_unreadable"}
+DATA = {"dataset", "root", "image_size", "resize", "zca", "download", *READING}
 TRAINING = {"lr_teacher", "mom", "l2", "batch_train", "dsa_strategy", "optimizer", "rho", "alpha", "schedule"}
 USE = {field.name for field in fields(Use)}
 OF_EXPERTS, OF_SET = DATA | TRAINING | {"network", "check"}, DATA | USE

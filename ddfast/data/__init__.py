@@ -3,7 +3,7 @@
 from ddfast.data.archives import set_of_release
 from ddfast.data.augment import DSA
 from ddfast.data.batches import Batches
-from ddfast.data.datasets import Dataset, is_folder, known_name, load_dataset
+from ddfast.data.datasets import READING, Dataset, is_folder, known_name, load_dataset
 from ddfast.data.named import DATASETS
 from ddfast.data.preprocessing import Preprocessing
 from ddfast.data.seeded_augment import SeededAugment
@@ -14,6 +14,7 @@ from ddfast.data.zca import ZCA
 __all__ = [
     "DATASETS",
     "DSA",
+    "READING",
     "ZCA",
     "Batches",
     "Dataset",

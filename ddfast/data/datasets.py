@@ -1,4 +1,4 @@
-"""Real data sets: by name, from a folder of images, or from a pair of torch data sets or tensors."""
+"""Real data sets: by name, from a folder of images, or given as objects or files of arrays."""
 
 import difflib
 import hashlib
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ddfast.arguments import expect_one_of, expect_whole
 from ddfast.data.archives import set_of_release
+from ddfast.data.arrays import as_layout
 from ddfast.data.batches import Batches
 from ddfast.data.folders import folder_files
-from ddfast.data.images import from_picture, resized
-from ddfast.data.named import DATASETS, RawData, read_named, read_split
+from ddfast.data.named import DATASETS, read_named, read_split
+from ddfast.data.objects import is_data_file, read_object
 from ddfast.data.pixels import SIXTEEN_BITS, as_value_range
 from ddfast.data.preprocessing import RESIZES, Preprocessing
 from ddfast.data.summary import span, summary
@@ -28,6 +29,7 @@ from ddfast.data.zca import ZCA
 log = logging.getLogger("ddfast")
 
 MOST_HASHED = 2**30  # bytes of images that a fingerprint reads; of more, evenly spaced ones
+READING = ("test_folder", "value_range", "skip_unreadable", "layout")  # options of what is not known by name
 SPELLINGS = {name.replace("-", ""): name for name in DATASETS}
 
 
@@ -175,14 +177,16 @@ def load_dataset(
     test_folder: str | None = None,
     value_range: tuple[float, float] | str | None = None,
     skip_unreadable: bool = False,
+    layout: str | None = None,
 ) -> Dataset:
-    """A Dataset from a name, a folder, a pair (train, test), or a Dataset as it is.
+    """A Dataset from a name, a folder, a file of arrays, data given as objects, or a Dataset as it is.
 
     Args:
         dataset: a name of DATASETS; the path of a folder of pictures (docs/data.md: train/<class>/… and test/ or val/,
-            or <class>/…), which a Path and a string with a slash always are; a pair of torch data
-            sets that yield (image, label); a pair of (images, labels) tensors or arrays. Images of a pair are uint8,
-            floats in [0, 1], or PIL images.
+            or <class>/…), which a Path and a string with a slash always are; an .npz, .npy or .pt file; a pair (train,
+            test), each of them a torch data set or DataLoader that yields (image, label), (images, labels) tensors or
+            arrays, or a Hugging Face data set; one of these alone, of which a test part is drawn; a mapping with train
+            and test. docs/data.md says which values and labels are read how.
         root: where the files of named data sets are; None for DDFAST_DATA, else a folder in the user's cache.
         image_size: side or (H, W) in pixels; None for their own, 128 for the ImageNet subsets.
         resize: how images get there: stretch, or crop (short side resized, middle kept).
@@ -190,9 +194,10 @@ def load_dataset(
         download: fetch a named data set that is not there.
         test_folder: of a folder of pictures, the folder in it to test on; None for test/, else val/, else a part of
             the training pictures that is drawn.
-        value_range: which values of pictures are black and white, such as (0, 4095); None or "auto" for what fits all
-            pictures of more than 8 bits.
+        value_range: which values of pictures or arrays are black and white, such as (0, 4095); None or "auto" for what
+            fits all pictures of more than 8 bits, and 0–255 or 0–1 for arrays that can only be read as that.
         skip_unreadable: leave out pictures that cannot be read, instead of refusing them all.
+        layout: NCHW or NHWC: where arrays have their channels; None where sizes leave no doubt.
 
     Named sets are normalised with the field's statistics, others with those of their training images. A line in the log
     tells what was read.
@@ -205,25 +210,29 @@ def load_dataset(
             raise ValueError(f"image_size: expected that of the data set, {dataset.image_size}, got {size}")
         return dataset.whitened() if zca and dataset.preprocessing.zca is None else dataset
     name, pictures = known_name(dataset), {"value_range": as_value_range(value_range)}
-    for option, value in {"test_folder": test_folder, "value_range": pictures["value_range"]}.items():
-        if value is not None and not is_folder(dataset):
-            raise ValueError(f"{option}: expected with a folder of pictures only, got {value!r}")
+    layout, of_arrays = as_layout(layout), not is_folder(dataset) or is_data_file(dataset)
+    if test_folder is not None and of_arrays:
+        raise ValueError(f"test_folder: expected with a folder of pictures only, got {test_folder!r}")
+    if layout is not None and not of_arrays:
+        raise ValueError(f"layout: expected with arrays only, got {layout!r}")
+    for option, value in {"layout": layout, **pictures}.items():
+        if value is not None and name:
+            raise ValueError(f"{option}: expected with a folder or data of your own only, got {value!r}")
     if name:
         raw = read_named(name, root, size, resize, download, skip_unreadable)
         name = raw.name
         if Path(str(dataset)).is_dir():
             raw.notes.append(f"the folder {dataset}/ here is another: ./{dataset} reads it")
+    elif is_data_file(dataset):
+        raw, name = read_object(dataset, size, resize, layout=layout, **pictures), Path(dataset).resolve().stem
+        name = f"{name}{Path(dataset).suffix}" if _is_taken(name) else name
     elif is_folder(dataset):
         folder = _expect_folder(dataset)
         raw = read_split(folder_files(folder, test_folder), size, resize, skip_unreadable=skip_unreadable, **pictures)
         name = folder.resolve().name or "folder"
         name = f"{name}/" if _is_taken(name) else name  # no set that is known by name, whose settings would be taken
-    elif isinstance(dataset, tuple | list) and len(dataset) == 2:
-        raw, name = _from_pair(*dataset, size, resize), "custom"
     else:
-        raise TypeError(
-            f"dataset: expected a name, an image folder or a pair of data sets, got {type(dataset).__name__}"
-        )
+        raw, name = read_object(dataset, size, resize, layout=layout, **pictures), "custom"
     _check_values(raw.train_images, f"{name}: the training images")  # before their statistics are taken
     if raw.statistics is not None:
         preprocessing = Preprocessing(*raw.statistics, resize=resize, value_range=raw.value_range)
@@ -276,7 +285,8 @@ def _expect_folder(dataset: str | Path) -> Path:
         raise FileNotFoundError(f"dataset: expected a folder of pictures, there is no {dataset}")
     near = difflib.get_close_matches(dataset.lower(), DATASETS, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, or an image folder, got {dataset!r}{hint}")
+    files = "an image folder, or an .npz, .npy or .pt file"
+    raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, {files}, got {dataset!r}{hint}")
 
 
 def _image_size(image_size) -> tuple[int, int] | None:
@@ -298,75 +308,6 @@ def _check_values(images: Tensor, what: str) -> None:
         raise ValueError(f"{what} hold values that are not finite")
     if images.min() < 0 or images.max() > 1:
         raise ValueError(f"{what}: expected values in [0, 1], got {images.min():g} to {images.max():g}")
-
-
-def _from_pair(train, test, size: tuple[int, int] | None, resize: str) -> RawData:
-    classes = getattr(train, "classes", None)
-    train, test = _stack(train, "training", size, resize), _stack(test, "test", size, resize)
-    count = int(train[1].max()) + 1
-    named = isinstance(classes, list | tuple) and len(classes) >= count
-    names = tuple(map(str, classes)) if named else tuple(str(k) for k in range(count))
-    return RawData(*train, *test, names)
-
-
-def _stack(part, what: str, size: tuple[int, int] | None, resize: str) -> tuple[Tensor, Tensor]:
-    """The images [N, C, H, W] and labels int64 [N] of one half of a pair."""
-    is_arrays = isinstance(part, tuple | list) and len(part) == 2 and all(hasattr(x, "ndim") for x in part)
-    if is_arrays:
-        images, labels = torch.as_tensor(part[0]), torch.as_tensor(part[1]).flatten().double()
-        if images.dim() == 3:
-            images = images.unsqueeze(1)
-        if images.dim() == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
-            raise ValueError(f"dataset: expected {what} images [N, C, H, W], got {list(images.shape)}: permute them")
-        if images.dim() != 4 or len(images) != len(labels):
-            raise ValueError(
-                f"dataset: expected {what} images [N, C, H, W] and as many labels, got {list(images.shape)} and "
-                f"{len(labels)}"
-            )
-        images = resized(_checked_type(images, what), size, resize)
-    else:
-        tensors, values = [], []
-        for n in range(len(part)):
-            item = part[n]
-            if not isinstance(item, tuple | list) or len(item) != 2:
-                raise ValueError(f"dataset: expected pairs (image, label) in the {what} set, got {type(item).__name__}")
-            tensors.append(_as_tensor(item[0], what, size, resize))
-            values.append(float(item[1]))
-        if not tensors:
-            raise ValueError(f"dataset: the {what} set is empty")
-        channels = max(len(image) for image in tensors)
-        if hasattr(part[0][0], "convert"):  # pictures, some of them grey
-            tensors = [image.expand(channels, -1, -1) for image in tensors]
-        shapes = {tuple(image.shape) for image in tensors}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"dataset: expected {what} images as tensors [C, H, W] of one size, "
-                f"got {sorted(map(str, shapes))[:3]}; image_size resizes them"
-            )
-        images, labels = torch.stack(tensors), torch.tensor(values)
-    if not labels.equal(labels.round()):
-        raise ValueError(
-            f"dataset: expected whole numbers as {what} labels, got {labels[labels != labels.round()][0]:g}"
-        )
-    return images, labels.long()
-
-
-def _as_tensor(image, what: str, size: tuple[int, int] | None, resize: str) -> Tensor:  # [C, H, W]
-    if hasattr(image, "convert"):  # a PIL image
-        image = from_picture(image, 1 if image.mode[0] in "1LI" else 3)
-    if not isinstance(image, Tensor) or image.dim() != 3:
-        got = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f"dataset: expected {what} images as tensors [C, H, W], or as PIL images, got {got}")
-    return resized(_checked_type(image, what).unsqueeze(0), size, resize)[0]
-
-
-def _checked_type(images: Tensor, what: str) -> Tensor:
-    images = images.detach().cpu()
-    if images.is_floating_point():
-        return images.float()
-    if images.dtype != torch.uint8:
-        raise ValueError(f"dataset: expected {what} images as floats in [0, 1] or uint8, got {images.dtype}")
-    return images
 
 
 def _fingerprint(images: Tensor, labels: Tensor) -> str:  # [N, C, H, W], int64 [N]

@@ -249,13 +249,17 @@ def _reason(error: Exception) -> str:
 
 
 def _size_and_channels(headers: Sequence[Header]) -> tuple[tuple[int, int], int]:
-    sizes = {header.size for header in headers}
     channels = 1 if all(header.is_grey for header in headers) else 3
-    if len(sizes) == 1 and max(size := next(iter(sizes))) <= LARGEST_DEFAULT_SIDE:
-        return size, channels
-    short = sorted(min(header.size) for header in headers)[len(headers) // 2]
+    return default_size([header.size for header in headers]), channels
+
+
+def default_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The size (H, W) that images of these sizes get: their own, or a square as `inspect_files` says."""
+    if len(set(sizes)) == 1 and max(sizes[0]) <= LARGEST_DEFAULT_SIDE:
+        return sizes[0]
+    short = sorted(min(size) for size in sizes)[len(sizes) // 2]
     side = min(LARGEST_DEFAULT_SIDE, max(SMALLEST_DEFAULT_SIDE, 2 ** int(math.log2(short))))
-    return (side, side), channels
+    return side, side
 
 
 def _scale(images: Tensor, of_bytes: Sequence[bool], value_range: tuple[float, float]) -> None:

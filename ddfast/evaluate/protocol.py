@@ -14,7 +14,7 @@ from torch.nn.utils import vector_to_parameters
 
 from ddfast import networks as all_networks
 from ddfast import seeds
-from ddfast.data import DSA, Dataset, SyntheticSet, is_folder, load_dataset, take_statistics
+from ddfast.data import DSA, READING, Dataset, SyntheticSet, known_name, load_dataset, take_statistics
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.evaluate.schedule import Schedule, accuracy, protocol_named, schedule_of, train_networks
@@ -107,15 +107,14 @@ def evaluate(
         output: a file of JSON lines to which every accuracy is added as soon as it is known; those that it has are not
             computed again, so that an evaluation that was stopped goes on. None for none.
         ranks: the processes that make this call together (ddfast.ranks); each trains some of the networks.
-        data_options: root, download, test_folder, value_range and skip_unreadable of load_dataset.
+        data_options: root, download, test_folder, value_range, skip_unreadable and layout of load_dataset.
 
     A network that diverges, as with too large a rate, has an accuracy all the same, near chance: a warning says so.
 
     Errors: ValueError for unknown networks, classes or channels that differ, a whitening fitted on other data, or
     images, labels or a learning rate that are not finite.
     """
-    of_pictures = {"test_folder", "value_range", "skip_unreadable"}
-    unknown = set(data_options) - {"root", "download", "image_size", "resize", *of_pictures}
+    unknown = set(data_options) - {"root", "download", "image_size", "resize", *READING}
     if unknown or not isinstance(synthetic, SyntheticSet):
         got = f"the option {', '.join(sorted(unknown))}" if unknown else f"{type(synthetic).__name__} for synthetic"
         raise TypeError(f"evaluate: expected a SyntheticSet and the options that its documentation lists, got {got}")
@@ -192,7 +191,7 @@ def data_for(synthetic: SyntheticSet, dataset, **data_options) -> Dataset:
     """The data set at the synthetic set's size and with its preprocessing; ValueError where they do not fit."""
     if not isinstance(dataset, Dataset):
         options = {"image_size": synthetic.image_size, "resize": synthetic.preprocessing.resize} | data_options
-        if is_folder(dataset) and options.get("value_range") is None:
+        if known_name(dataset) is None and options.get("value_range") is None:
             options["value_range"] = synthetic.preprocessing.value_range  # as the training pictures were read
         dataset = load_dataset(dataset, **options)
     if synthetic.class_names != dataset.class_names:
