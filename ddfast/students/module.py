@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -34,7 +35,8 @@ class ModuleStudent(Student):
     The module's own parameters are never read; frozen ones count too, tied ones once. It is used in the mode, train or
     eval, that it is in. A replay draws the same random numbers (dropout) and starts from the same buffers, modes and
     autocast as the forward sweep; buffers that the module updates (batch norm's running statistics) are updated in the
-    forward sweep only, once per step and student, and a copy per step is kept of those that change.
+    forward sweep only, once per step and student, and a copy per step is kept of those that change. Attention runs on
+    PyTorch's mathematical backend, the one that can be differentiated twice.
 
     `precision` is "default", as PyTorch is set; "float32", without TF32 in `grad` and `grad_jvp` (a FullUnroll's own
     backward pass runs after them, as PyTorch is set); or "bfloat16", the forward pass under autocast. ValueError for
@@ -206,7 +208,8 @@ class ModuleStudent(Student):
         }
         with self._replayable(step, s, images.device) as buffers, self._autocast(images.device):
             given = images.clone()  # a layer may work in place
-            logits = functional_call(self.module, {**parameters, **buffers}, (given,))  # [B, K]
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
+                logits = functional_call(self.module, {**parameters, **buffers}, (given,))  # [B, K]
             _check_logits(logits, labels)
             return cross_entropy(logits, labels)
 
