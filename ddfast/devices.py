@@ -2,16 +2,16 @@
 
 import re
 import resource
-from pathlib import Path
 
 import torch
+
+from ddfast.memory_limits import left_by_limits
 
 # PyTorch's allocator on a CPU, oneDNN (whose "primitive descriptor" cannot be made of what it does not know), CUDA
 OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|could not create a (primitive|memory)(?! desc)"
     r"|CUDA error: out of memory|_STATUS_ALLOC_FAILED"
 )
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -52,13 +52,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be had now: of the GPU, or what Linux calls available, or less where a container allows less."""
+    """Memory that can be had now: of the GPU, or what Linux calls available, or less where limits do."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with open("/proc/meminfo", encoding="ascii") as file:
         available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    try:
-        most, now = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no cgroup v2, or no limit: "max"
-        return available
-    return min(available, max(0, most - now))
+    left = left_by_limits()
+    return available if left is None else min(available, left)

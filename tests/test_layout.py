@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ddfast"
-LEAVES = {"seeds", "files", "devices", "arguments", "ranks", "forecast"}  # small modules that everything may use
+LEAVES = {
+    "seeds",
+    "files",
+    "devices",
+    "arguments",
+    "ranks",
+    "forecast",
+    "memory_limits",
+}  # small modules that everything may use
 SURFACE = {"ddfast", "cli", "options", "printing", "__main__"}  # may import everything
 
 MAY_IMPORT = {
@@ -70,6 +78,7 @@ MAY_IMPORT = {
     "arguments": set(),
     "ranks": set(),
     "forecast": set(),
+    "memory_limits": set(),
 }
 LAZY = {"torchvision", "kornia", "matplotlib", "sklearn", "PIL", "safetensors", "tqdm", "click"}
 FILES = sorted(PACKAGE.rglob("*.py"))
