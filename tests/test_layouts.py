@@ -38,6 +38,9 @@ def test_the_line_is_logged_once(tmp_path, caplog):
     assert [record.message for record in caplog.records] == [data.about["line"]]
     load_dataset(data)
     assert len(caplog.records) == 1
+    for option in ({"test_folder": "val"}, {"value_range": (0, 4095)}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}: expected with what is read now, got "):
+            load_dataset(data, **option)
 
 
 def test_of_test_and_val_the_first_is_read_unless_the_other_is_asked_for(tmp_path):

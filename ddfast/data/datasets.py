@@ -208,6 +208,10 @@ def load_dataset(
     if isinstance(dataset, Dataset):
         if size is not None and size != dataset.image_size:
             raise ValueError(f"image_size: expected that of the data set, {dataset.image_size}, got {size}")
+        own = {"test_folder": None, "value_range": dataset.preprocessing.value_range}
+        for option, value in {"test_folder": test_folder, "value_range": as_value_range(value_range)}.items():
+            if value not in (None, own[option]):
+                raise ValueError(f"{option}: expected with what is read now, got {value!r} for {dataset.name}")
         return dataset.whitened() if zca and dataset.preprocessing.zca is None else dataset
     name, pictures = known_name(dataset), {"value_range": as_value_range(value_range)}
     layout, of_arrays = as_layout(layout), not is_folder(dataset) or is_data_file(dataset)

@@ -15,12 +15,9 @@ from torch import Tensor
 from ddfast.data.listing import counted
 from ddfast.data.pixels import (
     BYTE,
-    INTEGER,
-    SIXTEEN_BITS,
     Header,
     chosen_range,
     kind_of,
-    picture_pixels,
     read_header,
     read_pixels,
     scale_to_unit,
@@ -145,22 +142,6 @@ def resized(
     scale = max(target[0] / H, target[1] / W)
     covering = [max(target[0], round(H * scale)), max(target[1], round(W * scale))]
     return center_crop(resize_to(images, covering, antialias=True), target)
-
-
-def from_picture(picture, channels: int) -> Tensor:  # a PIL image -> [C, H, W]
-    """A PIL image of any mode as a tensor: uint8; or float32 in [0, 1], of 16 bits and of floats in [0, 1].
-
-    Errors: ValueError for numbers beyond.
-    """
-    pixels = picture_pixels(picture, channels)[0]
-    tensor = _as_tensor(pixels)
-    if tensor.dtype == torch.uint8:
-        return tensor
-    low, high = SIXTEEN_BITS if kind_of(pixels) == INTEGER else (0, 1)
-    least, most = (float(end) for end in tensor.aminmax())
-    if not low <= least <= most <= high:
-        raise ValueError(f"dataset: expected pictures with values {low:g} to {high:g}, got {least:g} to {most:g}")
-    return scale_to_unit(tensor, (low, high))
 
 
 def to_unit(images: Tensor) -> Tensor:  # [N, C, H, W] uint8 of 0 to 255, or float in [0, 1] -> float32 in [0, 1]
