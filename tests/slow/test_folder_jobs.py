@@ -31,7 +31,8 @@ def test_experts_distill_resume_and_evaluate_read_a_folder_alike(tmp_path):
     for command in commands:
         done = ddfast(*command, cwd=tmp_path)
         lines = [words for words in done.stderr.splitlines() if "training images" in words]
-        assert done.returncode == 0 and len(lines) == 1, done.stderr
+        # 3: so small a job may end no better than random images, which is said
+        assert done.returncode in (0, 3) and len(lines) == 1, done.stderr
         assert lines[0].startswith(line) and "1 unreadable picture skipped" in lines[0]
         assert "1 folder .ipynb_checkpoints skipped" in lines[0]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
