@@ -14,6 +14,7 @@ from ddfast.students import GSAM, Training
 from tests.conftest import uniform
 
 OPTIONS = {"num_experts": 2, "epochs": 3, "batch_train": 4, "dsa_strategy": "none"}
+RECORDED = [0.02668, -0.00600, -0.02043]  # what an epoch moves the last biases by
 
 
 @pytest.fixture(scope="module")
@@ -344,3 +345,22 @@ def test_a_damaged_file_is_named_when_its_segment_is_used(pair, tmp_path):
     reader = SegmentReader(TrajectoryStore(store.path), seeds.generator(1), ahead=True, **options)
     with pytest.raises(ValueError, match="the snapshot of epoch 1 is damaged"):
         reader.next()
+
+
+def test_an_expert_of_this_recipe_has_these_parameters(tmp_path):
+    """Where this fails because training was changed on purpose: raise RECIPE in ddfast/experts/train.py, and record the
+    new values. Caches of the recipe before it would be taken for experts of this one."""
+    images = (torch.arange(12 * 64, dtype=torch.float64).mul(0.37).sin().abs().float()).view(12, 1, 8, 8)
+    data = (images, torch.arange(12) % 3)
+    options = {"network": "convnet:width=4:depth=1", "dsa_strategy": "flip_scale", "batch_train": 4, "lr_teacher": 0.1}
+    store = train_experts((data, data), output=tmp_path, num_experts=1, epochs=1, mom=0.5, l2=0.01, seed=7, **options)
+    moved = store.snapshot(0, 1) - store.snapshot(0, 0)
+    assert train.RECIPE == 1
+    assert moved[-3:].tolist() == pytest.approx(RECORDED, abs=2e-4)
+
+
+def test_a_new_recipe_trains_new_experts_in_the_cache(pair, monkeypatch):
+    first = train_experts(pair, **OPTIONS)
+    assert train_experts(pair, **OPTIONS).path == first.path
+    monkeypatch.setattr(train, "RECIPE", 2)
+    assert train_experts(pair, **OPTIONS).path != first.path

@@ -28,6 +28,7 @@ from ddfast.timing import time_training
 log = logging.getLogger("ddfast")
 
 KEEP_SECONDS = 30.0  # an expert in training is kept at most this often, for an interrupted training to go on from
+RECIPE = 1  # to be raised with every change that makes other experts of the same settings: the cache then has none yet
 OPTIMIZERS = ("sgd", "gsam")
 SCHEDULES = ("constant", "cosine")
 
@@ -148,6 +149,7 @@ def train_experts(
         **how.settings(),
         "seed": seed,
         "device": device.type,
+        **({"recipe": RECIPE} if RECIPE > 1 else {}),  # the first one is not named, so that its stores stay valid
     }
     settings |= storage_settings(epochs, keep_epochs, snapshots)
     path, settings = _cached(settings, epochs, num_experts) if output is None else (Path(output), settings)
