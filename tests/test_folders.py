@@ -1,5 +1,6 @@
 """Data sets from files: image folders of every kind, the archives known by name, and what may be wrong with them."""
 
+import gzip
 import pickle
 
 import numpy
@@ -218,6 +219,29 @@ def test_cifar100_svhn_and_fashion_mnist_are_read_as_torchvision_has_them(tmp_pa
     data = load_dataset("fashion-mnist", root=tmp_path)
     assert numpy.array_equal(data.train_images[:, 0].numpy(), grey) and data.class_names[9] == "Ankle boot"
     assert data.preprocessing.mean == (0.2861,)
+    for file in raw.glob("*-ubyte"):  # as they are published, in a folder that nothing is written to
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    packed = sorted(raw.iterdir())
+    raw.chmod(0o500)
+    try:
+        assert load_dataset("fashion-mnist", root=tmp_path).fingerprint == data.fingerprint
+        assert load_dataset("fashion-mnist", root=tmp_path).fingerprint == data.fingerprint
+    finally:
+        raw.chmod(0o700)
+    assert sorted(raw.iterdir()) == packed
+    packed[0].write_bytes(packed[0].read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"ubyte.gz: damaged \(Compressed file ended"):
+        load_dataset("fashion-mnist", root=tmp_path)
+
+
+def test_a_download_without_internet_names_the_set_and_where_files_go(tmp_path, monkeypatch):
+    def offline(*arguments, **options):
+        raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
+    with pytest.raises(OSError, match=r"mnist: cannot be downloaded \(<urlopen .*\); put .*/MNIST/raw/.* by hand"):
+        load_dataset("mnist", root=tmp_path, download=True)
 
 
 def test_only_imagenette_among_the_subsets_can_be_downloaded(tmp_path):

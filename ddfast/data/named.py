@@ -1,6 +1,9 @@
 """The data sets that are known by name: where their files are, and what they are normalised with."""
 
+import gzip
+import hashlib
 import os
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from ddfast.data.archives import IMAGENET_SUBSETS, imagenet_subset_files, releas
 from ddfast.data.folders import Split
 from ddfast.data.images import read_pictures, resized
 from ddfast.data.listing import listed
-from ddfast.files import cache_folder
+from ddfast.files import cache_folder, replacing
 
 DIGITS_SIDE = 16
 DIGITS_TEST_SHARE = 0.2
@@ -48,25 +51,50 @@ class _Torchvision:
     def read(self, name: str, root: Path, download: bool) -> RawData:
         import torchvision
 
-        parts = []
+        parts, by_hand = [], f"{root}/{self.files}"
+        root = self._unpacked(root) or root
         for split in self.splits:
             try:
                 parts.append(getattr(torchvision.datasets, self.cls)(str(root), **split, download=download))
             except RuntimeError as error:
                 if download:
-                    raise OSError(f"{name}: cannot be downloaded to {root} ({error})") from None
-                raise FileNotFoundError(
-                    f"{name}: not found or damaged; expected {root}/{self.files}, or --download"
-                ) from None
-            except OSError:
+                    raise OSError(f"{name}: cannot be downloaded ({error}); put {by_hand} there by hand") from None
+                raise FileNotFoundError(f"{name}: not found or damaged; expected {by_hand}, or --download") from None
+            except OSError as error:
+                if download:
+                    raise OSError(f"{name}: cannot be downloaded ({error}); put {by_hand} there by hand") from None
                 raise
             except Exception as error:  # MNIST's files have no checksum, and damaged ones raise many kinds
-                raise ValueError(f"{name}: damaged; see {root}/{self.files} ({type(error).__name__})") from None
+                raise ValueError(f"{name}: damaged; see {by_hand} ({type(error).__name__})") from None
         images = [self._images(part.data) for part in parts]
         labels = [torch.as_tensor(part.targets if hasattr(part, "targets") else part.labels).long() for part in parts]
         names = getattr(parts[0], "classes", None)
         names = [str(k) for k in range(10)] if names is None or self.cls == "MNIST" else names
         return RawData(images[0], labels[0], images[1], labels[1], tuple(names), self.statistics)
+
+    def _unpacked(self, root: Path) -> Path | None:
+        """A root with the files that are here as they are published, compressed: unpacked once, into the cache. None
+        where there are none, or where they lie unpacked beside themselves."""
+        folder = Path(self.cls) / "raw"
+        packed = [file for file in sorted((root / folder).glob("*-ubyte.gz")) if not file.with_suffix("").exists()]
+        if not packed:
+            return None
+        facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in packed]
+        unpacked = cache_folder() / "data" / f"unpacked-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+        for file in (root / folder).glob("*-ubyte*"):
+            target = unpacked / folder / file.name.removesuffix(".gz")
+            if target.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with (
+                    replacing(target) as temporary,
+                    (gzip.open if file.suffix == ".gz" else open)(file, "rb") as source,
+                ):
+                    temporary.write_bytes(source.read())
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise ValueError(f"{file}: damaged ({error})") from None
+        return unpacked
 
     @staticmethod
     def _images(data) -> Tensor:  # uint8 [N, C, H, W]
