@@ -1,6 +1,44 @@
 """Checks of plain arguments, as they come from a caller or a command line."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any, TypeVar
+
+import numpy
+import torch
+
+F = TypeVar("F", bound=Callable)
+
+
+def plain(value: Any) -> Any:
+    """A numpy scalar or an enum's member as the plain value that it stands for; anything else as it is."""
+    if isinstance(value, Enum):
+        value = value.value
+    return value.item() if isinstance(value, numpy.generic) else value
+
+
+def takes_plain_values(function: F) -> F:
+    """Have a function see plain numbers, truth values and strings where it is given numpy scalars or enums' members."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        return function(*map(plain, arguments), **{name: plain(value) for name, value in options.items()})
+
+    return called
+
+
+def takes_plain_numbers(function: F) -> F:
+    """As `takes_plain_values`, of tensors with a single number and no shape, too."""
+
+    def as_number(value: Any) -> Any:
+        return value.item() if isinstance(value, torch.Tensor) and value.dim() == 0 else value
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **{name: as_number(value) for name, value in options.items()})
+
+    return takes_plain_values(called)
 
 
 def expect_whole(**values: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ddfast.arguments import takes_plain_numbers
 from ddfast.configuration import resolve, resolve_resumed
 from ddfast.data import SyntheticSet
 from ddfast.distillation import Distillation, initial_of
@@ -40,6 +41,7 @@ class DistillResult:
     useless: str | None = None  # why, and what to change, where networks learn no more than from random real images
 
 
+@takes_plain_numbers
 def distill(
     dataset: Any = None,
     *,

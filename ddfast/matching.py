@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddfast.adjoints import Adjoint, Augment, CheckpointedUnroll, FullUnroll, Unroll
-from ddfast.arguments import expect_one_of
+from ddfast.arguments import expect_one_of, takes_plain_values
 from ddfast.distances import DISTANCES
 from ddfast.distances import distance as distance_between
 from ddfast.ops._checks import expect_tensors
@@ -19,6 +19,7 @@ log = logging.getLogger("ddfast")
 _logged: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # a loop calls with one network many times
 
 
+@takes_plain_values
 def unroll(
     student: Student | nn.Module,
     start: Tensor,  # [P] or [S, P]
@@ -86,6 +87,7 @@ def unroll(
     return states if start.dim() == 2 else states.squeeze(-2)
 
 
+@takes_plain_values
 def match_trajectory(
     student: Student | nn.Module,
     start: Tensor,  # [P] or [S, P]: θ*_t
@@ -142,6 +144,8 @@ def _check_tensors(student: Student, start: Tensor, images: Tensor, labels: Tens
         raise TypeError(f"labels: expected int64 [I] or target weights [I, K], got {kind}")
     if labels.device != images.device:
         raise ValueError(f"labels: expected device {images.device} like images, got {labels.device}")
+    if soft and labels.device.type == "cpu" and bool((labels < 0).any()):  # elsewhere: a wait
+        raise ValueError("labels: expected target weights of at least 0, got negative ones; of logits give .softmax(1)")
     if labels.dim() != (2 if soft else 1) or len(labels) != len(images):
         expected = f"[{len(images)}, K]" if soft else f"[{len(images)}]"
         raise ValueError(f"labels: expected {expected} for {len(images)} images, got {list(labels.shape)}")

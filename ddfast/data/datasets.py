@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.arguments import expect_one_of, expect_whole
+from ddfast.arguments import expect_one_of, expect_whole, takes_plain_numbers
 from ddfast.data.archives import set_of_release
 from ddfast.data.arrays import as_layout
 from ddfast.data.batches import Batches
@@ -166,6 +166,7 @@ class Dataset:
         return self.preprocessing.apply(self.train_images[indices]), self.train_labels[indices].clone()
 
 
+@takes_plain_numbers
 def load_dataset(
     dataset,
     *,

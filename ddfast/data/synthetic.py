@@ -27,9 +27,9 @@ class SyntheticSet:
     counts, and `<path>.json` (how to use them), for people.
     """
 
-    images: Tensor  # [I, C, H, W], preprocessed
-    labels: Tensor  # classes, int64 [I]; or label logits, float [I, K]
-    lr: Tensor  # []
+    images: Tensor  # [I, C, H, W], preprocessed; or an array
+    labels: Tensor  # classes, int64 [I] or other whole numbers; or label logits, float [I, K]
+    lr: Tensor  # []; or a number
     class_names: tuple[str, ...]  # [K]
     preprocessing: Preprocessing
     dsa_strategy: str = NO_STRATEGY  # augmentation when training on it
@@ -37,6 +37,12 @@ class SyntheticSet:
     network: str | None = None  # what it was distilled for, as ddfast.networks.create takes it; None where not known
 
     def __post_init__(self):
+        labels = torch.as_tensor(self.labels)
+        given = {"images": torch.as_tensor(self.images), "class_names": tuple(map(str, self.class_names))}
+        given["labels"] = labels if labels.is_floating_point() else labels.long()
+        given["lr"] = self.lr if isinstance(self.lr, Tensor) else torch.tensor(self.lr, dtype=torch.float32)
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
         count, K = len(self.images), len(self.class_names)
         if self.images.dim() != 4 or count == 0:
             raise ValueError(f"images: expected [I, C, H, W], got {list(self.images.shape)}")

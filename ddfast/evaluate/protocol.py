@@ -14,6 +14,7 @@ from torch.nn.utils import vector_to_parameters
 
 from ddfast import networks as all_networks
 from ddfast import seeds
+from ddfast.arguments import takes_plain_numbers
 from ddfast.data import DSA, READING, Dataset, SyntheticSet, known_name, load_dataset, take_statistics
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.devices import resolve_device
@@ -66,6 +67,7 @@ class Evaluation:
         return {**row, "networks": networks}
 
 
+@takes_plain_numbers
 def evaluate(
     synthetic: SyntheticSet,
     dataset,

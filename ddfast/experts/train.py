@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddfast import networks, seeds
-from ddfast.arguments import expect_one_of, expect_whole
+from ddfast.arguments import expect_one_of, expect_whole, takes_plain_numbers
 from ddfast.data import DSA, Batches, Dataset, load_dataset
 from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
@@ -78,6 +78,7 @@ class ExpertTraining:
         return {name: value for name, value in vars(self).items() if name not in unsaid}
 
 
+@takes_plain_numbers
 def train_experts(
     dataset,
     *,
