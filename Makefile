@@ -6,15 +6,24 @@ READY := $(VENV)/.ready
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/kernels/* csrc/ops/*)
 CPP := $(wildcard csrc/*.cpp csrc/*/*)
 FALLBACK_TESTS := tests/ops tests/test_adjoints.py tests/test_matching.py tests/test_students.py
+ISA_TESTS := $(FALLBACK_TESTS) tests/test_evaluate.py tests/test_experts.py tests/test_methods.py tests/test_fused.py
 # a test process per core, each of one thread
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test lint format pytest fallback ctest bench clean
+.PHONY: demo test test-fast test-isa lint format pytest fallback ctest bench clean
 
 demo: $(READY)
 	$(BIN)/ddfast distill
 
 test: lint pytest fallback ctest
+
+test-fast: lint # without whole jobs, faults and processes, and without the kernels alone
+	$(PYTEST) --ignore tests/slow
+
+# the tests whose numbers depend on instructions, as older machines have them
+test-isa: $(READY)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) $(ISA_TESTS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(ISA_TESTS)
 
 $(READY): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

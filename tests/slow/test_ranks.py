@@ -133,7 +133,7 @@ METHODS = {
 
 def test_every_method_gives_with_two_processes_what_it_gives_with_one(pair, tmp_path):
     """Soft labels, gates, averages, noise, chosen steps, sets of which a step uses a part; and one process goes on."""
-    script = "import sys; from tests.test_ranks import run_methods; run_methods(sys.argv[1])"
+    script = "import sys; from tests.slow.test_ranks import run_methods; run_methods(sys.argv[1])"
     (tmp_path / "job.py").write_text(script)
     command = [*TORCHRUN, "2", str(tmp_path / "job.py"), str(tmp_path / "two")]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}

@@ -36,7 +36,7 @@ def test_memory_does_not_grow(tmp_path):
         [sys.executable, "-c", code, tmp_path / "run", name],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 4 * 2**20
