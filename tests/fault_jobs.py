@@ -132,8 +132,9 @@ def _run(words: list[str], environment: dict[str, str], files: list[str], ignori
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     os.environ.update(environment)
-    # a shell that runs this in the background has it ignore Ctrl-C
+    # a shell that runs this in the background has it ignore Ctrl-C, and nohup a hangup
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for number in ignoring:
         signal.signal(number, signal.SIG_IGN)
     sys.argv = ["ddfast", *words]
