@@ -11,6 +11,7 @@ import torch
 from ddfast.arguments import takes_plain_numbers
 from ddfast.configuration import resolve, resolve_resumed
 from ddfast.data import SyntheticSet
+from ddfast.devices import is_out_of_memory
 from ddfast.distillation import Distillation, initial_of
 from ddfast.evaluate import evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
 from ddfast.experts import TrajectoryStore, train_experts
@@ -226,11 +227,22 @@ def _summary(run: RunFolder, job: Job, accuracy: dict[str, Any], history: list[d
 def _with_probed_rates(job: Job, initial: SyntheticSet, store: TrajectoryStore) -> SyntheticSet:
     """The initial set with its learning rate, once the job has the rates that it probes for."""
     if job.config.get("probed") and "probed_rates" not in job.config:
-        rates = job.ranks.first(lambda: probe_rates(job, initial, store))
-        apply_rates(job, rates)
+        apply_rates(job, job.ranks.first(lambda: _probed_rates(job, initial, store)))
     if "lr_teacher" in job.config.get("probed", ()):
         return replace(initial, lr=torch.tensor(job.settings.lr_teacher))
     return initial
+
+
+def _probed_rates(job: Job, initial: SyntheticSet, store: TrajectoryStore) -> dict[str, float]:
+    """What a probe says; where memory runs out, one that is planned again with half of it, as an iteration is."""
+    try:
+        return probe_rates(job, initial, store)
+    except (RuntimeError, MemoryError) as error:
+        if job.ranks.size > 1 or not is_out_of_memory(error):
+            raise
+        cause = error.with_traceback(None)
+    job.plan_again(0, cause)
+    return probe_rates(job, initial, store)
 
 
 def _forecast(run: RunFolder, job: Job) -> Forecast:

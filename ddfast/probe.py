@@ -36,21 +36,17 @@ SHARE_OF_LR = 0.05
 def probe_rates(job: Job, initial: SyntheticSet, experts: TrajectoryStore) -> dict[str, float]:
     """Values for RATES, from the segments and augmentations of OUTER_STEPS outer steps of a stream of their own.
 
-    Errors: ValueError where no rate of the student gives finite gradients.
+    Where no rate of the student gives finite gradients they are the settings as they are, which a warning tells.
     """
     method = _method(job, initial, experts)
     drawn = [method.draw()[1] for _ in range(OUTER_STEPS)]
     chooses = "lr_teacher" in job.config["probed"]
     rate = _rate_that_goes_as_far(method, drawn) if chooses else float(initial.lr)
     while not all(map(math.isfinite, sizes := _gradients(job, method, rate, drawn))) or not any(sizes):
-        if not chooses:
-            log.warning("lr_img, lr_lr: those of the preset, for with lr_teacher %g no gradient is finite", rate)
-            return {name: getattr(job.settings, name) for name in RATES}
         rate /= 4
-        if rate < LEAST:
-            raise ValueError(
-                "lr_teacher: no rate gives a finite gradient in the images; check the experts and the data"
-            )
+        if not chooses or rate < LEAST:
+            log.warning("%s: those of the preset, for no rate gives a finite gradient", ", ".join(job.config["probed"]))
+            return {name: getattr(job.settings, name) for name in RATES}
     images, gradient = _size(method.images.detach()), sum(sizes) / len(sizes)
     share = _share_of_images(job)
     lr_img = share * images if job.settings.img_optimizer == "adam" else share * images / gradient

@@ -17,6 +17,7 @@ TIMED_STEPS = 2  # inner steps of a timed outer step
 LONG_ENOUGH = 0.5  # seconds: a step that takes longer is timed once
 
 
+@seeds.same_algorithms()
 def time_training(
     network: str,
     data: Dataset,
@@ -40,6 +41,7 @@ def time_training(
         return seconds, timed(lambda: net(images), device) / len(images)
 
 
+@seeds.same_algorithms()
 def time_unroll(
     network: str,
     data: Dataset,

@@ -346,7 +346,10 @@ def test_more_experts_in_the_cache_do_not_change_a_run(pair, tmp_path):
         ({"batch_train": 0}, "batch_train: expected a whole number of at least 1, got 0"),
         ({"num_eval": 0}, "num_eval: expected a whole number of at least 1, got 0"),
         ({"network": "vgg"}, r"network: expected one of convnet, resnet18, .*, got 'vgg'"),
-        ({"dataset": "cifar"}, r"dataset: expected one of digits, .*, or an image folder, got 'cifar'"),
+        (
+            {"dataset": "cifar"},
+            "dataset: expected one of digits, .*; did you mean cifar10",
+        ),
         ({"init": "zeros"}, "init: expected one of real, noise, first, correct, or a saved set or run, got 'zeros'"),
         ({"dsa_strategy": "shear"}, "dsa_strategy: expected some of color"),
         ({"networks": ("convnet", "vgg")}, r"network: expected one of .*, got 'vgg'"),

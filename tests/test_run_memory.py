@@ -1,5 +1,6 @@
 """What an outer step of a run may use: its plan, its precision, and what happens when memory runs out all the same."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -14,7 +15,8 @@ from ddfast.devices import is_out_of_memory
 from ddfast.methods import trajectory
 from tests.conftest import SMALL, relative_error
 
-OPTIONS = SMALL | {"iterations": 4}
+distill_module = importlib.import_module("ddfast.distill")  # the function has its name
+OPTIONS = SMALL | {"iterations": 4, "lr_teacher": 0.02}  # nothing is probed
 
 
 def test_the_memory_plan_is_recorded_and_another_budget_gives_the_same_images(pair, tmp_path):
@@ -194,3 +196,17 @@ def test_memory_that_really_runs_out(tmp_path):
     assert config["memory_ran_out"]["iteration"] == 1 and config["memory_ran_out"]["memory_plan"]["stored_steps"] == 10
     before, after = config["memory_ran_out"]["memory_plan"], config["memory_plan"]
     assert after["stored_steps"] < 10 and after["predicted_bytes"] <= before["predicted_bytes"] / 2
+
+
+def test_memory_that_runs_out_in_the_probe_is_planned_again_too(pair, tmp_path, monkeypatch):
+    tries, original = [], distill_module.probe_rates
+
+    def probe(*arguments):
+        tries.append(arguments)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 60.00 GiB")
+        return original(*arguments)
+
+    monkeypatch.setattr(distill_module, "probe_rates", probe)
+    ddfast.distill(pair, output=tmp_path / "run", **SMALL)
+    assert len(tries) == 2 and config_of(tmp_path / "run")["memory_ran_out"]["iteration"] == 0

@@ -69,6 +69,8 @@ def layout_of(shapes: Sequence[tuple[int, ...]], what: str, given: str | None = 
 
 def _layout_of_one(shape: tuple[int, ...]) -> str | None:
     first, middle, last = shape
+    if set(shape) == {1}:  # both readings are the same
+        return "NCHW"
     usual = first in USUAL_CHANNELS, last in USUAL_CHANNELS
     if usual[0] != usual[1]:
         return "NCHW" if usual[0] else "NHWC"
