@@ -354,5 +354,5 @@ def _last_used(
     grad: Tensor,  # [T + 1, S, P], of all states
 ) -> int:
     """The last state whose gradient is not zero."""
-    used = grad.flatten(1).any(1).nonzero()
-    return int(used[-1]) if len(used) else 0
+    used = grad.flatten(1).any(1)
+    return int((used * torch.arange(len(grad), device=grad.device)).amax())  # one wait

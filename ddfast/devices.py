@@ -2,6 +2,7 @@
 
 import re
 import resource
+from collections.abc import Sequence
 
 import torch
 
@@ -59,3 +60,17 @@ def free_bytes(device: torch.device) -> int:
         available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     left = left_by_limits()
     return available if left is None else min(available, left)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on a device, without waiting for the device."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors of one device on the host, with one wait for all of them and for the work before them."""
+    if not tensors or tensors[0].device.type != "cuda":
+        return [tensor.cpu() for tensor in tensors]
+    copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
+    torch.cuda.current_stream(tensors[0].device).synchronize()
+    return copies

@@ -138,14 +138,7 @@ def distill(
         try:
             forecast = _forecast(run, job)
             store = _train_experts(job, forecast) if job.experts is None else job.experts
-            saved = run.path / "initial"
-            is_saved = ranks.first(lambda: goes_on and saved.with_suffix(".json").is_file())
-            ranks.together(lambda: job.check_experts(store))
-            ranks.first(lambda: check_that_experts_learned(job, store))
-            # the first process's set, the same bits for all
-            initial = ranks.first(lambda: SyntheticSet.load(saved) if is_saved else initial_of(job, store))
-            initial = _with_probed_rates(job, initial, store)
-            distillation = ranks.together(lambda: Distillation(job, store, initial))
+            distillation = _distillation(run, job, store, goes_on)
         except Exception:
             if not goes_on:
                 run.discard()
@@ -264,6 +257,18 @@ def _train_experts(job: Job, forecast: Forecast) -> TrajectoryStore:
         "device": job.device,
     }
     return train_experts(job.data, epochs=job.train_epochs, ranks=job.ranks, forecast=forecast, **same, **own)
+
+
+def _distillation(run: RunFolder, job: Job, store: TrajectoryStore, goes_on: bool) -> Distillation:
+    """The outer loop, at its start."""
+    saved, ranks = run.path / "initial", job.ranks
+    is_saved = ranks.first(lambda: goes_on and saved.with_suffix(".json").is_file())
+    ranks.together(lambda: job.check_experts(store))
+    ranks.first(lambda: check_that_experts_learned(job, store))
+    # the first process's set, the same bits for all
+    initial = ranks.first(lambda: SyntheticSet.load(saved) if is_saved else initial_of(job, store))
+    initial = _with_probed_rates(job, initial, store)
+    return ranks.together(lambda: Distillation(job, store, initial))
 
 
 def _run(

@@ -64,7 +64,7 @@ class Distillation:
             ranks=job.ranks,
         )
         self.forecast = Forecast()  # of the run that this is a part of
-        self._marked = (0, 0)
+        self._marked = (0, 0, self.method.mark())
         self.on_record: Callable[[dict[str, Any]], None] = lambda record: None  # called before a record is yielded
         self.on_plan: Callable[[], None] = lambda: None  # called when the job has another memory plan
 
@@ -142,8 +142,7 @@ class Distillation:
             self.on_plan()
 
     def _mark(self) -> None:
-        self._marked = (self.iteration, self._skips)
-        self.method.mark()
+        self._marked = (self.iteration, self._skips, self.method.mark())
 
     def state_dict(self) -> dict[str, Any]:
         """Between two iterations: what `load_state_dict` needs to go on."""
@@ -157,5 +156,5 @@ class Distillation:
 
     def rollback(self) -> None:
         """Undo what an interrupted iteration did."""
-        self.iteration, self._skips = self._marked
-        self.method.rollback()
+        self.iteration, self._skips, mark = self._marked
+        self.method.rollback(mark)

@@ -39,7 +39,7 @@ def probe_rates(job: Job, initial: SyntheticSet, experts: TrajectoryStore) -> di
     Where no rate of the student gives finite gradients they are the settings as they are, which a warning tells.
     """
     method = _method(job, initial, experts)
-    drawn = [method.draw()[1] for _ in range(OUTER_STEPS)]
+    drawn = [method.draw() for _ in range(OUTER_STEPS)]
     chooses = "lr_teacher" in job.config["probed"]
     rate = _rate_that_goes_as_far(method, drawn) if chooses else float(initial.lr)
     while not all(map(math.isfinite, sizes := _gradients(job, method, rate, drawn))) or not any(sizes):
@@ -47,7 +47,7 @@ def probe_rates(job: Job, initial: SyntheticSet, experts: TrajectoryStore) -> di
         if not chooses or rate < LEAST:
             log.warning("%s: those of the preset, for no rate gives a finite gradient", ", ".join(job.config["probed"]))
             return {name: getattr(job.settings, name) for name in RATES}
-    images, gradient = _size(method.images.detach()), sum(sizes) / len(sizes)
+    images, gradient = _size(method.current().images), sum(sizes) / len(sizes)
     share = _share_of_images(job)
     lr_img = share * images if job.settings.img_optimizer == "adam" else share * images / gradient
     return {name: _rounded(x) for name, x in zip(RATES, (rate, lr_img, SHARE_OF_LR * rate**2), strict=True)}
@@ -57,10 +57,9 @@ def _gradients(
     job: Job, method: TrajectoryMatching, rate: float, drawn: Sequence[Sequence[Tensor | None]]
 ) -> list[float]:
     """Sizes of the gradients in the images, with this rate of the student."""
-    with torch.no_grad():
-        method.lr.fill_(rate)
+    learned = method.at_rate(rate)
     with seeds.same_algorithms(job.config["deterministic"]), method.dropout():
-        return [_size(method.meta_gradient(*inputs)[1][0]) for inputs in drawn]
+        return [_size(method.meta_gradient(*learned, *inputs)[1][0]) for inputs in drawn]
 
 
 def _share_of_images(job: Job) -> float:
@@ -87,11 +86,10 @@ def _rate_that_goes_as_far(method: TrajectoryMatching, drawn: Sequence[Sequence[
     """α₀ by fixed-point iteration: the way grows about as α does."""
     rate = FIRST
     for _ in range(TRIES):
-        method.lr.fill_(rate)
-        ways = []
+        learned, ways = method.at_rate(rate), []
         for begin, start, target, *rest in drawn:
             with method.dropout():
-                end = method.unrolled(begin, target, *rest)
+                end, _ = method.unrolled(*learned, begin, target, *rest)
             end = end[-1] if method.compares_states else end
             ways.append(((end - begin).norm() / (target - start).norm()).log())
         way = float(torch.stack(ways).mean())

@@ -1,6 +1,7 @@
 """An outer step as a CUDA graph: the same numbers, and without a GPU the same run and one message."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import ddfast
 from ddfast import networks, seeds
 from ddfast.data import load_dataset
-from ddfast.methods import MTT, MatchingSettings
+from ddfast.methods import METHODS, MatchingSettings
 from ddfast.methods.cuda_graph import Replayed
 from ddfast.planner import Plan
 from tests.conftest import SMALL
@@ -24,14 +25,16 @@ def experts(pair):
     return ddfast.train_experts(pair, num_experts=2, epochs=2, batch_train=6, lr_teacher=0.05, dsa_strategy="none")
 
 
-def method(pair, experts, settings=SETTINGS, network="convnet", **options):
+def method(pair, experts, settings=SETTINGS, network="convnet", name="mtt", **options):
     data = load_dataset(pair)
     images, labels = data.random_real(4, seeds.generator(0))
+    if settings.labels != "hard":
+        labels = torch.nn.functional.one_hot(labels).float()
     synthetic = ddfast.SyntheticSet(
         images, labels, torch.tensor(0.05), data.class_names, data.preprocessing, settings.dsa_strategy
     )
     network = networks.create(network, generator=seeds.generator(1), **data.network_arguments)
-    return MTT(settings, synthetic, experts, network, seeds.generator(2), **options)
+    return METHODS[name](settings, synthetic, experts, network, seeds.generator(2), **options)
 
 
 PLANS = [Plan(), Plan(stored_steps=3), Plan(stored_steps=1), Plan(micro_batch=2)]
@@ -39,16 +42,24 @@ PLANS = [Plan(), Plan(stored_steps=3), Plan(stored_steps=1), Plan(micro_batch=2)
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("batch_syn", [None, 5])
-def test_an_outer_step_waits_for_nothing_and_has_static_shapes(pair, experts, batch_syn, plan):
+def test_an_outer_step_waits_for_nothing_and_has_static_shapes(pair, experts, batch_syn, plan, monkeypatch):
     """On the meta device, where any look at a value raises: what a capture needs. The first two plans are one op, of
     which this sees the outside; the others show the Python loop."""
+    shapes = []
     step = method(pair, experts, replace(SETTINGS, batch_syn=batch_syn), device="meta", plan=plan)
-    segments, batches = step.segments.next(), step._batches()
-    rows = step._augmentations(5 if batch_syn else 12)
-    loss, updated = step._iteration(segments.start, segments.start, segments.target, batches, *rows)
-    assert (loss.shape, updated.shape, updated.dtype) == ((), (), torch.bool)
-    with pytest.raises(RuntimeError, match="meta"):
-        bool(updated)
+
+    def iteration(*inputs, captured=step._run):
+        before = [None if x is None else x._version for x in inputs]
+        results = captured(*inputs)
+        assert [None if x is None else x._version for x in inputs] == before  # a replay finds what was given
+        shapes.append([None if x is None else x.shape for x in (*inputs, *results)])
+        return results
+
+    monkeypatch.setattr(step, "_run", iteration)
+    for _ in range(2):
+        with pytest.raises(NotImplementedError, match="meta"):
+            step.step()  # reads what came of it, at its end
+    assert len(shapes) == 2 and shapes[0] == shapes[1]
 
 
 def test_without_a_gpu_the_run_is_the_same_and_one_message_says_so(pair, tmp_path, caplog):
@@ -64,32 +75,80 @@ def test_without_a_gpu_the_run_is_the_same_and_one_message_says_so(pair, tmp_pat
         ddfast.distill(pair, output=tmp_path / "x", cuda_graph="yes", **SMALL)
 
 
-def test_what_cannot_be_captured_runs_as_it_is_from_the_state_that_it_had(monkeypatch, caplog):
-    """The warm-up moves the state, and then the capture fails."""
-    state, failed = torch.zeros(2), []
+class Stream:
+    wait_stream = staticmethod(lambda other: None)
 
-    def move(x):
-        state.add_(x)
-        return (state.clone(),)
 
-    class Stream:
-        wait_stream = staticmethod(lambda other: None)
+def emulate(monkeypatch, graph, recorded):
+    """torch.cuda as far as a capture uses it."""
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    for name in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda given: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", recorded)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+
+
+def test_what_cannot_be_captured_runs_as_it_is(monkeypatch, caplog):
+    failed = []
 
     def fail(graph, capture_error_mode):
         failed.append(graph)
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: torch.no_grad())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", fail)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
-    replayed = Replayed(move, [state])
-    assert [replayed(torch.ones(2))[0].tolist() for _ in range(3)] == [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
+    emulate(monkeypatch, fail, object)
+    replayed = Replayed(lambda x, y: (x + 1, y))
+    assert [replayed(torch.tensor(float(n)), None)[0].item() for n in range(3)] == [1.0, 2.0, 3.0]
     assert len(failed) == 1 and [r.getMessage() for r in caplog.records] == [
         "cuda_graph: not used, for the step cannot be captured (operation not permitted when stream is capturing)"
     ]
+
+
+def assert_the_same_run(runs):
+    """Records and sets of five steps, one of them skipped."""
+    marks = []
+    for n in range(5):
+        if n == 3:
+            marks = [run.mark() for run in runs]
+            for run in runs:
+                state = run.state_dict()
+                images, lr, *labels = state["descent"]["tensors"]
+                spoilt = {"tensors": (images, lr * float("nan"), *labels)}
+                run.load_state_dict(state | {"descent": state["descent"] | spoilt})
+        plain, replayed = (run.step() for run in runs)
+        assert str(plain) == str(replayed)  # nan is not nan
+        assert plain["updated"] == (n != 3)
+        if n == 3:
+            for run, mark in zip(runs, marks, strict=True):
+                run.rollback(mark)
+    sets = [run.current() for run in runs]
+    for name in ("images", "labels", "lr"):
+        assert torch.equal(getattr(sets[0], name), getattr(sets[1], name))
+
+
+RUNS = [("mtt", {}), ("mtt", {"batch_syn": 5}), ("ftd", {"ema_decay": 0.9}), ("tesla", {"labels": "target"})]
+
+
+@pytest.mark.parametrize("name, options", RUNS)
+def test_a_run_of_replays_that_write_to_the_same_addresses_is_the_plain_run(pair, experts, name, options, monkeypatch):
+    """What is kept of a replay's results must not be overwritten by the next one."""
+    settings = METHODS[name].Settings(**vars(replace(SETTINGS, batch_syn=None)) | options)
+    runs = [method(pair, experts, settings, name=name) for _ in range(2)]
+    replayed = runs[1]._run = Replayed(runs[1]._iteration, "cpu")
+    replays = []
+
+    class Graph:
+        def replay(self):
+            """Compute again from the static inputs, into the addresses of the capture."""
+            replays.append(self)
+            results = replayed._function(*replayed._inputs)
+            for static, new in zip(replayed._results, results, strict=True):
+                if static is not None:
+                    static.detach().copy_(new)
+
+    emulate(monkeypatch, lambda graph, capture_error_mode: nullcontext(), Graph)
+    assert_the_same_run(runs)
+    assert len(replays) == 5
 
 
 @pytest.mark.cuda
@@ -111,16 +170,5 @@ def test_replays_give_the_same_numbers(pair, experts, batch_syn, plan, caplog, m
         )
         for graph in (False, True)
     ]
-    for n in range(5):
-        plain, replayed = (run.step() for run in runs)
-        assert str(plain) == str(replayed)  # nan is not nan
-        if n == 2:
-            for run in runs:
-                run.lr.data.fill_(float("nan"))
-        if n == 3:
-            assert not plain["updated"]
-            for run in runs:
-                run.restore()
-    sets = [run.current() for run in runs]
-    assert torch.equal(sets[0].images, sets[1].images) and torch.equal(sets[0].lr, sets[1].lr)
+    assert_the_same_run(runs)
     assert not caplog.messages

@@ -115,16 +115,16 @@ def test_a_step_descends_with_momentum_on_the_loss_of_the_augmented_images(data,
 def test_several_segments_are_averaged(data, experts):
     """The images' update of S segments is the mean of those that each alone would have made."""
     method = mtt(data, experts, replace(SETTINGS, segments=3, lr_lr=0.0))
-    before = method.images.detach().clone()
+    before = method.current().images
     record = method.step()
     assert len(record["expert"]) == len(record["start_epoch"]) == 3
-    moved, losses = method.images.detach() - before, []
+    moved, losses = method.current().images - before, []
     alone = []
     for expert, epoch in zip(record["expert"], record["start_epoch"], strict=True):
         one = mtt(data, experts, replace(SETTINGS, lr_lr=0.0))
         one.segments._draw = lambda drawn=(expert, epoch): [drawn]
         losses.append(one.step()["loss"])
-        alone.append(one.images.detach() - before)
+        alone.append(one.current().images - before)
     assert record["loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
     assert relative_error(moved, sum(alone) / 3) < 1e-4  # float32
 

@@ -10,7 +10,7 @@ import ddfast
 from ddfast import networks, seeds
 from ddfast.data import load_dataset
 from ddfast.methods import METHODS, MatchingSettings
-from ddfast.methods.descent import Adam, Descent, Learned, Momentum
+from ddfast.methods.descent import Adam, Descent, Learned, Momentum, Verdict
 from tests.conftest import normal, relative_error
 
 COMMON = {"syn_steps": 4, "expert_epochs": 1, "max_start_epoch": 2, "lr_img": 10.0, "lr_lr": 1e-3, "lr_teacher": 0.05}
@@ -88,17 +88,6 @@ OTHERWISE = [
 ]
 
 
-@pytest.mark.parametrize("name, options", [(name, {}) for name in sorted(set(METHODS) - {"att"})] + OTHERWISE)
-def test_no_step_waits_for_the_device(make, name, options):
-    """On the meta device, where any look at a value raises."""
-    method = make(name, device="meta", **options)
-    segments = method.segments.next()
-    loss, updated = method._iteration(
-        segments.start, segments.start, segments.target, method._batches(), *method._augmentations(6)
-    )
-    assert (loss.shape, updated.shape) == ((), ())
-
-
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("cuda_graph", [False, True])
@@ -129,15 +118,17 @@ def test_student_momentum_distance_and_noise_are_those_of_the_settings(make):
 def test_adam_is_torchs():
     x = normal(7).float().requires_grad_()
     lr = torch.tensor(0.5, requires_grad=True)
-    descent = Descent([Learned(x, 0.1, Adam((0.5, 0.999))), Learned(lr, 0.0, Momentum(0.5))], lr)
+    descent = Descent([x, lr], [Learned(0.1, Adam((0.5, 0.999))), Learned(0.0, Momentum(0.5))], at=1)
     plain = x.detach().clone().requires_grad_()
     optimizer = torch.optim.Adam([plain], lr=0.1, betas=(0.5, 0.999))
     for seed in range(4):
         g = normal(7, seed=seed).float()
-        descent(torch.tensor(1.0), [g, torch.tensor(0.0)])
+        now = descent.now()
+        numbers, slots = descent.propose(now, descent.point.slots, torch.tensor(1.0), [g, torch.tensor(0.0)])
+        descent.commit(now, slots, Verdict.read(numbers.tolist()))
         plain.grad = g
         optimizer.step()
-    torch.testing.assert_close(x, plain)
+    torch.testing.assert_close(descent.now()[0], plain)
 
 
 def test_the_average_follows_the_images_after_every_iteration(make):

@@ -61,7 +61,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(pair, whole, tmp_path, monkeypatch, p
 
     with monkeypatch.context() as patch:
         if place == "step":
-            patch.setattr(Descent, "__call__", stopping(Descent.__call__, 6))
+            patch.setattr(Descent, "commit", stopping(Descent.commit, 6))
         elif place == "metrics":
             patch.setattr(distill_module.RunFolder, "append", stopping(distill_module.RunFolder.append, 5))
         elif place == "checkpoint":

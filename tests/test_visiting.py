@@ -35,11 +35,11 @@ def make(pair):
 def test_images_that_visit_end_as_if_all_stayed(make, soft, monkeypatch):
     settings = replace(PART, labels="soft", lr_label=0.5) if soft else PART
     visiting = make(settings)
-    assert visiting.images.shape[0] == 6 and visiting.visiting is not None
+    assert visiting.visiting is not None
     records = [visiting.step() for _ in range(8)]
     monkeypatch.setattr(type(settings), "on_device", lambda self, count: count)
     staying = make(settings)
-    assert staying.images.shape[0] == 24 and staying.visiting is None
+    assert staying.visiting is None
     for record in records:
         assert staying.step()["loss"] == pytest.approx(record["loss"], rel=1e-4)
     before = make(settings).current()
@@ -54,9 +54,9 @@ def test_only_the_images_of_a_step_are_touched(make, monkeypatch):
     seen = []
     original = run.visiting.visit
     monkeypatch.setattr(run.visiting, "visit", lambda batches: seen.append(batches.flatten()) or original(batches))
-    before = [rows.clone() for rows in run.visiting.rows]
+    before = run.current().images
     run.step()
-    changed = (run.visiting.rows[0] != before[0]).flatten(1).any(1).nonzero()[:, 0]
+    changed = (run.current().images != before).flatten(1).any(1).nonzero()[:, 0]
     assert changed.tolist() == sorted(seen[0].tolist()) and len(changed) == 6
 
 
@@ -66,7 +66,7 @@ def test_an_update_that_is_left_out_leaves_the_set_as_it_was(make, monkeypatch):
     before = run.current()
     monkeypatch.setattr(run, "compare", lambda student, *_: student.sum(1) * float("nan"))
     assert run.step()["skipped"] == 1
-    torch.testing.assert_close(run.current().images, before.images)
+    assert torch.equal(run.current().images, before.images)
 
 
 @pytest.mark.parametrize("visits", [1, 4])
@@ -86,7 +86,7 @@ def test_after_divergence_both_kinds_go_back_to_before_the_last_update(make, vis
             other = visiting.state_dict()
         run.restore()
         assert relative_error(run.current().images - states[0].images, states[2].images - states[0].images) < 1e-4
-        assert run.lr == states[2].lr
+        assert run.current().lr == states[2].lr
         runs.append(run)
     monkeypatch.undo()
     again = make()
@@ -115,10 +115,9 @@ def test_a_checkpoint_and_a_rollback_are_bit_for_bit(make, monkeypatch):
     for run in (one, other):
         for _ in range(3):
             run.step()
-            run.mark()
-    state = {**one.state_dict()}
+    state, mark = one.state_dict(), other.mark()
     other.step()
-    other.rollback()
+    other.rollback(mark)
     third = make()
     third.load_state_dict(state)
     assert torch.equal(other.current().images, third.current().images)
@@ -126,7 +125,6 @@ def test_a_checkpoint_and_a_rollback_are_bit_for_bit(make, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         other.step()
     monkeypatch.undo()
-    other.rollback()
     assert other.step() == third.step()
     assert torch.equal(other.current().images, third.current().images)
 

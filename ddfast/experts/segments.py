@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ddfast.devices import to_device
 from ddfast.experts.trajectories import TrajectoryStore
 
 
@@ -107,10 +108,7 @@ class SegmentReader:
     def _read(self, drawn: list[tuple[int, int]]) -> Segments:
         ends = [self.store.segment(expert, epoch, epoch + self._expert_epochs) for expert, epoch in drawn[self._part]]
         start, target = (torch.stack(rows) for rows in zip(*ends, strict=True))
-        if self._stream is not None:
-            with torch.cuda.stream(self._stream):
-                start, target = (t.pin_memory().to(self.device, non_blocking=True) for t in (start, target))
-        else:
-            start, target = start.to(self.device), target.to(self.device)
+        with torch.cuda.stream(self._stream):  # of None: a context that does nothing
+            start, target = to_device(start, self.device), to_device(target, self.device)
         experts, epochs = (list(column) for column in zip(*drawn, strict=True))
         return Segments(experts, epochs, start, target)

@@ -25,14 +25,17 @@ class ATT(TrajectoryMatching):
         """The loss at the nearest state."""
         with torch.no_grad():
             nearest = torch.stack([(state - target).abs().sum(1) for state in student[1:]]).argmin(0) + 1  # [S]
-        self.chosen_steps = nearest.tolist()
+        self._nearest = nearest
         rows = torch.arange(len(target), device=target.device)
         return super().compare(student[nearest, rows], target, start)
 
-    def step(self):
-        """The chosen step is in the record."""
-        record = super().step()
-        steps = self.chosen_steps
+    def measured(self):
+        """The chosen steps."""
+        return [self._nearest]
+
+    def record(self, measured):
+        """They are in the record, those of all processes."""
+        steps = [int(step) for step in measured]
         if self.settings.segments > 1:
             steps = [step for part in self.ranks.gather(steps) for step in part]
-        return {**record, "matched_step": steps if len(steps) > 1 else steps[0]}
+        return {"matched_step": steps if len(steps) > 1 else steps[0]}

@@ -1,4 +1,4 @@
-"""A whole outer step as a CUDA graph: captured once, replayed as one launch."""
+"""The device's part of an outer step as a CUDA graph: captured once, replayed as one launch."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,21 +17,19 @@ WARM_UPS = 2  # runs before a capture, in which libraries choose their algorithm
 class Replayed:
     """A function of tensors that always have the same shapes: captured at its first call, replayed at every one.
 
-    It must not wait for the device. `state`: the tensors that it changes in place. Where it cannot be captured it is
-    called as it is, which is said once; the numbers are the same.
+    It must not wait for the device, and change nothing but what it returns. Where it cannot be captured it is called as
+    it is, which is said once; the numbers are the same.
     """
 
-    def __init__(
-        self, function: Callable[..., tuple[Tensor, ...]], state: Sequence[Tensor], device: torch.device | str = "cuda"
-    ):
-        self._function, self._state, self._device = function, state, device
+    def __init__(self, function: Callable[..., tuple[Tensor | None, ...]], device: torch.device | str = "cuda"):
+        self._function, self._device = function, device
         self._graph: torch.cuda.CUDAGraph | None = None
         self._impossible = False
         self._inputs: list[Tensor | None] = []
-        self._results: tuple[Tensor, ...] = ()
+        self._results: tuple[Tensor | None, ...] = ()
 
-    def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        """The function's results; a later call overwrites them."""
+    def __call__(self, *inputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The function's results, the caller's own: the graph writes to the same addresses in every replay."""
         with torch.cuda.device(self._device):
             if self._graph is None and not self._impossible:
                 self._capture(inputs)
@@ -41,11 +39,10 @@ class Replayed:
                 if static is not None:
                     static.copy_(given, non_blocking=True)
             self._graph.replay()
-            return self._results
+            return tuple(None if result is None else result.clone() for result in self._results)
 
     def _capture(self, inputs: Sequence[Tensor | None]) -> None:
         self._inputs = [None if given is None else given.clone() for given in inputs]
-        before = [tensor.detach().clone() for tensor in self._state]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         try:
@@ -61,12 +58,9 @@ class Replayed:
             if is_out_of_memory(error):
                 raise
             log.warning("cuda_graph: not used, for the step cannot be captured (%s)", str(error).splitlines()[0])
-            self._impossible = True
+            self._impossible, self._inputs = True, []
         finally:
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.no_grad():
-                for tensor, value in zip(self._state, before, strict=True):
-                    tensor.copy_(value)
 
 
 def why_not_replayed(student: Student, device: torch.device, *, chooses: bool, alone: bool) -> str | None:

@@ -55,20 +55,10 @@ class TESLA(TrajectoryMatching):
         """TESLA's, without Hessians."""
         return DetachedUnroll(plan=plan)
 
-    def targets(self, target: Tensor) -> Tensor:  # [S, P] -> int64 [I], or target weights [I, K]
-        """Also those of the target network."""
-        if self.settings.labels == "target":
-            with torch.no_grad():
-                vector_to_parameters(target[0], self._teacher.parameters())
-                for labels, images in zip(self.labels.split(CHUNK), self.images.split(CHUNK), strict=True):
-                    labels.copy_(self._teacher(images))
-        return super().targets(target)
-
-    def _iteration(self, *inputs):
-        """Labels too stay as they were where nothing is updated."""
+    def relabelled(self, labels: Tensor, images: Tensor, target: Tensor) -> Tensor | None:  # like labels
+        """The logits of the target network."""
         if self.settings.labels != "target":
-            return super()._iteration(*inputs)
-        before = self.labels.clone()
-        loss, updated = super()._iteration(*inputs)
-        self.labels.copy_(torch.where(updated, self.labels, before))
-        return loss, updated
+            return None
+        with torch.no_grad():
+            vector_to_parameters(target[0], self._teacher.parameters())
+            return torch.cat([self._teacher(part) for part in images.split(CHUNK)]).to(labels.dtype)
