@@ -53,6 +53,11 @@ template <typename T>
 struct DsaRow {
   T flip, down, right, top, bottom, left, end, xx, xy, x0, yx, yy, y0, brightness, saturation, contrast;
 
+  // Shifts are pixels; one that no image is as large as, or NaN, moves every pixel out of the image.
+  DDFAST_DEVICE static int64_t pixels(T shift) {
+    constexpr int64_t kFar = int64_t{1} << 40;
+    return shift > static_cast<T>(-kFar) && shift < static_cast<T>(kFar) ? static_cast<int64_t>(shift) : kFar;
+  }
   DDFAST_DEVICE bool is_contrast() const { return contrast != T(1); }
   DDFAST_DEVICE bool is_saturation() const { return saturation != T(1); }
   DDFAST_DEVICE T source_x(int64_t y, int64_t x) const { return xx * static_cast<T>(x) + xy * static_cast<T>(y) + x0; }
@@ -63,14 +68,14 @@ struct DsaRow {
     if (y < 0 || y >= shape.H || x < 0 || x >= shape.W) return false;
     if (flip != T(0)) x = shape.W - 1 - x;
     if (in_box(y, x)) return false;
-    y += static_cast<int64_t>(down);
-    x += static_cast<int64_t>(right);
+    y += pixels(down);
+    x += pixels(right);
     return y >= 0 && y < shape.H && x >= 0 && x < shape.W;
   }
   // Where pixel (y, x) of the image goes before the affine map; false where it is lost.
   DDFAST_DEVICE bool towards_affine(const ImageShape& shape, int64_t& y, int64_t& x) const {
-    y -= static_cast<int64_t>(down);
-    x -= static_cast<int64_t>(right);
+    y -= pixels(down);
+    x -= pixels(right);
     if (y < 0 || y >= shape.H || x < 0 || x >= shape.W || in_box(y, x)) return false;
     if (flip != T(0)) x = shape.W - 1 - x;
     return true;

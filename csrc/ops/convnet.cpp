@@ -36,6 +36,27 @@ struct Layout {
   double eps;
   std::string_view precision;
 
+  // (H, W) of the map that a block is given, or of the last one's result
+  std::array<int64_t, 2> map(const Tensor& images, int64_t block) const {
+    return {(images.size(-2) + 2 * border) >> block, (images.size(-1) + 2 * border) >> block};
+  }
+  // P
+  int64_t num_parameters(const Tensor& images) const {
+    const char* names = "width, depth, num_classes";
+    const auto [H, W] = map(images, depth);
+    int64_t total = 0;
+    const auto add = [&](int64_t count) {
+      TORCH_CHECK_VALUE(!c10::add_overflows(total, count, &total), names, ": expected fewer than 2^63 parameters");
+    };
+    for (int64_t block = 0; block < depth; ++block) {
+      add(product(names, {width, block == 0 ? images.size(-3) : width, 9}));
+      add(product(names, {width, 3}));
+    }
+    add(product(names, {num_classes, width, H, W}));
+    add(num_classes);
+    return total;
+  }
+
   at::ScalarType map_type(const Tensor& parameters) const {
     return precision == "bfloat16" ? at::kBFloat16 : parameters.scalar_type();
   }
@@ -51,10 +72,9 @@ struct Weights {
   Tensor weight, bias;  // [S, K, F], [S, K]
 
   Weights(const Tensor& flat, const Tensor& images, const Layout& layout) {  // flat [S, P]
-    const int64_t S = flat.size(0), P = flat.size(1), width = layout.width, K = layout.num_classes;
+    const int64_t S = flat.size(0), width = layout.width, K = layout.num_classes;
     int64_t offset = 0;
     const auto next = [&](int64_t count) {
-      TORCH_CHECK(offset + count <= P, "parameters: expected more than ", P, " for this ConvNet");
       offset += count;
       return flat.narrow(1, offset - count, count);
     };
@@ -65,11 +85,9 @@ struct Weights {
       const Tensor gamma = next(width).reshape({S * width});
       blocks.push_back({w, gamma, next(width).reshape({S * width})});
     }
-    const int64_t H = (images.size(-2) + 2 * layout.border) >> layout.depth;
-    const int64_t W = (images.size(-1) + 2 * layout.border) >> layout.depth;
+    const auto [H, W] = layout.map(images, layout.depth);
     weight = next(K * width * H * W).reshape({S, K, width * H * W});
     bias = next(K);
-    TORCH_CHECK(offset == P, "parameters: expected [S, ", offset, "] for this ConvNet, got ", flat.sizes());
   }
 };
 
@@ -184,41 +202,87 @@ Tensor targets_of(const Tensor& labels, const Tensor& logits) {  // int64 [(S,) 
   return at::zeros(sizes, logits.options()).scatter_(-1, labels.unsqueeze(-1), 1);
 }
 
-void check(const Tensor& parameters, const Tensor& images, const Tensor& labels, const Layout& layout) {
-  TORCH_CHECK(parameters.dim() == 2 && (images.dim() == 4 || images.dim() == 5),
-              "parameters, images: expected [S, P] and [B, C, H, W] or [S, B, C, H, W], got ", parameters.sizes(),
-              " and ", images.sizes());
-  TORCH_CHECK(images.dim() == 4 || images.size(0) == parameters.size(0), "images: expected ", parameters.size(0),
-              " students, got ", images.sizes());
-  TORCH_CHECK_TYPE(images.scalar_type() == parameters.scalar_type(), "images: expected ", parameters.scalar_type(),
-                   ", got ", images.scalar_type());
+// Of a ConvNet of this layout and these images [B, C, H, W] or [S, B, C, H, W], before anything is computed of them.
+void check_layout(const Layout& layout, const Tensor& images) {
+  constexpr int64_t kMostDepth = 30, kMostSide = int64_t{1} << 30;  // more pixels than norm_relu_pool takes
   TORCH_CHECK_VALUE(layout.precision == "default" || layout.precision == "float32" || layout.precision == "bfloat16",
                     "precision: expected one of default, float32, bfloat16, got '", layout.precision, "'");
-  TORCH_CHECK_TYPE(layout.precision != "bfloat16" || parameters.scalar_type() == at::kFloat,
-                   "parameters: expected float with the precision bfloat16, got ", parameters.scalar_type());
-  if (!labels.defined()) return;
-  const int64_t B = images.size(-4);
-  std::vector<int64_t> sizes{B};
-  if (labels.is_floating_point()) sizes.push_back(layout.num_classes);
+  expect_range("width", layout.width, 1);
+  expect_range("depth", layout.depth, 1, kMostDepth);
+  expect_range("num_classes", layout.num_classes, 1);
+  expect_range("border", layout.border, 0, kMostSide);
+  expect_not_negative("eps", layout.eps);
+  const auto [H, W] = layout.map(images, 0);
+  TORCH_CHECK_VALUE(H <= kMostSide && W <= kMostSide && H * W <= kMostSide,
+                    "images, border: expected at most 2^30 pixels with the border, got ", H, " x ", W);
+  const int64_t least = int64_t{1} << layout.depth;
+  TORCH_CHECK_VALUE(H >= least && W >= least, "images, depth: expected at least ", least, " pixels a side, got ", H,
+                    " x ", W);
+}
+
+void check(const char* name, const Tensor& parameters, const Tensor& images, const Layout& layout) {
+  expect_real(name, parameters);
+  expect_tensor("images", images);
+  TORCH_CHECK_VALUE(parameters.dim() == 2 && parameters.numel() > 0, name, ": expected [S, P], got ",
+                    parameters.sizes());
+  TORCH_CHECK_VALUE((images.dim() == 4 || images.dim() == 5) && images.numel() > 0,
+                    "images: expected [B, C, H, W] or [S, B, C, H, W], got ", images.sizes());
+  TORCH_CHECK_VALUE(images.dim() == 4 || images.size(0) == parameters.size(0), "images: expected ", parameters.size(0),
+                    " students, got ", images.sizes());
+  expect_tensor("images", images, images.sizes(), parameters.scalar_type(), parameters.device());
+  TORCH_CHECK_TYPE(layout.precision != "bfloat16" || parameters.scalar_type() == at::kFloat, name,
+                   ": expected float with the precision bfloat16, got ", parameters.scalar_type());
+  check_layout(layout, images);
+  const int64_t expected = layout.num_parameters(images);
+  TORCH_CHECK_VALUE(parameters.size(1) == expected, name, ": expected [S, ", expected, "] for this ConvNet, got ",
+                    parameters.sizes());
+}
+
+void check_labels(const Tensor& parameters, const Tensor& images, const Tensor& labels, const Layout& layout) {
+  expect_tensor("labels", labels);
+  const bool soft = labels.is_floating_point();
+  std::vector<int64_t> sizes{images.size(-4)};
+  if (soft) sizes.push_back(layout.num_classes);
   if (labels.dim() > static_cast<int64_t>(sizes.size())) sizes.insert(sizes.begin(), parameters.size(0));
-  TORCH_CHECK(labels.sizes() == at::IntArrayRef(sizes), "labels: expected ", sizes, ", got ", labels.sizes());
+  expect_tensor("labels", labels, sizes, soft ? parameters.scalar_type() : at::kLong, parameters.device());
+  if (!soft) expect_indices("labels", labels, layout.num_classes);
+}
+
+// What convnet_grad kept, or nothing.
+void check_kept(const Tensor& parameters, const Tensor& images, at::TensorList kept, const Layout& layout) {
+  TORCH_CHECK_VALUE(kept.empty() || static_cast<int64_t>(kept.size()) == 2 * layout.depth, "kept: expected ",
+                    2 * layout.depth, " tensors, got ", kept.size());
+  for (int64_t i = 0; i < static_cast<int64_t>(kept.size()); ++i) {
+    const auto [H, W] = layout.map(images, (i + 1) / 2);  // z, then its pooled map, as large as the next block's z
+    expect_tensor("kept", kept[i], {images.size(-4), parameters.size(0) * layout.width, H, W},
+                  layout.map_type(parameters), parameters.device());
+  }
 }
 
 Tensor convnet_forward(const Tensor& parameters, const Tensor& images, int64_t width, int64_t depth,
                        int64_t num_classes, int64_t border, double eps, std::string_view precision) {
   const Layout layout{width, depth, num_classes, border, eps, precision};
-  check(parameters, images, {}, layout);
+  check("parameters", parameters, images, layout);
   return forward(Weights(parameters, images, layout), images, layout, {}, false).logits;
 }
 
 }  // namespace
+
+void check_convnet(const char* name, const Tensor& parameters, const Tensor& images, const Tensor& labels,
+                   int64_t width, int64_t depth, int64_t num_classes, int64_t border, double eps,
+                   std::string_view precision) {
+  const Layout layout{width, depth, num_classes, border, eps, precision};
+  check(name, parameters, images, layout);
+  check_labels(parameters, images, labels, layout);
+}
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> convnet_grad(const Tensor& parameters, const Tensor& images,
                                                              const Tensor& labels, bool keep, int64_t width,
                                                              int64_t depth, int64_t num_classes, int64_t border,
                                                              double eps, std::string_view precision) {
   const Layout layout{width, depth, num_classes, border, eps, precision};
-  check(parameters, images, labels, layout);
+  check("parameters", parameters, images, layout);
+  check_labels(parameters, images, labels, layout);
   const Weights weights(parameters, images, layout);
   auto [blocks, y, features, logits] = forward(weights, images, layout, {}, true);
   const Tensor targets = targets_of(labels, logits), log_p = logits.log_softmax(2);
@@ -251,10 +315,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
                                                             int64_t border, double eps, std::string_view precision) {
   const Layout layout{width, depth, num_classes, border, eps, precision};
   const auto [want_parameters, want_images, want_labels] = wanted;
-  check(parameters, images, labels, layout);
+  check("parameters", parameters, images, layout);
+  check_labels(parameters, images, labels, layout);
   const Tensor sigma = checked("direction", direction, parameters, parameters.sizes());
-  TORCH_CHECK(kept.empty() || static_cast<int64_t>(kept.size()) == 2 * depth, "kept: expected ", 2 * depth,
-              " tensors, got ", kept.size());
+  check_kept(parameters, images, kept, layout);
   const Weights weights(parameters, images, layout), dots(sigma, images, layout);
   auto [blocks, y, f, logits] = forward(weights, images, layout, kept, true);
   Tensor dy;  // undefined: the images' own tangent is 0

@@ -22,6 +22,11 @@ Result call_op(const char* name, const Arguments&... arguments) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>().call(arguments...);
 }
 
+// What the ops below check of their arguments; `name` is that of the parameters.
+void check_convnet(const char* name, const at::Tensor& parameters, const at::Tensor& images, const at::Tensor& labels,
+                   int64_t width, int64_t depth, int64_t num_classes, int64_t border, double eps,
+                   std::string_view precision);
+
 std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>> convnet_grad(
     const at::Tensor& parameters, const at::Tensor& images, const at::Tensor& labels, bool keep, int64_t width,
     int64_t depth, int64_t num_classes, int64_t border, double eps, std::string_view precision);

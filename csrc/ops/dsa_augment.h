@@ -19,14 +19,16 @@ Maps<T> maps_of(const at::Tensor& tensor, Data* data) {
 }
 
 inline ImageShape image_shape(const char* name, const at::Tensor& images) {
-  TORCH_CHECK(images.dim() == 4 && images.numel() > 0, name, ": expected [B, C, H, W], got ", images.sizes());
+  TORCH_CHECK_VALUE(images.dim() == 4 && images.numel() > 0 && images.size(2) >= 2 && images.size(3) >= 2, name,
+                    ": expected [B, C, H, W] with H and W at least 2, got ", images.sizes());
   return {images.size(0), images.size(1), images.size(2), images.size(3)};
 }
 
 template <typename Backend, bool kLinear>
 at::Tensor dsa_augment(const at::Tensor& images, const at::Tensor& rows) {
-  const typename Backend::Guard guard(images.device());
-  const ImageShape shape = image_shape("images", images);
+  const char* name = kLinear ? "dimages" : "images";
+  const typename Backend::Guard guard(expect_real(name, images).device());
+  const ImageShape shape = image_shape(name, images);
   const at::Tensor rows_ = checked("rows", rows, images, {shape.N, kDsaParameters});
   // one channel too gets the strides of channels-last, by which convolutions choose their layout
   at::Tensor out =
@@ -41,7 +43,7 @@ at::Tensor dsa_augment(const at::Tensor& images, const at::Tensor& rows) {
 
 template <typename Backend>
 at::Tensor dsa_augment_backward(const at::Tensor& grad, const at::Tensor& rows) {
-  const typename Backend::Guard guard(grad.device());
+  const typename Backend::Guard guard(expect_real("grad", grad).device());
   const ImageShape shape = image_shape("grad", grad);
   const at::Tensor rows_ = checked("rows", rows, grad, {shape.N, kDsaParameters});
   at::Tensor grad_images = at::empty(grad.sizes(), grad.options().memory_format(at::MemoryFormat::Contiguous));

@@ -32,9 +32,9 @@ struct NormReluPoolSizes {
   at::TensorOptions maps, reals;
 
   explicit NormReluPoolSizes(const at::Tensor& z) {
-    TORCH_CHECK(z.dim() == 4 && z.numel() > 0 && z.size(2) >= 2 && z.size(3) >= 2,
-                "z: expected [N, C, H, W] with H and W at least 2, got ", z.sizes());
-    TORCH_CHECK(z.size(2) * z.size(3) <= kMostPixels, "z: expected fewer than 2^30 pixels, got ", z.sizes());
+    TORCH_CHECK_VALUE(z.dim() == 4 && z.numel() > 0 && z.size(2) >= 2 && z.size(3) >= 2,
+                      "z: expected [N, C, H, W] with H and W at least 2, got ", z.sizes());
+    TORCH_CHECK_VALUE(z.size(2) * z.size(3) <= kMostPixels, "z: expected at most 2^30 pixels, got ", z.sizes());
     shape = {z.size(0), z.size(1), z.size(2), z.size(3)};
     full = z.sizes().vec();
     pooled = {shape.N, shape.C, shape.pooled_height(), shape.pooled_width()};
@@ -76,8 +76,9 @@ T* out(const at::Tensor& tensor) {
 
 template <typename Backend>
 Tensors3 norm_relu_pool(const at::Tensor& z, const at::Tensor& weight, const at::Tensor& bias, double eps) {
-  const typename Backend::Guard guard(z.device());
+  const typename Backend::Guard guard(expect_real("z", z, true).device());
   const NormReluPoolSizes sizes(z);
+  expect_not_negative("eps", eps, z.scalar_type());
   const at::Tensor z_ = z.contiguous(kChannelsLast);
   const at::Tensor weight_ = sizes.real("weight", weight, sizes.channel);
   const at::Tensor bias_ = sizes.real("bias", bias, sizes.channel);
@@ -96,7 +97,7 @@ Tensors3 norm_relu_pool(const at::Tensor& z, const at::Tensor& weight, const at:
 template <typename Backend>
 Tensors3 norm_relu_pool_backward(const at::Tensor& grad_y, const at::Tensor& z, const at::Tensor& mean,
                                  const at::Tensor& rstd, const at::Tensor& weight, const at::Tensor& bias) {
-  const typename Backend::Guard guard(z.device());
+  const typename Backend::Guard guard(expect_real("z", z, true).device());
   const NormReluPoolSizes sizes(z);
   const at::Tensor z_ = z.contiguous(kChannelsLast);
   const at::Tensor grad_y_ = sizes.map("grad_y", grad_y, sizes.pooled);
@@ -121,7 +122,7 @@ template <typename Backend>
 Tensors3 norm_relu_pool_jvp(const at::Tensor& dz, const at::Tensor& dweight, const at::Tensor& dbias,
                             const at::Tensor& z, const at::Tensor& mean, const at::Tensor& rstd,
                             const at::Tensor& weight, const at::Tensor& bias) {
-  const typename Backend::Guard guard(z.device());
+  const typename Backend::Guard guard(expect_real("z", z, true).device());
   const NormReluPoolSizes sizes(z);
   const at::Tensor z_ = z.contiguous(kChannelsLast);
   const at::Tensor dz_ = sizes.map("dz", dz, sizes.full);
@@ -149,7 +150,7 @@ Tensors3 norm_relu_pool_backward_jvp(const at::Tensor& grad_y, const std::option
                                      const at::Tensor& z, const at::Tensor& dz, const at::Tensor& mean,
                                      const at::Tensor& rstd, const at::Tensor& dmean, const at::Tensor& dcov,
                                      const at::Tensor& weight, const at::Tensor& dweight, const at::Tensor& bias) {
-  const typename Backend::Guard guard(z.device());
+  const typename Backend::Guard guard(expect_real("z", z, true).device());
   const NormReluPoolSizes sizes(z);
   const at::Tensor z_ = z.contiguous(kChannelsLast);
   const at::Tensor grad_y_ = sizes.map("grad_y", grad_y, sizes.pooled);

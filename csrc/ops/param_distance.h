@@ -21,7 +21,7 @@ struct ParamDistanceInputs {
 
   ParamDistanceInputs(const at::Tensor& student_, const at::Tensor& target_, const at::Tensor& start_,
                       const std::optional<at::Tensor>& weight_) {
-    TORCH_CHECK(student_.dim() == 2 && student_.numel() > 0, "student: expected [S, P], got ", student_.sizes());
+    TORCH_CHECK_VALUE(student_.dim() == 2 && student_.numel() > 0, "student: expected [S, P], got ", student_.sizes());
     S = student_.size(0);
     P = student_.size(1);
     student = student_.contiguous();
@@ -57,7 +57,7 @@ struct ParamDistanceGradients {
 template <typename Backend>
 std::tuple<at::Tensor, at::Tensor> param_distance(const at::Tensor& student, const at::Tensor& target,
                                                   const at::Tensor& start, const std::optional<at::Tensor>& weight) {
-  const typename Backend::Guard guard(student.device());
+  const typename Backend::Guard guard(expect_real("student", student).device());
   const ParamDistanceInputs in(student, target, start, weight);
   at::Tensor distance = at::empty({in.S}, in.student.options());
   at::Tensor denominator = at::empty({in.S}, in.student.options());
@@ -76,7 +76,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> param_distance_backward(
     const at::Tensor& grad, const at::Tensor& student, const at::Tensor& target, const at::Tensor& start,
     const std::optional<at::Tensor>& weight, const at::Tensor& distance, const at::Tensor& denominator,
     std::array<bool, 3> wanted) {
-  const typename Backend::Guard guard(student.device());
+  const typename Backend::Guard guard(expect_real("student", student).device());
   const ParamDistanceInputs in(student, target, start, weight);
   const at::Tensor grad_ = checked("grad", grad, in.student, {in.S});
   const at::Tensor distance_ = checked("distance", distance, in.student, {in.S});

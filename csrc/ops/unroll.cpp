@@ -10,6 +10,8 @@
 #include <tuple>
 #include <vector>
 
+#include "../kernels/dsa_augment_args.h"
+#include "checks.h"
 #include "convnet.h"
 
 namespace ddfast {
@@ -27,6 +29,32 @@ struct Unroll {
   const Optional& rows;     // [T, B, 16]
   double momentum, weight_decay;
 
+  // All but what is a ConvNet's, which is checked before. T steps of images that S students see.
+  void check(int64_t syn_steps) const {
+    expect_range("syn_steps", syn_steps, 1);
+    expect_not_negative("momentum", momentum, images.scalar_type());
+    expect_not_negative("weight_decay", weight_decay, images.scalar_type());
+    TORCH_CHECK_VALUE(images.dim() == 4, "images: expected [I, C, H, W], got ", images.sizes());
+    TORCH_CHECK_VALUE(labels.dim() == (labels.is_floating_point() ? 2 : 1),
+                      "labels: expected int64 [I] or target weights [I, K], got ", labels.sizes());
+    expect_tensor("lr", lr);
+    TORCH_CHECK_VALUE(lr.dim() == 0 || lr.sizes() == at::IntArrayRef{syn_steps}, "lr: expected [] or [", syn_steps,
+                      "], got ", lr.sizes());
+    TORCH_CHECK_VALUE(lr.dim() == 0 || momentum == 0, "lr: expected [] with momentum, got ", lr.sizes());
+    expect_tensor("lr", lr, lr.sizes(), images.scalar_type(), images.device());
+    int64_t B = images.size(0);
+    if (batches.has_value()) {
+      expect_tensor("batches", *batches);
+      TORCH_CHECK_VALUE(batches->dim() == 2 && batches->size(0) == syn_steps && batches->size(1) > 0,
+                        "batches: expected [", syn_steps, ", B], got ", batches->sizes());
+      expect_tensor("batches", *batches, batches->sizes(), at::kLong, images.device());
+      expect_indices("batches", *batches, images.size(0));
+      B = batches->size(1);
+    }
+    if (rows.has_value()) {
+      expect_tensor("rows", *rows, {syn_steps, B, kDsaParameters}, images.scalar_type(), images.device());
+    }
+  }
   Tensor take(const Tensor& values, int64_t n) const {
     return batches.has_value() ? values.index_select(0, batches->select(0, n)) : values;
   }
@@ -56,6 +84,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> unroll(const Tensor& start, cons
                                                        int64_t num_classes, int64_t border, double eps,
                                                        std::string_view precision) {
   const Unroll sweep{images, labels, lr, batches, rows, momentum, weight_decay};
+  check_convnet("start", start, images, labels, width, depth, num_classes, border, eps, precision);
+  sweep.check(syn_steps);
+  expect_range("stored_steps", stored_steps, 0, syn_steps);
+  product("syn_steps", {syn_steps, start.numel(), static_cast<int64_t>(start.itemsize())});
   Tensor states = at::empty({syn_steps, start.size(0), start.size(1)}, start.options());
   Tensor theta = start, velocity;
   std::vector<Tensor> kept;
@@ -84,6 +116,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> unroll_backward(const Tensor& grad, c
                                                            int64_t width, int64_t depth, int64_t num_classes,
                                                            int64_t border, double eps, std::string_view precision) {
   const Unroll sweep{images, labels, lr, batches, rows, momentum, weight_decay};
+  expect_tensor("states", states);
+  TORCH_CHECK_VALUE(states.dim() == 3 && states.numel() > 0, "states: expected [T, S, P], got ", states.sizes());
+  check_convnet("states", states.select(0, 0), images, labels, width, depth, num_classes, border, eps, precision);
+  expect_range("syn_steps", syn_steps, states.size(0), states.size(0));
+  sweep.check(syn_steps);
+  expect_tensor("grad", grad, states.sizes().slice(1), states.scalar_type(), states.device());
+  const int64_t each = 2 * depth, count = static_cast<int64_t>(kept.size());  // tensors of a step, and of all
+  TORCH_CHECK_VALUE(count % each == 0 && count / each <= syn_steps, "kept: expected ", each,
+                    " tensors for each of at most ", syn_steps, " steps, got ", count);
+  TORCH_CHECK_VALUE(!wanted[2] || labels.is_floating_point(), "wanted: expected false for int64 labels, got true");
   const auto [want_start, want_images, want_labels, want_lr] = wanted;
   const Tensor empty = at::empty({0}, states.options());
   Tensor grad_images = want_images ? at::zeros_like(images, at::MemoryFormat::Contiguous) : empty;
@@ -97,8 +139,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> unroll_backward(const Tensor& grad, c
     const bool earlier = n > 0 || want_start;
     std::vector<Tensor> step;
     if (!stored.empty()) {
-      step.assign(stored.end() - 2 * depth, stored.end());
-      stored.resize(stored.size() - 2 * depth);
+      step.assign(stored.end() - each, stored.end());
+      stored.resize(stored.size() - each);
     }
     auto [slope, h_sigma, by_images, by_labels] =
         convnet_grad_jvp(theta, sweep.minibatch(n), sweep.take(labels, n), sigma, step,

@@ -1,8 +1,10 @@
 """The one torch.library of ddfast: how an op is defined, whether it has kernels, and how its reference is run."""
 
+import functools
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LIBRARY = torch.library.Library("ddfast", "DEF")
@@ -13,9 +15,33 @@ def define(schema: str, reference: Callable, fake: Callable) -> None:
     """Define the op `ddfast::<name>` of `schema`, computed by `reference` on every device that has no faster kernel."""
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
-    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"ddfast::{name}", fake, lib=LIBRARY)
+    LIBRARY.impl(name, _checked(name, reference), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ddfast::{name}", _checked(name, fake), lib=LIBRARY)
     _references[name] = reference
+
+
+def _checked(name: str, function: Callable) -> Callable:
+    """`function`, where lists are as long as the schema says: PyTorch does not look, and a result too many ends the
+    interpreter. And where all tensors are on one device: beside a tensor on meta, others would get unwritten results.
+    """
+    lengths = [(argument.name, at, argument.N) for at, argument in enumerate(_arguments(name)) if argument.N]
+
+    @functools.wraps(function)
+    def checked(*args):
+        for argument, at, length in lengths:
+            if len(args[at]) != length:
+                raise ValueError(f"{argument}: expected {length} values, got {len(args[at])}")
+        devices = {tensor.device for tensor in torch.utils._pytree.tree_leaves(args) if isinstance(tensor, Tensor)}
+        if len(devices) > 1:
+            raise ValueError(f"{name}: expected tensors on one device, got {' and '.join(sorted(map(str, devices)))}")
+        return function(*args)
+
+    return checked
+
+
+def _arguments(name: str) -> list:
+    """What the schema says of each argument; N is the length of a list, None where it may be any."""
+    return torch._C._get_schema(f"ddfast::{name}", "").arguments
 
 
 def define_autograd(name: str, backward: Callable, setup_context: Callable) -> None:

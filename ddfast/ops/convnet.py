@@ -1,63 +1,18 @@
 """convnet: the field's ConvNet on flat parameters, S students at once: logits, gradient, and the gradient's jvp."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ddfast.ops._checks import expect_dtype, expect_shape, expect_tensors, refuse_transforms
+from ddfast.ops._convnet_layout import ConvNetLayout
 from ddfast.ops._layout import channels_last
 from ddfast.ops._library import define, define_autograd, forbid_autograd
-from ddfast.ops._precision import apart_from_autocast, expect_precision
+from ddfast.ops._precision import apart_from_autocast
 
 # of a ConvNetLayout, in a schema
 SIZES = "int width, int depth, int num_classes, int border, float eps, str precision"
-
-
-@dataclass(frozen=True)
-class ConvNetLayout:
-    """Which ConvNet a row of flat parameters is: [3×3 convolution → norm_relu_pool] × depth → linear.
-
-    The row holds what `ddfast.networks.ConvNet.parameters()` yields, in that order: of every block the convolution's
-    weight and bias, then the norm's; then the linear layer's. `border` pixels of zeros are put around the images.
-
-    `precision` is that of the convolutions: "default", as PyTorch is set; "float32", without TF32; or "bfloat16", with
-    maps in bfloat16 and everything else (parameters, statistics, gradients, linear layer, loss) in float32. Autocast
-    changes nothing. ValueError for another.
-    """
-
-    width: int
-    depth: int
-    num_classes: int
-    border: int = 0
-    eps: float = 1e-5
-    precision: str = "default"
-
-    def __post_init__(self):
-        expect_precision(self.precision)
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int, float, str]:
-        """As the ops take them: SIZES."""
-        return self.width, self.depth, self.num_classes, self.border, self.eps, self.precision
-
-    def map_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Of maps, where parameters and images have this one."""
-        return torch.bfloat16 if self.precision == "bfloat16" else dtype
-
-    def maps(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """(H, W) of every convolution's map, then of the last pool's."""
-        H, W = (side + 2 * self.border for side in image_size)
-        return [(H >> block, W >> block) for block in range(self.depth + 1)]
-
-    def piece_shapes(self, channels: int, image_size: tuple[int, int]) -> list[tuple[int, ...]]:
-        """The shapes of the parameters, in their order."""
-        C, K = self.width, self.num_classes
-        blocks = [shape for i in range(self.depth) for shape in ((C, C if i else channels, 3, 3), (C,), (C,), (C,))]
-        H, W = self.maps(image_size)[-1]
-        return [*blocks, (K, C * H * W), (K,)]
 
 
 def convnet_forward(

@@ -102,6 +102,8 @@ def _backward_reference(
 
 
 def _fake(start, images, labels, lr, batches, rows, syn_steps, momentum, weight_decay, stored_steps, *sizes):
+    if not 0 <= stored_steps <= syn_steps:
+        raise ValueError(f"stored_steps: expected 0 to {syn_steps}, got {stored_steps}")
     B = len(images) if batches is None else batches.shape[1]
     step = (
         torch.ops.ddfast.convnet_grad(
