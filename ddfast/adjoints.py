@@ -77,9 +77,9 @@ class Unroll:
     ) -> tuple[Tensor, Tensor]:  # θ_{n+1}, v_{n+1} [S, P]
         """One step of SGD."""
         if self.weight_decay:
-            gradient = gradient + self.weight_decay * theta
+            gradient = torch.add(gradient, theta, alpha=self.weight_decay)  # rounded as ops.unroll does
         if self.momentum and velocity is not None:
-            gradient = gradient + self.momentum * velocity
+            gradient = torch.add(gradient, velocity, alpha=self.momentum)
         return theta - lr * gradient, gradient
 
     def step(
@@ -133,9 +133,8 @@ class FullUnroll:
         """Run the unroll."""
         states, velocity = [start], None
         for n, rate in enumerate(lr.expand(unroll.syn_steps)):
-            _, gradient = unroll.student.grad(
-                states[-1], unroll.images(images, n), unroll.take(labels, n), step=Step(), create_graph=True
-            )
+            x, y, graph = unroll.images(images, n), unroll.take(labels, n), torch.is_grad_enabled()
+            _, gradient = unroll.student.grad(states[-1], x, y, step=Step(), create_graph=graph)
             theta, velocity = unroll.update(states[-1], velocity, gradient, rate)
             states = [*states, theta] if unroll.return_states else [theta]
         return torch.stack(states) if unroll.return_states else states[-1]
@@ -181,15 +180,42 @@ class _Recomputing:
             plan = make_plan(
                 unroll.student, unroll.size(start, images), parse_budget(self.memory_budget, images.device)
             )
-        if self.second_order and _is_one_op(unroll, plan):
+        differentiable = any(tensor.requires_grad for tensor in (start, images, labels, lr))
+        recorded = differentiable and torch.is_grad_enabled()
+        if recorded and self.second_order and _is_one_op(unroll, plan):
             check_labels(labels, unroll.student.layout.num_classes)
             rows = None if unroll.augment is None else unroll.augment.rows.to(images)
             steps = Steps(unroll.batches, rows, unroll.syn_steps, unroll.momentum, unroll.weight_decay)
             return ops.unroll(start, images, labels, lr, steps, plan.stored_steps, unroll.student.layout)
         if plan.micro_batch is not None:
             unroll = replace(unroll, student=MicroBatches(unroll.student, plan.micro_batch))
+        if not recorded:
+            return _without_graph(unroll, start, images, labels, lr)
         how = _How(unroll, plan, self.second_order, self.from_last_used)
         return _Checkpointed.apply(how, start, images, labels, lr)
+
+
+@torch.no_grad()
+def _without_graph(
+    unroll: Unroll,
+    start: Tensor,  # [S, P]
+    images: Tensor,  # [I, C, H, W]
+    labels: Tensor,  # int64 [I] or target weights [I, K]
+    lr: Tensor,  # [] or [T]
+) -> Tensor:  # θ_T [S, P], or all states [T + 1, S, P]
+    """The forward sweep alone, where no gradient can be asked for: memory of one step, and of what is returned."""
+    T = unroll.syn_steps
+    states = start.new_empty((T + 1, *start.shape)) if unroll.return_states else None
+    theta, velocity = start, None
+    for n in range(T):
+        if states is not None:
+            states[n] = theta
+        rate = lr if lr.dim() == 0 else lr[n]
+        theta, velocity = unroll.step(theta, velocity, images, labels, rate, n, Step())
+    if states is None:
+        return theta
+    states[T] = theta
+    return states
 
 
 def _is_one_op(unroll: Unroll, plan: Plan) -> bool:
@@ -255,29 +281,25 @@ class _Checkpointed(torch.autograd.Function):
     def forward(ctx, how: _How, start, images, labels, lr):  # as in _Recomputing
         unroll, plan = how.unroll, how.plan
         start, images, labels = start.detach(), images.detach(), labels.detach()
-        differentiable = any(ctx.needs_input_grad)
         T = unroll.syn_steps
-        keep = differentiable or unroll.return_states
         every = 1 if unroll.return_states else plan.state_every
-        steps = [Step(keep=differentiable and n >= T - plan.stored_steps) for n in range(T)]
+        steps = [Step(keep=n >= T - plan.stored_steps) for n in range(T)]
         # One buffer: states [T + 1, S, P] are what is returned, or what the backward needs, or both.
         count = T + 1 if unroll.return_states else -(-T // every)
         where = {"device": "cpu", "pin_memory": start.is_cuda} if plan.host_states and not unroll.return_states else {}
-        states = start.new_empty((count, *start.shape), **where) if keep else None
-        velocities = start.new_empty((count, *start.shape)) if keep and every > 1 and unroll.momentum else None
+        states = start.new_empty((count, *start.shape), **where)
+        velocities = start.new_empty((count, *start.shape)) if every > 1 and unroll.momentum else None
         theta, velocity = start, None
         for n, rate in enumerate(lr.expand(T)):
-            if keep and n % every == 0:
+            if n % every == 0:
                 states[n // every].copy_(theta, non_blocking=True)
                 if velocities is not None and n:
                     velocities[n // every] = velocity
-            step = steps[n] if differentiable else Step()
-            theta, velocity = unroll.step(theta, velocity, images, labels, rate, n, step)
+            theta, velocity = unroll.step(theta, velocity, images, labels, rate, n, steps[n])
         if unroll.return_states:
             states[T] = theta
-        if differentiable:
-            ctx.how, ctx.steps, ctx.every = how, steps, every
-            ctx.save_for_backward(states, velocities, images, labels, lr)
+        ctx.how, ctx.steps, ctx.every = how, steps, every
+        ctx.save_for_backward(states, velocities, images, labels, lr)
         return states if unroll.return_states else theta
 
     @staticmethod

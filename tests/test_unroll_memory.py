@@ -1,0 +1,53 @@
+"""What an unroll keeps: the states of all steps where a gradient may be asked for, and nothing else elsewhere."""
+
+import contextlib
+
+import pytest
+import torch
+from torch.nn.utils import parameters_to_vector
+
+from ddfast.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
+from ddfast.matching import unroll
+from ddfast.planner import Plan
+from ddfast.students.live import LiveBytes
+from tests.conftest import normal
+from tests.networks_for_tests import SIDE, K, make
+
+ADJOINTS = {
+    "checkpointed": CheckpointedUnroll(),
+    "stored": CheckpointedUnroll(plan=Plan(stored_steps=3)),
+    "detached": DetachedUnroll(),
+    "full": FullUnroll(),
+}
+
+
+def peak(name: str, T: int, mode, adjoint, *, grad: bool) -> int:
+    """Bytes alive at once of an unroll of T steps."""
+    network = make(name)
+    start = parameters_to_vector(network.parameters()).detach()
+    images = normal(6, 3, SIDE, SIDE).requires_grad_(grad)
+    labels, lr = torch.arange(6) % K, torch.tensor(0.05, dtype=torch.float64)
+    with mode(), LiveBytes() as bytes_alive:
+        unroll(network, start, images, labels, lr, syn_steps=T, adjoint=adjoint)
+    return bytes_alive.peak
+
+
+@pytest.mark.parametrize("adjoint", ["checkpointed", "stored", "detached"])
+@pytest.mark.parametrize("name", ["convnet", "dropout"])
+def test_memory_does_not_grow_with_the_steps_where_nothing_requires_a_gradient(name, adjoint):
+    few, many = (peak(name, T, contextlib.nullcontext, ADJOINTS[adjoint], grad=False) for T in (4, 60))
+    assert many <= few
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad])
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("name", ["convnet", "dropout"])
+def test_memory_does_not_grow_with_the_steps_in_a_mode_without_gradients(name, adjoint, mode):
+    few, many = (peak(name, T, mode, ADJOINTS[adjoint], grad=True) for T in (4, 60))
+    assert many <= few
+
+
+def test_the_states_are_kept_where_a_gradient_may_be_asked_for():
+    few, many = (peak("convnet", T, contextlib.nullcontext, ADJOINTS["checkpointed"], grad=True) for T in (4, 60))
+    P = sum(p.numel() for p in make("convnet").parameters())
+    assert many - few >= 56 * 8 * P
