@@ -1,7 +1,10 @@
 """One pure iteration of trajectory matching: unroll a student on the synthetic set, compare it with the expert."""
 
+import functools
 import logging
 import math
+from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,6 +22,23 @@ log = logging.getLogger("ddfast")
 _logged: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # a loop calls with one network many times
 
 
+def _outside_inference_mode(function: Callable) -> Callable:
+    """Have a function run without inference mode, on ordinary tensors: in it no step could be differentiated."""
+
+    def ordinary(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return called(*arguments, **options)
+        return function(*map(ordinary, arguments), **{name: ordinary(value) for name, value in options.items()})
+
+    return called
+
+
+@_outside_inference_mode
 @takes_plain_values
 def unroll(
     student: Student | nn.Module,
@@ -56,6 +76,9 @@ def unroll(
         adjoint: how the gradient is formed; CheckpointedUnroll() where None.
         return_states: return θ_0 … θ_T instead of θ_T.
 
+    Under no_grad or inference_mode, and where no argument requires a gradient, no states are kept: memory does not grow
+    with the steps.
+
     Values of tensors are not looked at, for that would wait for the device: a NaN or inf in one of them, or an
     overflow, comes out as NaN or inf.
 
@@ -66,8 +89,7 @@ def unroll(
         raise TypeError(f"adjoint: expected an instance of a class of ddfast.adjoints, got {adjoint!r}")
     expect_tensors(start=start)
     if isinstance(student, nn.Module):
-        plainly = isinstance(adjoint, FullUnroll) or torch.is_autocast_enabled(start.device.type)
-        student = ModuleStudent(student) if plainly else _student_of(student)
+        student = ModuleStudent(student) if isinstance(adjoint, FullUnroll) else _student_of(student, start.device)
     elif not isinstance(student, Student):
         raise TypeError(f"student: expected an nn.Module or a Student, got {type(student).__name__}")
     if isinstance(lr, int | float):
@@ -87,6 +109,7 @@ def unroll(
     return states if start.dim() == 2 else states.squeeze(-2)
 
 
+@_outside_inference_mode
 @takes_plain_values
 def match_trajectory(
     student: Student | nn.Module,
@@ -122,13 +145,14 @@ def match_trajectory(
     return distance_between(last, target, start, distance, weight=weight, layers=layers)
 
 
-def _student_of(network: nn.Module) -> Student:
+def _student_of(network: nn.Module, device: torch.device) -> Student:
     """student_of, with one line for each network that says why it is not fused."""
-    reason = why_not_fused(network)
+    autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    reason = "autocast is on" if autocast else why_not_fused(network)
     if reason is not None and _logged.get(network) != reason:
         log.info("%s runs by autograd: %s", type(network).__name__, reason)
     _logged[network] = reason
-    return student_of(network)
+    return ModuleStudent(network) if autocast else student_of(network)
 
 
 def _check_tensors(student: Student, start: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> None:

@@ -39,7 +39,7 @@ def test_memory_does_not_grow_with_the_steps_where_nothing_requires_a_gradient(n
     assert many <= few
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 @pytest.mark.parametrize("name", ["convnet", "dropout"])
 def test_memory_does_not_grow_with_the_steps_in_a_mode_without_gradients(name, adjoint, mode):

@@ -135,7 +135,7 @@ class Transform:
 
 
 def _uniform(count: int, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:  # [count]
-    return low + (high - low) * torch.rand(count, generator=generator)
+    return low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float32)
 
 
 def _whole(low: int, high: int, count: int, generator: torch.Generator) -> Tensor:  # int64 [count] in [low, high)

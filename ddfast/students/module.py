@@ -234,8 +234,8 @@ class ModuleStudent(Student):
             step.memory[s] = self._remember(device)
             used = {name: buffer.clone() for name, buffer in step.memory[s].buffers.items()}
             yield used
-            with torch.no_grad():
-                for name, buffer in self.module.named_buffers():
+            for name, buffer in self.module.named_buffers():
+                with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                     buffer.copy_(used[name])
             return
         memory: _Memory = step.memory[s]
