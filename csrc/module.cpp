@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
+#include "kernels/simd.h"
+
 // Read from the file's bytes where the module cannot be loaded (ddfast/ops/_library.py); used below, so that it is
 // kept.
 static const char kBuiltFor[] = "ddfast was built for torch " TORCH_VERSION " ";
@@ -23,6 +25,7 @@ PYBIND11_MODULE(_C, m) {
     info["cuda"] = DDFAST_CUDA_VERSION;
     info["cuda_architectures"] = DDFAST_CUDA_ARCHITECTURES;
 #endif
+    info["instructions"] = ddfast::name_of(ddfast::used_instruction_set());
     info["marker"] = kBuiltFor;
     return info;
   });

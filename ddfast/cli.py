@@ -328,12 +328,16 @@ def info(as_json: bool, preset, memory_budget, precision, network, device, **set
         return
     click.echo("  ".join(f"{name} {version or 'missing'}" for name, version in about["versions"].items()))
     click.echo(
-        f"torch's CUDA {about['torch_cuda'] or 'none'}  GPU {about['device'] or 'none'}  CPU threads {about['threads']}"
+        f"torch's CUDA {about['torch_cuda'] or 'none'}  GPU {about['device'] or 'none'}  "
+        f"CPU threads {about['threads']}, instructions {about['instructions']}"
     )
     if about["extension"]:
         built = about["extension"]
         architectures = f"CUDA {built['cuda']} for {built['cuda_architectures']}" if built["cuda"] else "no CUDA"
-        click.echo(f"extension: built for torch {built['torch']} with {built['compiler']}, {architectures}")
+        click.echo(
+            f"extension: built for torch {built['torch']} with {built['compiler']}, {architectures}, "
+            f"instructions {built['instructions']}"
+        )
     for name, devices in about["kernels"].items():
         click.echo(f"  {name:<30} {', '.join(devices) or 'reference only'}")
     click.echo(f"methods: {', '.join(METHODS)}")

@@ -25,7 +25,8 @@ def build_info() -> dict[str, Any]:
         "torch_cuda": torch.version.cuda,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
-        "extension": {key: built[key] for key in ("torch", "compiler", "cuda", "cuda_architectures")}
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "extension": {key: built[key] for key in ("torch", "compiler", "instructions", "cuda", "cuda_architectures")}
         if built
         else None,
         "kernels": kernels,

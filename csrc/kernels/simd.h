@@ -1,10 +1,12 @@
 // Blocks of 64 bytes of numbers, and the choice of instruction set at run time.
 //
-// A kernel is written once against Block<T, kBytes>; run_best() runs the widest version that the processor has. The sum
-// of a channel or a chunk is formed in the same order in every version (a fused multiply-add may change the last bit).
+// A kernel is written once against Block<T, kBytes>; run_best() runs the widest version that the processor has and
+// PyTorch may use. The sum of a channel or a chunk is formed in the same order in every version (a fused multiply-add
+// may change the last bit).
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #include "bfloat16.h"
@@ -155,12 +157,30 @@ __attribute__((target("avx512f"))) void run_avx512(const Args& args, int64_t beg
 
 enum class InstructionSet { base, avx2, avx512 };
 
+inline const char* name_of(InstructionSet set) {
+  return set == InstructionSet::base ? "base" : set == InstructionSet::avx2 ? "avx2" : "avx512";
+}
+
+// The widest that this processor has.
 inline InstructionSet best_instruction_set() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f")) return InstructionSet::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::avx2;
 #endif
   return InstructionSet::base;
+}
+
+// The one that kernels run on: ATEN_CPU_CAPABILITY, with which PyTorch limits its own kernels, limits these too.
+inline InstructionSet used_instruction_set() {
+  static const InstructionSet used = [] {
+    const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
+    const InstructionSet best = best_instruction_set();
+    if (limit == nullptr) return best;
+    if (std::strcmp(limit, "default") == 0) return InstructionSet::base;
+    if (std::strcmp(limit, "avx2") == 0 && best > InstructionSet::avx2) return InstructionSet::avx2;
+    return best;
+  }();
+  return used;
 }
 
 template <template <typename, int> class Kernel, typename T, typename Args>
@@ -175,8 +195,7 @@ void run_on(InstructionSet set, const Args& args, int64_t begin, int64_t end) {
 // Runs tasks begin … end−1 of the kernel; the caller spreads ranges over threads.
 template <template <typename, int> class Kernel, typename T, typename Args>
 void run_best(const Args& args, int64_t begin, int64_t end) {
-  static const InstructionSet set = best_instruction_set();
-  run_on<Kernel, T>(set, args, begin, end);
+  run_on<Kernel, T>(used_instruction_set(), args, begin, end);
 }
 
 }  // namespace ddfast

@@ -32,10 +32,6 @@ std::vector<double> draw(size_t count, unsigned seed) {  // numbers that T can h
   return std::vector<double>(rounded.begin(), rounded.end());
 }
 
-inline std::string name_of(InstructionSet set) {
-  return set == InstructionSet::base ? "base" : set == InstructionSet::avx2 ? "avx2" : "avx512";
-}
-
 template <typename T>
 std::vector<T> poisoned(size_t count) {  // outputs start as NaN, so that an element nobody wrote shows
   return std::vector<T>(count, static_cast<T>(std::nan("")));

@@ -155,3 +155,10 @@ def test_build_info_names_versions_kernels_and_what_is_missing():
     assert isinstance(info["missing"], list)
     if EXTENSION is not None:
         assert all("cpu" in devices for devices in info["kernels"].values())
+
+
+@needs_extension
+@pytest.mark.parametrize("limit, allowed", [("default", {"base"}), ("avx2", {"base", "avx2"})])
+def test_pytorchs_limit_of_instructions_limits_the_kernels_too(limit, allowed):
+    code = "import ddfast; print(ddfast.build_info()['extension']['instructions'])"
+    assert run_python(code, ATEN_CPU_CAPABILITY=limit).stdout.strip() in allowed
