@@ -15,7 +15,7 @@ from ddfast.arguments import expect_one_of, takes_plain_values
 from ddfast.distances import DISTANCES
 from ddfast.distances import distance as distance_between
 from ddfast.ops._checks import expect_tensors
-from ddfast.students import ModuleStudent, Student, student_of, why_not_fused
+from ddfast.students import ModuleStudent, Student, student_of, unwrapped, why_not_fused
 from ddfast.students.base import layer_sizes
 
 log = logging.getLogger("ddfast")
@@ -64,7 +64,8 @@ def unroll(
     Args:
         student: an nn.Module, used in the train or eval mode that it is in, or a Student. Its flat parameters are those
             of `module.parameters()`, in that order (torch.nn.utils.parameters_to_vector). The usual ConvNet runs on the
-            fused ops, save under autocast and FullUnroll; any other module by autograd.
+            fused ops, save under autocast and FullUnroll; any other module by autograd, compiled ones as they were
+            before. Of a wrapped one (DataParallel, ReparamModule, …; students.unwrapped) it is the network inside.
         start: θ_0; with [S, P], S students are trained side by side on the same images.
         images: the synthetic set, I images.
         labels: classes, or target weights per class; softmax of label logits is the caller's.
@@ -141,18 +142,19 @@ def match_trajectory(
     expect_one_of("distance", distance, DISTANCES)
     last, layers = unroll(student, start, images, labels, lr, **options), None
     if distance == "layerwise":
-        layers = layer_sizes(student) if isinstance(student, nn.Module) else student.layer_sizes
+        layers = layer_sizes(unwrapped(student)) if isinstance(student, nn.Module) else student.layer_sizes
     return distance_between(last, target, start, distance, weight=weight, layers=layers)
 
 
 def _student_of(network: nn.Module, device: torch.device) -> Student:
     """student_of, with one line for each network that says why it is not fused."""
+    bare = unwrapped(network)
     autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
-    reason = "autocast is on" if autocast else why_not_fused(network)
+    reason = "autocast is on" if autocast else why_not_fused(bare)
     if reason is not None and _logged.get(network) != reason:
-        log.info("%s runs by autograd: %s", type(network).__name__, reason)
+        log.info("%s runs by autograd: %s", type(bare).__name__, reason)
     _logged[network] = reason
-    return ModuleStudent(network) if autocast else student_of(network)
+    return ModuleStudent(bare) if autocast else student_of(bare)
 
 
 def _check_tensors(student: Student, start: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> None:

@@ -10,6 +10,7 @@ from ddfast.students.micro_batches import MicroBatches
 from ddfast.students.module import ModuleStudent
 from ddfast.students.rank_batches import RankBatches
 from ddfast.students.training import Training, side_by_side
+from ddfast.students.wrappers import unwrapped
 
 __all__ = [
     "GSAM",
@@ -25,6 +26,7 @@ __all__ = [
     "Wanted",
     "side_by_side",
     "student_of",
+    "unwrapped",
     "why_not_fused",
 ]
 
@@ -33,8 +35,10 @@ def student_of(network: nn.Module, precision: str = "default") -> Student:
     """The fastest student of a network: ConvNetStudent where the fused ops can run it, else ModuleStudent.
 
     `precision` is "default" (as PyTorch is set), "float32" (without TF32) or "bfloat16" (convolutions and maps; of a
-    ModuleStudent what autocast chooses); ValueError for another, TypeError for what is no module.
+    ModuleStudent what autocast chooses). A wrapped network is that inside (`unwrapped`). ValueError for another
+    precision or a wrapper that cannot be taken off, TypeError for what is no module.
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network: expected an nn.Module, got {type(network).__name__}")
+    network = unwrapped(network)
     return (ModuleStudent if why_not_fused(network) else ConvNetStudent)(network, precision)

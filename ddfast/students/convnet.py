@@ -8,6 +8,7 @@ from torch import nn
 from ddfast.ops import ConvNetLayout, convnet_grad, convnet_grad_jvp
 from ddfast.students.base import GradientJvp, StepBytes, Student, check_labels, layer_sizes
 from ddfast.students.fused import why_not_fused
+from ddfast.students.wrappers import unwrapped
 
 
 class ConvNetStudent(Student):
@@ -19,6 +20,7 @@ class ConvNetStudent(Student):
     """
 
     def __init__(self, network: nn.Module, precision: str = "default"):
+        network = unwrapped(network)
         reason = why_not_fused(network)
         if reason is not None:
             raise ValueError(f"student: {reason}; use ModuleStudent")

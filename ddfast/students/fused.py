@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules import module as global_state
 
 from ddfast.networks import ConvNet, NormReLUPool
+from ddfast.students.wrappers import unwrapped
 
 # Of a module's attributes those that change neither its function nor its gradients, or that are compared otherwise.
 _ELSEWHERE = {"_modules", "_parameters", "_buffers", "eps", "border"}
@@ -34,8 +35,9 @@ def why_not_fused(network: nn.Module) -> str | None:
 
     Whatever is not known to be without effect counts: types, layers and their order, attributes, shapes, types and ties
     of parameters, hooks, replaced methods. Train or eval mode and frozen parameters change nothing: all are trained.
+    Wrappers are taken off first (`unwrapped`, whose errors are raised).
     """
-    return next(_differences(network), None)
+    return next(_differences(unwrapped(network)), None)
 
 
 def _differences(network: nn.Module) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from ddfast.ops._precision import computing_in, expect_precision
 from ddfast.students.base import GradientJvp, Step, StepBytes, Student, Wanted, check_labels, layer_sizes
 from ddfast.students.live import LiveBytes
+from ddfast.students.wrappers import unwrapped
 
 
 @dataclass
@@ -36,7 +38,8 @@ class ModuleStudent(Student):
     eval, that it is in. A replay draws the same random numbers (dropout) and starts from the same buffers, modes and
     autocast as the forward sweep; buffers that the module updates (batch norm's running statistics) are updated in the
     forward sweep only, once per step and student, and a copy per step is kept of those that change. Attention runs on
-    PyTorch's mathematical backend, the one that can be differentiated twice.
+    PyTorch's mathematical backend, and compiled functions run as they were before: those can be differentiated twice.
+    Wrappers are taken off (`unwrapped`).
 
     `precision` is "default", as PyTorch is set; "float32", without TF32 in `grad` and `grad_jvp` (a FullUnroll's own
     backward pass runs after them, as PyTorch is set); or "bfloat16", the forward pass under autocast. ValueError for
@@ -45,6 +48,7 @@ class ModuleStudent(Student):
 
     def __init__(self, module: nn.Module, precision: str = "default"):
         expect_precision(precision)
+        module = unwrapped(module)
         self.module, self.precision = module, precision
         self._names, parameters = [], []
         for name, parameter in module.named_parameters():
@@ -67,9 +71,7 @@ class ModuleStudent(Student):
                 row = row if create_graph and row.requires_grad else row.detach().requires_grad_()
                 pieces = row.split(self._sizes)
                 loss = self._loss(pieces, images, labels, step, s)
-                grads = torch.autograd.grad(
-                    loss, pieces, create_graph=create_graph, allow_unused=True, materialize_grads=True
-                )
+                grads = self._gradients(loss, pieces, create_graph)
             losses.append(loss if create_graph else loss.detach())
             gradients.append(torch.cat([g.reshape(-1) for g in grads]))
         return torch.stack(losses), torch.stack(gradients)
@@ -95,7 +97,7 @@ class ModuleStudent(Student):
             images = images.detach().requires_grad_(wanted.images)
             labels = labels.detach().requires_grad_(wanted.labels)
             loss = self._loss(pieces, images, labels, step, s)
-            grads = torch.autograd.grad(loss, pieces, create_graph=True, allow_unused=True, materialize_grads=True)
+            grads = self._gradients(loss, pieces, create_graph=True)
             parts = sigma.detach().split(self._sizes)
             terms = [(g, part.view(g.shape)) for g, part in zip(grads, parts, strict=True)]
             slope = torch.stack([(g.detach() * part).sum() for g, part in terms]).sum()
@@ -181,7 +183,7 @@ class ModuleStudent(Student):
         def logits(images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
             with self._replayable(step, 0, device) as buffers, self._autocast(device):
                 before = torch.get_rng_state()
-                result = functional_call(self.module, {**parameters, **buffers}, (images,)).double()
+                result = self._logits({**parameters, **buffers}, images).double()
                 draws.append(not torch.equal(before, torch.get_rng_state()))
             return result
 
@@ -208,10 +210,34 @@ class ModuleStudent(Student):
         }
         with self._replayable(step, s, images.device) as buffers, self._autocast(images.device):
             given = images.clone()  # a layer may work in place
-            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
-                logits = functional_call(self.module, {**parameters, **buffers}, (given,))  # [B, K]
+            logits = self._logits({**parameters, **buffers}, given)
             _check_logits(logits, labels)
             return cross_entropy(logits, labels)
+
+    def _logits(
+        self,
+        values: dict[str, Tensor],  # of parameters and buffers
+        images: Tensor,  # [B, C, H, W]
+    ) -> Tensor:  # [B, K]
+        # neither the fused kernels of attention nor compiled functions have a second derivative
+        with sdpa_kernel(SDPBackend.MATH), _eagerly():
+            return functional_call(self.module, values, (images,))
+
+    def _gradients(
+        self,
+        loss: Tensor,  # []
+        pieces: Sequence[Tensor],  # of θ, by parameter
+        create_graph: bool,
+    ) -> list[Tensor]:  # ∂ℓ/∂θ, by parameter
+        grads = [None]
+        if loss.requires_grad:
+            grads = torch.autograd.grad(loss, pieces, create_graph=create_graph, allow_unused=True)
+        if all(grad is None for grad in grads):
+            raise ValueError(
+                f"student: the logits of {type(self.module).__name__} depend on none of its parameters; "
+                "its forward has to use them as attributes of its modules, without detach or no_grad"
+            )
+        return [torch.zeros_like(piece) if g is None else g for g, piece in zip(grads, pieces, strict=True)]
 
     def _check_dtype(self, parameters: Tensor) -> None:
         if self.precision == "bfloat16" and parameters.dtype != torch.float32:
@@ -271,6 +297,13 @@ class ModuleStudent(Student):
         if kept is None or kept.device != value.device or not kept.equal(value):
             self._kept[key] = kept = value.clone()
         return kept
+
+
+def _eagerly() -> contextlib.AbstractContextManager:
+    """Run functions and modules that were compiled as they were before."""
+    if "torch._dynamo" not in sys.modules:  # nothing was; its import takes seconds
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _set_modes(modules: list[nn.Module], modes: list[bool]) -> None:
