@@ -12,6 +12,7 @@ from ddfast import ops
 from ddfast.ops import Steps
 from ddfast.ops._scatter import add_rows
 from ddfast.planner import Plan, UnrollSize, make_plan, parse_budget
+from ddfast.repeatable import Repeatable
 from ddfast.students import ConvNetStudent, MicroBatches, Step, Student, Wanted
 from ddfast.students.base import check_labels
 
@@ -62,7 +63,7 @@ class Unroll:
         """A_n of a minibatch."""
         if self.augment is None:
             return taken
-        result = self.augment(taken, n)
+        result = self.augment(taken.clone(), n)  # it may work in place
         if not isinstance(result, Tensor) or len(result) != len(taken):
             got = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(f"augment: expected {len(taken)} images like those it was given, got {got}")
@@ -191,6 +192,8 @@ class _Recomputing:
             unroll = replace(unroll, student=MicroBatches(unroll.student, plan.micro_batch))
         if not recorded:
             return _without_graph(unroll, start, images, labels, lr)
+        if unroll.augment is not None and not _has_rows(unroll.augment):
+            unroll = replace(unroll, augment=Repeatable(unroll.augment))
         how = _How(unroll, plan, self.second_order, self.from_last_used)
         return _Checkpointed.apply(how, start, images, labels, lr)
 
@@ -223,13 +226,18 @@ def _is_one_op(unroll: Unroll, plan: Plan) -> bool:
     without micro-batches, states thinned or elsewhere, or steps stored in part (an op cannot free those as it goes)."""
     return (
         isinstance(unroll.student, ConvNetStudent)
-        and (unroll.augment is None or isinstance(getattr(unroll.augment, "rows", None), Tensor))
+        and (unroll.augment is None or _has_rows(unroll.augment))
         and plan.micro_batch is None
         and plan.state_every == 1
         and not plan.host_states
         and plan.stored_steps in (0, unroll.syn_steps)
         and not unroll.return_states
     )
+
+
+def _has_rows(augment: Augment) -> bool:
+    """Whether an augmentation is ops.dsa_augment by rows that were drawn before."""
+    return isinstance(getattr(augment, "rows", None), Tensor)
 
 
 class CheckpointedUnroll(_Recomputing):
@@ -339,6 +347,10 @@ class _Checkpointed(torch.autograd.Function):
             with torch.set_grad_enabled(need_images):
                 taken = unroll.take(images.detach(), n).requires_grad_(need_images)
                 augmented = unroll.augmented(taken, n)
+            if need_images and not augmented.requires_grad:
+                raise ValueError(
+                    "augment: expected a function differentiable in the images, got a result without a graph"
+                )
             derivative = unroll.student.grad_jvp(
                 theta,
                 augmented.detach(),
@@ -369,6 +381,8 @@ class _Checkpointed(torch.autograd.Function):
                     lam = lam - rate * curvature
                 if unroll.return_states:
                     lam = lam + grad[n]
+        if isinstance(unroll.augment, Repeatable):
+            unroll.augment.finish()
         return None, lam if need_start else None, grad_images, grad_labels, grad_lr
 
 

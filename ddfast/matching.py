@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -68,12 +69,14 @@ def unroll(
             before. Of a wrapped one (DataParallel, ReparamModule, …; students.unwrapped) it is the network inside.
         start: θ_0; with [S, P], S students are trained side by side on the same images.
         images: the synthetic set, I images.
-        labels: classes, or target weights per class; softmax of label logits is the caller's.
+        labels: classes, or target weights per class; softmax of label logits is the caller's. Weights need not sum to
+            1 (learned ones do not stay there): an image's loss is scaled by their sum, and a warning says so once.
         lr: α, one or one per step; a plain number is a constant.
         batches: the minibatches, indices into images; images may be repeated and left out.
         syn_steps: T, for all images in every step. Exactly one of batches and syn_steps is given.
         augment: A(images, n), differentiable, and the same for the same step n, for the backward calls it again: what
-            data.DSA.draw_steps gives, data.SeededAugment of any random function, or one whose draws n seeds.
+            data.DSA.draw_steps gives, data.SeededAugment of any random function, or one whose draws n seeds. One that
+            gives other images in the backward raises a ValueError there.
         adjoint: how the gradient is formed; CheckpointedUnroll() where None.
         return_states: return θ_0 … θ_T instead of θ_T.
 
@@ -172,9 +175,20 @@ def _check_tensors(student: Student, start: Tensor, images: Tensor, labels: Tens
         raise ValueError(f"labels: expected device {images.device} like images, got {labels.device}")
     if soft and labels.device.type == "cpu" and bool((labels < 0).any()):  # elsewhere: a wait
         raise ValueError("labels: expected target weights of at least 0, got negative ones; of logits give .softmax(1)")
+    if soft and labels.device.type == "cpu" and labels.dim() == 2:
+        _warn_of_sums(labels.detach().sum(1))
     if labels.dim() != (2 if soft else 1) or len(labels) != len(images):
         expected = f"[{len(images)}, K]" if soft else f"[{len(images)}]"
         raise ValueError(f"labels: expected {expected} for {len(images)} images, got {list(labels.shape)}")
+
+
+def _warn_of_sums(sums: Tensor) -> None:  # [I], of target weights
+    if ((sums - 1).abs() > 0.01).any():
+        warnings.warn(
+            f"labels: target weights sum to {float(sums.min()):.3g} to {float(sums.max()):.3g} per image, not to 1: "
+            "each image's loss is scaled by its sum; of logits give .softmax(1)",
+            stacklevel=6,  # the caller of unroll
+        )
 
 
 def _check_steps(batches: Tensor | None, syn_steps: int | None, images: Tensor, lr: Tensor) -> int:

@@ -3,8 +3,7 @@
 import contextlib
 import copy
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,29 +16,19 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from ddfast.ops._precision import computing_in, expect_precision
 from ddfast.students.base import GradientJvp, Step, StepBytes, Student, Wanted, check_labels, layer_sizes
 from ddfast.students.live import LiveBytes
+from ddfast.students.replay import Replay
 from ddfast.students.wrappers import unwrapped
-
-
-@dataclass
-class _Memory:
-    """What a module saw before its forward pass of a step: the same again makes the same pass."""
-
-    random_state: Tensor
-    cuda_random_state: Tensor | None
-    buffers: dict[str, Tensor]
-    modes: list[bool]  # train or eval, by module
-    autocast_dtype: torch.dtype | None  # None where autocast is off
 
 
 class ModuleStudent(Student):
     """A network whose flat parameters [P] are those of `module.parameters()`, in that order.
 
     The module's own parameters are never read; frozen ones count too, tied ones once. It is used in the mode, train or
-    eval, that it is in. A replay draws the same random numbers (dropout) and starts from the same buffers, modes and
-    autocast as the forward sweep; buffers that the module updates (batch norm's running statistics) are updated in the
-    forward sweep only, once per step and student, and a copy per step is kept of those that change. Attention runs on
-    PyTorch's mathematical backend, and compiled functions run as they were before: those can be differentiated twice.
-    Wrappers are taken off (`unwrapped`).
+    eval, that it is in. A replay draws the same random numbers (of PyTorch, NumPy and Python: dropout) and starts from
+    the same buffers, modes and autocast as the forward sweep; one with another loss is refused. Buffers that the module
+    updates (batch norm's running statistics) are updated in the forward sweep only, once per step and student, and a
+    copy per step is kept of those that change. Attention runs on PyTorch's mathematical backend, and compiled functions
+    as they were before: those can be differentiated twice. Wrappers are taken off (`unwrapped`).
 
     `precision` is "default", as PyTorch is set; "float32", without TF32 in `grad` and `grad_jvp` (a FullUnroll's own
     backward pass runs after them, as PyTorch is set); or "bfloat16", the forward pass under autocast. ValueError for
@@ -59,7 +48,7 @@ class ModuleStudent(Student):
         self._shapes = [parameter.shape for parameter in parameters]
         self._sizes = [parameter.numel() for parameter in parameters]
         self.num_parameters, self.layer_sizes = sum(self._sizes), layer_sizes(module)
-        self._kept: dict[str | torch.device, Tensor] = {}
+        self._replay = Replay(module)
         self._step_bytes: dict[tuple[torch.Size, torch.dtype], StepBytes | None] = {}
         self._mixing: dict[tuple, str | None] = {}  # by sizes of an image and modes
 
@@ -178,10 +167,10 @@ class ModuleStudent(Student):
 
         # moved a little: layers whose weights begin at 0 hide what they do
         parameters = {n: p + 0.02 * draw(p.shape).to(p) for n, p in self.module.named_parameters()}
-        step, draws = Step({0: self._remember(device)}), []
+        step, draws = Step({0: self._replay.remember(device)}), []
 
         def logits(images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, K]
-            with self._replayable(step, 0, device) as buffers, self._autocast(device):
+            with self._replay.run(step, 0, device) as buffers, self._autocast(device):
                 before = torch.get_rng_state()
                 result = self._logits({**parameters, **buffers}, images).double()
                 draws.append(not torch.equal(before, torch.get_rng_state()))
@@ -208,11 +197,13 @@ class ModuleStudent(Student):
         parameters = {
             name: piece.view(shape) for name, piece, shape in zip(self._names, pieces, self._shapes, strict=True)
         }
-        with self._replayable(step, s, images.device) as buffers, self._autocast(images.device):
+        with self._replay.run(step, s, images.device) as buffers, self._autocast(images.device):
             given = images.clone()  # a layer may work in place
             logits = self._logits({**parameters, **buffers}, given)
             _check_logits(logits, labels)
-            return cross_entropy(logits, labels)
+            loss = cross_entropy(logits, labels)
+        self._replay.check(step.memory[s], loss)
+        return loss
 
     def _logits(
         self,
@@ -250,65 +241,12 @@ class ModuleStudent(Student):
             return contextlib.nullcontext()
         return torch.autocast(device.type, torch.bfloat16)
 
-    @contextlib.contextmanager
-    def _replayable(self, step: Step, s: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
-        """Yield the buffers to run on. The first run of (step, s) remembers what it sees and updates the module's
-        buffers; a later run starts from what was remembered and leaves no trace."""
-        step.memory = {} if step.memory is None else step.memory
-        modules = list(self.module.modules())
-        if s not in step.memory:
-            step.memory[s] = self._remember(device)
-            used = {name: buffer.clone() for name, buffer in step.memory[s].buffers.items()}
-            yield used
-            for name, buffer in self.module.named_buffers():
-                with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
-                    buffer.copy_(used[name])
-            return
-        memory: _Memory = step.memory[s]
-        modes = [module.training for module in modules]
-        cuda = [device] if device.type == "cuda" else []
-        with (
-            torch.random.fork_rng(devices=cuda),
-            torch.autocast(device.type, memory.autocast_dtype, enabled=memory.autocast_dtype is not None),
-        ):
-            torch.set_rng_state(memory.random_state)
-            if cuda:
-                torch.cuda.set_rng_state(memory.cuda_random_state, device)
-            _set_modes(modules, memory.modes)
-            try:
-                yield {name: buffer.clone() for name, buffer in memory.buffers.items()}
-            finally:
-                _set_modes(modules, modes)
-
-    def _remember(self, device: torch.device) -> _Memory:
-        autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
-        return _Memory(
-            self._kept_copy("random state", torch.get_rng_state()),
-            self._kept_copy(device, torch.cuda.get_rng_state(device)) if device.type == "cuda" else None,
-            {name: self._kept_copy(name, buffer) for name, buffer in self.module.named_buffers()},
-            [module.training for module in self.module.modules()],
-            torch.get_autocast_dtype(device.type) if autocast else None,
-        )
-
-    def _kept_copy(self, key: str | torch.device, value: Tensor) -> Tensor:
-        """A copy of the value, the one made last where nothing has changed since: T copies would be T holes in the heap
-        between the large tensors of the steps."""
-        kept = self._kept.get(key)
-        if kept is None or kept.device != value.device or not kept.equal(value):
-            self._kept[key] = kept = value.clone()
-        return kept
-
 
 def _eagerly() -> contextlib.AbstractContextManager:
     """Run functions and modules that were compiled as they were before."""
     if "torch._dynamo" not in sys.modules:  # nothing was; its import takes seconds
         return contextlib.nullcontext()
     return torch.compiler.set_stance("force_eager")
-
-
-def _set_modes(modules: list[nn.Module], modes: list[bool]) -> None:
-    for module, mode in zip(modules, modes, strict=True):
-        module.training = mode
 
 
 def _check_logits(
