@@ -29,7 +29,7 @@ class Unroll:
 
     student: Student
     syn_steps: int  # T
-    batches: Tensor | None  # int64 [T, B] indices into the images; None: all images in every step
+    batches: Tensor | tuple[Tensor, ...] | None  # int64 [T, B], or T of [B_n]; None: all images in every step
     augment: Augment | None  # A(images, n), the same for the same n
     momentum: float  # μ
     weight_decay: float  # w
@@ -104,7 +104,7 @@ class Unroll:
         images: Tensor,  # [I, C, H, W]
     ) -> UnrollSize:
         """What the planner needs to know."""
-        B = len(images) if self.batches is None else self.batches.shape[1]
+        B = len(images) if self.batches is None else max(map(len, self.batches))
         return UnrollSize(
             self.syn_steps,
             torch.Size((B, *images.shape[1:])),
@@ -223,10 +223,12 @@ def _without_graph(
 
 def _is_one_op(unroll: Unroll, plan: Plan) -> bool:
     """Whether the whole loop runs as ops.unroll: the fused ConvNet, an augmentation by rows of parameters, and a plan
-    without micro-batches, states thinned or elsewhere, or steps stored in part (an op cannot free those as it goes)."""
+    without micro-batches, states thinned or elsewhere, or steps stored in part (an op cannot free those as it goes);
+    minibatches of one size."""
     return (
         isinstance(unroll.student, ConvNetStudent)
         and (unroll.augment is None or _has_rows(unroll.augment))
+        and not isinstance(unroll.batches, tuple)
         and plan.micro_batch is None
         and plan.state_every == 1
         and not plan.host_states

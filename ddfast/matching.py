@@ -4,7 +4,7 @@ import functools
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -48,7 +48,7 @@ def unroll(
     labels: Tensor,  # int64 [I], or target weights [I, K]
     lr: Tensor,  # [] or [T]
     *,
-    batches: Tensor | None = None,  # int64 [T, B]
+    batches: Tensor | Iterable[Tensor] | None = None,  # int64 [T, B], or T of [B_n]
     syn_steps: int | None = None,
     augment: Augment | None = None,
     momentum: float = 0.0,
@@ -72,7 +72,8 @@ def unroll(
         labels: classes, or target weights per class; softmax of label logits is the caller's. Weights need not sum to
             1 (learned ones do not stay there): an image's loss is scaled by their sum, and a warning says so once.
         lr: α, one or one per step; a plain number is a constant.
-        batches: the minibatches, indices into images; images may be repeated and left out.
+        batches: the minibatches, indices into images; images may be repeated and left out. Those of different sizes,
+            such as torch.split gives, are a list of index tensors.
         syn_steps: T, for all images in every step. Exactly one of batches and syn_steps is given.
         augment: A(images, n), differentiable, and the same for the same step n, for the backward calls it again: what
             data.DSA.draw_steps gives, data.SeededAugment of any random function, or one whose draws n seeds. One that
@@ -101,14 +102,14 @@ def unroll(
             raise ValueError(f"lr: expected a finite number, got {lr}")
         lr = torch.as_tensor(lr, dtype=start.dtype, device=start.device)
     _check_tensors(student, start, images, labels, lr)
-    syn_steps = _check_steps(batches, syn_steps, images, lr)
+    batches = _minibatches(batches, images)
+    syn_steps = _check_steps(batches, syn_steps, lr)
     for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ValueError(f"{name}: expected at least 0, got {value!r}")
     if augment is not None and not callable(augment):
         raise TypeError(f"augment: expected a function of images and the step's number, got {augment!r}")
-    kept = None if batches is None else batches.clone()  # the backward reads them again
-    plan = Unroll(student, syn_steps, kept, augment, momentum, weight_decay, return_states)
+    plan = Unroll(student, syn_steps, batches, augment, momentum, weight_decay, return_states)
     states = adjoint(plan, start.reshape(-1, start.shape[-1]), images, labels, lr)
     return states if start.dim() == 2 else states.squeeze(-2)
 
@@ -191,21 +192,55 @@ def _warn_of_sums(sums: Tensor) -> None:  # [I], of target weights
         )
 
 
-def _check_steps(batches: Tensor | None, syn_steps: int | None, images: Tensor, lr: Tensor) -> int:
+def _minibatches(batches: Any, images: Tensor) -> Tensor | tuple[Tensor, ...] | None:
+    """Copies of the index tensors, which the backward reads again: one [T, B] where they are of one size."""
+    if batches is None:
+        return None
+    if not isinstance(batches, Tensor):
+        if isinstance(batches, str | dict) or not isinstance(batches, Iterable):
+            raise TypeError(f"batches: expected int64 [T, B], or a list of int64 [B], got {type(batches).__name__}")
+        rows = tuple(_row(row, n, images) for n, row in enumerate(batches))
+        if len({len(row) for row in rows}) > 1:
+            return rows
+        batches = torch.stack(rows) if rows else torch.empty(0, 0, dtype=torch.int64)
+    if batches.dtype != torch.int64:
+        raise TypeError(f"batches: expected an int64 tensor, got {batches.dtype}")
+    if batches.dim() != 2 or batches.numel() == 0:
+        raise ValueError(f"batches: expected [T, B], got {list(batches.shape)}")
+    _check_indices("batches", batches, images)
+    return batches.clone()
+
+
+def _row(row: Any, n: int, images: Tensor) -> Tensor:  # int64 [B]
+    """A copy of the indices of step n, which may also be a list of whole numbers or an array of them."""
+    given = row
+    if not isinstance(row, Tensor):
+        try:
+            row = torch.as_tensor(row, device=images.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"batches[{n}]: expected int64 [B], got {type(given).__name__}") from None
+        row = row if row.is_floating_point() or row.dtype == torch.bool else row.long()
+    if row.dim() != 1 or len(row) == 0:
+        raise ValueError(f"batches[{n}]: expected [B] with at least one index, got {list(row.shape)}")
+    if row.dtype != torch.int64:
+        raise TypeError(f"batches[{n}]: expected an int64 tensor, got {row.dtype}")
+    _check_indices(f"batches[{n}]", row, images)
+    return row.clone()
+
+
+def _check_indices(name: str, indices: Tensor, images: Tensor) -> None:
+    if indices.device.type == "cpu" and not 0 <= int(indices.min()) <= int(indices.max()) < len(images):
+        raise ValueError(
+            f"{name}: expected indices 0 to {len(images) - 1}, got {int(indices.min())} to {int(indices.max())}"
+        )
+
+
+def _check_steps(batches: Tensor | tuple[Tensor, ...] | None, syn_steps: int | None, lr: Tensor) -> int:
     """The number of steps, T, once batches, syn_steps and lr are known to agree."""
     if (batches is None) == (syn_steps is None):
         given = "neither" if batches is None else "both"
         raise ValueError(f"batches, syn_steps: expected exactly one of them, got {given}")
     if batches is not None:
-        if not isinstance(batches, Tensor) or batches.dtype != torch.int64:
-            kind = batches.dtype if isinstance(batches, Tensor) else type(batches).__name__
-            raise TypeError(f"batches: expected an int64 tensor, got {kind}")
-        if batches.dim() != 2 or batches.numel() == 0:
-            raise ValueError(f"batches: expected [T, B], got {list(batches.shape)}")
-        if batches.device.type == "cpu" and not 0 <= int(batches.min()) <= int(batches.max()) < len(images):
-            raise ValueError(
-                f"batches: expected indices 0 to {len(images) - 1}, got {int(batches.min())} to {int(batches.max())}"
-            )
         syn_steps = len(batches)
     if isinstance(syn_steps, bool) or not isinstance(syn_steps, int) or syn_steps < 1:
         raise ValueError(f"syn_steps: expected a whole number of at least 1, got {syn_steps!r}")

@@ -45,8 +45,8 @@ class Draws:
     rows: Tensor  # [T, B, 16]
 
     def __call__(self, images: Tensor, n: int) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
-        """Transform the minibatch of step n."""
-        return dsa_augment(images, self.rows[n].to(images))
+        """Transform the minibatch of step n; a smaller one than was drawn for takes the first of its rows."""
+        return dsa_augment(images, self.rows[n, : len(images)].to(images))
 
 
 class DSA:
@@ -108,7 +108,8 @@ class DSA:
         image_size: tuple[int, int],  # (H, W)
         generator: torch.Generator,
     ) -> Draws | None:
-        """A transform for each inner step, drawn on the CPU; None where the strategy is none."""
+        """A transform for each inner step, drawn on the CPU; None where the strategy is none. `count` is the size of
+        the largest minibatch."""
         draws = [self.draw(count, image_size, generator) for _ in range(steps)]
         return None if self.kinds == [NO_STRATEGY] else Draws(torch.stack([draw.rows for draw in draws]))
 
