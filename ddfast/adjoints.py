@@ -192,7 +192,7 @@ class _Recomputing:
             unroll = replace(unroll, student=MicroBatches(unroll.student, plan.micro_batch))
         if not recorded:
             return _without_graph(unroll, start, images, labels, lr)
-        if unroll.augment is not None and not _has_rows(unroll.augment):
+        if unroll.augment is not None and getattr(unroll.augment, "repeats", False) is not True:
             unroll = replace(unroll, augment=Repeatable(unroll.augment))
         how = _How(unroll, plan, self.second_order, self.from_last_used)
         return _Checkpointed.apply(how, start, images, labels, lr)

@@ -13,8 +13,9 @@ SAMPLE = 1024  # numbers kept of each step's result
 class Repeatable:
     """An augment(images, n) of one unroll, all of whose calls with the same n have to give the same images.
 
-    Of the first call with each n about 1000 numbers are kept, and the autocast that it ran under; later calls run under
-    that too, and are compared: on a CPU at once, else `finish` waits for the device and raises.
+    One that says so by an attribute `repeats` is not watched. Of the first call with each n about 1000 numbers are kept,
+    and the autocast that it ran under; later calls run under that too, and are compared: on a CPU at once, else
+    `finish` waits for the device and raises.
     """
 
     def __init__(self, augment: Callable[[Tensor, int], Tensor]):
@@ -28,8 +29,10 @@ class Repeatable:
         n: int,
     ) -> Any:  # [B, C, H, W] from what is no fault
         """Augment the minibatch of step n. ValueError where the result is another than the first time."""
+        if images.is_meta:
+            return self.augment(images, n)
         kind, (before, dtype) = images.device.type, self._first.get(n, (None, None))
-        if before is None and kind != "meta" and torch.is_autocast_enabled(kind):
+        if before is None and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
         with nullcontext() if before is None else torch.autocast(kind, dtype, enabled=dtype is not None):
             result = self.augment(images, n)

@@ -11,7 +11,9 @@ from torch.nn.utils import parameters_to_vector
 import ddfast
 from ddfast.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
 from ddfast.data import DSA, SeededAugment
+from ddfast.data.texture import Crops
 from ddfast.planner import Plan
+from ddfast.repeatable import Repeatable
 from tests.conftest import normal, relative_error
 from tests.networks_for_tests import SIDE, K, PlainConvNet, make
 
@@ -191,3 +193,13 @@ def test_distributions_and_classes_are_taken_in_silence():
         labels = (50 * normal(6, K, seed=3)).to(dtype).softmax(1)
         run(make("convnet").to(dtype), None, labels=labels, dtype=dtype)
     run(make("convnet"), None, labels=nn.functional.one_hot(torch.arange(6) % K, K).double())
+
+
+def test_what_was_drawn_beforehand_is_not_watched(monkeypatch):
+    """A look at a device's images would wait for it."""
+    draws = DSA("crop").draw_steps(3, 6, (SIDE, SIDE), torch.Generator().manual_seed(0))
+    crops = Crops(torch.zeros(3, 6, 2).long(), (SIDE, SIDE), draws)
+    for name in ("__call__", "finish"):
+        monkeypatch.setattr(Repeatable, name, lambda *arguments: pytest.fail("watched"))
+    for augment in (draws, crops):
+        run(make("dropout").eval(), augment)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class Draws:
     to their device when they are used."""
 
     rows: Tensor  # [T, B, 16]
+    repeats: ClassVar[bool] = True  # drawn beforehand: a backward need not look
 
     def __call__(self, images: Tensor, n: int) -> Tensor:  # [B, C, H, W] -> [B, C, H, W]
         """Transform the minibatch of step n; a smaller one than was drawn for takes the first of its rows."""

@@ -1,6 +1,7 @@
 """Textures: every use of a canvas is a crop at a random place of the torus that it tiles (Cazenavette et al. 2022)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -62,6 +63,7 @@ class Crops:
     rolls: Tensor  # int64 [T, B, 2]
     size: tuple[int, int]  # (H, W)
     draws: Draws | None = None
+    repeats: ClassVar[bool] = True  # drawn beforehand: a backward need not look
 
     def __call__(self, canvases: Tensor, n: int) -> Tensor:  # [B, C, cH, cW] -> [B, C, H, W]
         """Crop the minibatch of step n, then augment it."""

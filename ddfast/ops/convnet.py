@@ -7,7 +7,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ddfast.ops._checks import expect_dtype, expect_shape, expect_tensors, refuse_transforms
 from ddfast.ops._convnet_layout import ConvNetLayout
-from ddfast.ops._layout import channels_last
+from ddfast.ops._layout import channels_last, in_layout, is_channels_last
 from ddfast.ops._library import define, define_autograd, forbid_autograd
 from ddfast.ops._precision import apart_from_autocast
 
@@ -75,9 +75,12 @@ def convnet_grad_jvp(
     expect_tensors(parameters=parameters, direction=direction)
     expect_shape("direction", direction, tuple(parameters.shape), "[S, P]")
     with apart_from_autocast(layout.precision, parameters.device):
-        return torch.ops.ddfast.convnet_grad_jvp(
+        slope, h_sigma, by_images, by_labels = torch.ops.ddfast.convnet_grad_jvp(
             parameters, images, labels, direction, kept or [], list(wanted), *layout.sizes
         )
+    if wanted[1] and images.dim() == 4:
+        by_images = in_layout(by_images, is_channels_last(images))
+    return slope, h_sigma, by_images, by_labels
 
 
 def check_convnet(layout: ConvNetLayout, parameters: Tensor, images: Tensor, labels: Tensor | None = None) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from ddfast.ops._checks import expect_shape, expect_tensors, refuse_transforms
-from ddfast.ops._layout import channels_last
+from ddfast.ops._layout import channels_last, keeping_layout
 from ddfast.ops._library import define, define_autograd
 
 # The parameters of a row, in their order, with the values that change nothing.
@@ -32,7 +32,7 @@ IDENTITY = {
 def dsa_augment(
     images: Tensor,  # [B, C, H, W]
     rows: Tensor,  # [B, 16], the parameters of IDENTITY
-) -> Tensor:  # [B, C, H, W], channels-last
+) -> Tensor:  # [B, C, H, W], channels-last or contiguous, as the images are
     """Augment images by drawn parameters: colour, shift, box of zeros, flip, affine map, in this order.
 
     The transforms of DSA (Zhao & Bilen 2021); those that are not drawn keep their identity values. Bilinear sampling,
@@ -50,7 +50,7 @@ def dsa_augment(
     if rows.requires_grad:
         raise ValueError("rows: expected constants, got a tensor that requires a gradient")
     refuse_transforms("dsa_augment", images)
-    return torch.ops.ddfast.dsa_augment(images, rows)
+    return keeping_layout(lambda images: torch.ops.ddfast.dsa_augment(images, rows), images)
 
 
 def _columns(rows: Tensor) -> dict[str, Tensor]:  # [B, 1, 1, 1] each, by name

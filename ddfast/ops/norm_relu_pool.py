@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from ddfast.ops._checks import expect_device, expect_dtype, expect_shape, expect_tensors, refuse_transforms
+from ddfast.ops._layout import keeping_layout
 from ddfast.ops._library import define, define_autograd, forbid_autograd
 
 
@@ -13,7 +14,7 @@ def norm_relu_pool(
     weight: Tensor,  # [C]
     bias: Tensor,  # [C]
     eps: float = 1e-5,
-) -> Tensor:  # [N, C, H // 2, W // 2], channels-last
+) -> Tensor:  # [N, C, H // 2, W // 2], channels-last or contiguous, as z is
     """Instance norm with affine parameters, ReLU, then 2×2 average pooling.
 
         m = mean z,  r = (var z + ε)^(−1/2),  x̂ = (z − m) r,  y = pool(relu(γ x̂ + β))      (mean, var over H·W pixels)
@@ -23,9 +24,9 @@ def norm_relu_pool(
     gradients of weight and bias are then summed over images) and keep nothing but z, m and r; the double backward is
     made of the last two. Twice differentiable in z, weight and bias; a third derivative raises.
 
-    Works in channels-last: other layouts are converted first, and the result is channels-last. Maps may be bfloat16,
-    with weight and bias in float32: everything is then computed in float32, and results and gradients that are maps
-    are rounded to bfloat16.
+    Works in channels-last: other layouts are converted first, and result and gradients are converted back. Maps may be
+    bfloat16, with weight and bias in float32: everything is then computed in float32, and results and gradients that
+    are maps are rounded to bfloat16.
 
     Errors: TypeError for other dtypes than float32, float64, or a bfloat16 z with float32; ValueError for shapes or
     devices that do not fit together, H or W below 2, or a negative ε.
@@ -38,7 +39,7 @@ def norm_relu_pool(
     if not eps >= 0:
         raise ValueError(f"eps: expected at least 0, got {eps}")
     refuse_transforms("norm_relu_pool", z, weight, bias)
-    return torch.ops.ddfast.norm_relu_pool(z.contiguous(memory_format=torch.channels_last), weight, bias, eps)[0]
+    return keeping_layout(lambda z: torch.ops.ddfast.norm_relu_pool(z, weight, bias, eps)[0], z, True)
 
 
 def _expect_dtypes(z: Tensor, weight: Tensor, bias: Tensor) -> None:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddfast.ops._layout import in_layout, is_channels_last
 from ddfast.ops._library import define, define_autograd, forbid_autograd
 from ddfast.ops._precision import apart_from_autocast
 from ddfast.ops._scatter import add_rows
@@ -142,6 +143,8 @@ def _backward(ctx, grad, _states, _kept):
             grad, *ctx.saved_tensors, kept, wanted, syn_steps, momentum, weight_decay, *sizes
         )
     gradients = [result if want else None for result, want in zip(results, wanted, strict=True)]
+    if wanted[1] and is_channels_last(ctx.saved_tensors[1]):
+        gradients[1] = in_layout(gradients[1], True)
     return *gradients, *[None] * (2 + len(ctx.settings))
 
 
