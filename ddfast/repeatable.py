@@ -13,8 +13,8 @@ SAMPLE = 1024  # numbers kept of each step's result
 class Repeatable:
     """An augment(images, n) of one unroll, all of whose calls with the same n have to give the same images.
 
-    One that says so by an attribute `repeats` is not watched. Of the first call with each n about 1000 numbers are kept,
-    and the autocast that it ran under; later calls run under that too, and are compared: on a CPU at once, else
+    One that says so by an attribute `repeats` is not watched. Of the first call with each n about 1000 numbers are
+    kept, and the autocast that it ran under; later calls run under that too, and are compared: on a CPU at once, else
     `finish` waits for the device and raises.
     """
 

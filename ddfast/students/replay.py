@@ -2,9 +2,8 @@
 
 import contextlib
 import random
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +18,7 @@ class Memory:
 
     random_state: Tensor
     cuda_random_state: Tensor | None
-    numpy_state: tuple  # NumPy's, its numbers as bytes
-    python_state: tuple
+    others: tuple | None  # NumPy's and Python's random states; None where the pass draws nothing from them
     buffers: dict[str, Tensor]
     modes: list[bool]  # train or eval, by module
     autocast_dtype: torch.dtype | None  # None where autocast is off
@@ -32,7 +30,7 @@ class Replay:
 
     def __init__(self, module: nn.Module):
         self.module = module
-        self._kept: dict[Hashable, Any] = {}
+        self._kept: dict[str | torch.device, Tensor] = {}
 
     @contextlib.contextmanager
     def run(self, step: Step, s: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
@@ -43,9 +41,10 @@ class Replay:
             with self._again(step.memory[s], device) as buffers:
                 yield buffers
             return
-        step.memory[s] = self.remember(device)
-        used = {name: buffer.clone() for name, buffer in step.memory[s].buffers.items()}
+        step.memory[s] = memory = self.remember(device)
+        used = {name: buffer.clone() for name, buffer in memory.buffers.items()}
         yield used
+        memory.others = None if _other_states() == memory.others else memory.others
         for name, buffer in self.module.named_buffers():
             with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                 buffer.copy_(used[name])
@@ -53,7 +52,7 @@ class Replay:
     @contextlib.contextmanager
     def _again(self, memory: Memory, device: torch.device) -> Iterator[dict[str, Tensor]]:
         modules = list(self.module.modules())
-        modes, others = [module.training for module in modules], (np.random.get_state(), random.getstate())
+        modes, others = [module.training for module in modules], memory.others and _other_states()
         cuda = [device] if device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices=cuda),
@@ -62,26 +61,21 @@ class Replay:
             torch.set_rng_state(memory.random_state)
             if cuda:
                 torch.cuda.set_rng_state(memory.cuda_random_state, device)
-            kind, numbers, *rest = memory.numpy_state
-            np.random.set_state((kind, np.frombuffer(numbers, np.uint32), *rest))
-            random.setstate(memory.python_state)
+            _set_other_states(memory.others)
             _set_modes(modules, memory.modes)
             try:
                 yield {name: buffer.clone() for name, buffer in memory.buffers.items()}
             finally:
                 _set_modes(modules, modes)
-                np.random.set_state(others[0])
-                random.setstate(others[1])
+                _set_other_states(others)
 
     def remember(self, device: torch.device) -> Memory:
         """What a forward pass would see now."""
         autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
-        kind, numbers, *rest = np.random.get_state()
         return Memory(
             self._kept_copy("random state", torch.get_rng_state()),
             self._kept_copy(device, torch.cuda.get_rng_state(device)) if device.type == "cuda" else None,
-            self._kept_equal("numpy", (kind, numbers.tobytes(), *rest)),
-            self._kept_equal("python", random.getstate()),
+            _other_states(),
             {name: self._kept_copy(name, buffer) for name, buffer in self.module.named_buffers()},
             [module.training for module in self.module.modules()],
             torch.get_autocast_dtype(device.type) if autocast else None,
@@ -101,7 +95,7 @@ class Replay:
                     "ones, and has to draw from the global random states of PyTorch, NumPy or Python"
                 )
 
-    def _kept_copy(self, key: Hashable, value: Tensor) -> Tensor:
+    def _kept_copy(self, key: str | torch.device, value: Tensor) -> Tensor:
         """A copy of the value, the one made last where nothing has changed since: T copies would be T holes in the heap
         between the large tensors of the steps."""
         kept = self._kept.get(key)
@@ -109,11 +103,18 @@ class Replay:
             self._kept[key] = kept = value.clone()
         return kept
 
-    def _kept_equal(self, key: Hashable, value: tuple) -> tuple:
-        """The value, or an equal one from before."""
-        if self._kept.get(key) != value:
-            self._kept[key] = value
-        return self._kept[key]
+
+def _other_states() -> tuple:
+    """The global random states of NumPy, its numbers as bytes, and of Python."""
+    kind, numbers, *rest = np.random.get_state()
+    return (kind, numbers.tobytes(), *rest), random.getstate()
+
+
+def _set_other_states(states: tuple | None) -> None:
+    if states is not None:
+        (kind, numbers, *rest), of_python = states
+        np.random.set_state((kind, np.frombuffer(numbers, np.uint32), *rest))
+        random.setstate(of_python)
 
 
 def _set_modes(modules: list[nn.Module], modes: list[bool]) -> None:
