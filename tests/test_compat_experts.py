@@ -250,9 +250,27 @@ def test_state_dicts_with_names_of_their_own_are_taken_in_their_order(digits, tm
     assert read.snapshot(0, 1).equal(wanted(states(digits, 2))[1])
 
 
+WRAPPERS = {
+    "compiled in parallel": lambda state: {f"module._orig_mod.{name}": value for name, value in state.items()},
+    "compiled layers": lambda state: {name.replace("features.", "features._orig_mod."): v for name, v in state.items()},
+    "averaged": lambda state: {"n_averaged": torch.tensor(3)} | {f"module.{name}": v for name, v in state.items()},
+    "flat": lambda state: {"flat_param": torch.cat([value.flatten() for value in state.values()])},
+    "flat in parallel": lambda state: {"module.flat_param": torch.cat([value.flatten() for value in state.values()])},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_state_dicts_of_wrapped_networks_are_those_of_the_networks_inside(wrapper, digits, tmp_path):
+    torch.save(list(map(WRAPPERS[wrapper], states(digits, 2))), tmp_path / "wrapped.pt")
+    assert compat.recognise(tmp_path / "wrapped.pt") == "state-dict"
+    read = compat.read_state_dicts(tmp_path / "wrapped.pt", tmp_path / "store", digits, network=WIDTH, check=False)
+    assert all(read.snapshot(0, epoch).equal(values) for epoch, values in enumerate(wanted(states(digits, 2))))
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        (lambda s: [s.clear(), s.update(flat_param=torch.zeros(7))], "unknown are flat_param"),
         (
             lambda s: s.pop("classifier.bias"),
             r"epoch 0: expected the network's parameters .*; missing are classifier.bias",

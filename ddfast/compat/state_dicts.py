@@ -20,8 +20,9 @@ log = logging.getLogger("ddfast")
 
 FILES = (".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")  # entries of checkpoints that hold it
-PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")  # of DataParallel, torch.compile
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+WRAPPED = re.compile(r"(^|(?<=\.))(module|_orig_mod)\.")  # of DataParallel, torch.compile, whole or some layers
+FLAT = "flat_param"  # the field's ReparamModule
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "n_averaged")  # the last of AveragedModel
 
 StateDict = Mapping[str, Tensor]
 
@@ -29,7 +30,7 @@ StateDict = Mapping[str, Tensor]
 def is_state_dict(value: Any) -> bool:
     """Whether this is a dict of tensors by the names of parameters; text beside them is no matter."""
     tensors = _tensors(value)
-    return bool(tensors) and any("." in name or name in ("weight", "bias") for name in tensors)
+    return bool(tensors) and any("." in name or name in ("weight", "bias", FLAT) for name in tensors)
 
 
 def state_dict_of(value: Any) -> dict[str, Tensor] | None:
@@ -85,8 +86,9 @@ def read_state_dicts(
             hold the state dict as state_dict, model_state_dict, model, net or network.
         output, dataset, network, training, check: as in `read_replay_buffers`.
 
-    Parameters are taken by their names, without module. or _orig_mod. before them; where the names are others than the
-    network's, in their order, if the shapes are. Statistics of batch norm are left out, which experts do not hold.
+    Parameters are taken by their names, without the module. and _orig_mod. of wrappers; where the names are others than
+    the network's, in their order, if the shapes are; or from one flat_param. Statistics of batch norm are left out,
+    which experts do not hold.
 
     Errors: as `read_replay_buffers`.
     """
@@ -133,8 +135,12 @@ def _tensors(value: Any) -> dict[str, Tensor]:
 
 def _in_parameter_order(state: StateDict, wanted: dict[str, nn.Parameter], what: str) -> Snapshot:
     """A state dict as the network's parameters; ValueError where it is another network's."""
-    named = {PREFIX.sub("", name): tensor for name, tensor in state.items()}
+    named = {WRAPPED.sub("", name): tensor for name, tensor in state.items()}
     named = {name: tensor for name, tensor in named.items() if name.rsplit(".", 1)[-1] not in STATISTICS}
+    sizes = [parameter.numel() for parameter in wanted.values()]
+    if list(named) == [FLAT] and named[FLAT].shape == (sum(sizes),):
+        pieces = named[FLAT].split(sizes)
+        return [piece.view(parameter.shape) for piece, parameter in zip(pieces, wanted.values(), strict=True)]
     if set(named) == set(wanted):
         return [named[name] for name in wanted]
     if [tensor.shape for tensor in named.values()] == [parameter.shape for parameter in wanted.values()]:
