@@ -338,3 +338,11 @@ def test_a_module_of_one_vector_is_no_wrapper():
     network = Scale().double()
     assert unwrapped(network) is network
     assert gradients(network, network.weight.detach())[1].abs().max() > 0
+
+
+def test_tied_parameters_take_a_memory_budget():
+    network = network_of("tied")
+    start = parameters_to_vector(network.parameters()).detach()
+    expected = gradients(network, start, FullUnroll())
+    for got, wanted in zip(gradients(network, start, CheckpointedUnroll("1GiB")), expected, strict=True):
+        assert relative_error(got, wanted) < EXACT

@@ -122,7 +122,10 @@ class ModuleStudent(Student):
         return self._step_bytes[key]
 
     def _step_bytes_on_meta(self, size: torch.Size, dtype: torch.dtype) -> tuple[int, int]:  # of grad and grad_jvp
-        module = copy.deepcopy(self.module).to("meta", dtype)
+        meta = {  # parameters one by one: .to("meta") would untie them
+            id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=dtype)) for p in self.module.parameters()
+        }
+        module = copy.deepcopy(self.module, meta).to("meta", dtype)
         theta = torch.empty(1, self.num_parameters, dtype=dtype, device="meta")  # students run one by one
         images = torch.empty(size, dtype=dtype, device="meta")
         arguments = theta, images, torch.empty(len(images), dtype=torch.int64, device="meta")
