@@ -24,7 +24,12 @@ class PlainConvNet(nn.Module):
                 "layernorm": lambda H=H, W=W: nn.LayerNorm([width, H, W]),
                 "groupnorm": lambda: nn.GroupNorm(4, width),
             }
-            activations = {"relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.01), "sigmoid": nn.Sigmoid}
+            activations = {
+                "relu": nn.ReLU,
+                "leakyrelu": lambda: nn.LeakyReLU(0.01),
+                "sigmoid": nn.Sigmoid,
+                "swish": nn.SiLU,
+            }
             poolings = {"avgpooling": nn.AvgPool2d, "maxpooling": nn.MaxPool2d}
             layers.append(nn.Conv2d(width if block else channels, width, kernel_size=3, padding=1))
             if norm != "none":

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddfast import seeds
+from ddfast import match_trajectory, seeds
+from ddfast.adjoints import CheckpointedUnroll, FullUnroll
 from ddfast.networks import NETWORKS, ConvNet, NormReLUPool, create, resnet18
 from tests.conftest import normal, relative_error, uniform
 from tests.networks_for_tests import PlainConvNet
@@ -16,7 +17,7 @@ OPTIONS = pytest.mark.parametrize(
     list(
         itertools.product(
             ["instancenorm", "batchnorm", "layernorm", "groupnorm", "none"],
-            ["relu", "leakyrelu", "sigmoid"],
+            ["relu", "leakyrelu", "sigmoid", "swish"],
             ["avgpooling", "maxpooling", "none"],
         )
     ),
@@ -114,12 +115,12 @@ def test_networks_are_drawn_from_the_generator_and_leave_the_global_state_alone(
             {"norm": "instance"},
             "norm: expected one of instancenorm, batchnorm, layernorm, groupnorm, none, got 'instance'",
         ),
-        ({"activation": "swish"}, "activation: expected one of relu, leakyrelu, sigmoid"),
+        ({"activation": "gelu"}, "activation: expected one of relu, leakyrelu, sigmoid, swish, got 'gelu'"),
         ({"pooling": "max"}, "pooling: expected one of avgpooling, maxpooling, none"),
-        ({"depth": 5}, "image_size: expected at least 64 pixels a side for depth 5"),
+        ({"depth": 6}, "image_size: expected at least 64 pixels a side for depth 6"),
         ({"depth": 0}, "depth: expected a whole number of at least 1, got 0"),
         ({"image_size": 32}, r"image_size: expected \(H, W\), got 32"),
-        ({"image_size": (2, 32)}, "image_size: expected at least 4 pixels a side"),
+        ({"image_size": (1, 32)}, "image_size: expected at least 2 pixels a side"),
         ({"width": 6, "norm": "groupnorm"}, "width: expected a multiple of 4 for groupnorm, got 6"),
         ({"channels": 0}, "channels: expected a whole number of at least 1"),
     ],
@@ -146,6 +147,11 @@ def test_an_unknown_network_lists_what_exists():
         ("mlp", 3, (32, 32), 411_146),
         ("vgg11", 3, (32, 32), 9_231_114),
         ("lenet", 1, (28, 28), 61_706),
+        ("alexcifarnet", 3, (32, 32), 1_756_426),  # by hand: 5·5·c·64 + 64 twice, then 8·8·64 → 384 → 192 → 10
+        # by hand: the 11,168,832 of ResNet-18's convolutions and norms, then 4·4·512 (28 px: 3·3·512) → 10
+        ("resnet18_ap", 3, (32, 32), 11_250_762),
+        ("resnet18_ap:norm=batchnorm", 3, (32, 32), 11_250_762),
+        ("resnet18_ap", 1, (28, 28), 11_213_770),
         ("vgg11", 1, (28, 28), 9_229_962),
         # by hand: 3·3·c·w + w of each convolution, 2w of each norm, then 8·8·128 (28 px: 7·7·128) → 512 → 10
         ("smallvgg", 3, (32, 32), 4_441_482),
@@ -204,9 +210,49 @@ def test_smallvgg_drops_out_as_many_percent_as_are_asked_for():
             made(f":dropout={option}")
 
 
-@pytest.mark.parametrize("name, smallest", [("vgg11", 32), ("smallvgg", 4), ("lenet", 16), ("alexnet", 8)])
+@pytest.mark.parametrize(
+    "name, smallest", [("resnet18_ap", 16), ("vgg11", 32), ("smallvgg", 4), ("lenet", 16), ("alexnet", 8)]
+)
 def test_images_too_small_for_a_network_are_refused(name, smallest):
     arguments = {"channels": 1, "num_classes": 2, "generator": seeds.generator(0)}
     create(name, image_size=(smallest, smallest), **arguments)
     with pytest.raises(ValueError, match=f"expected at least {smallest} pixels a side for {name}"):
         create(name, image_size=(smallest - 1, smallest), **arguments)
+
+
+def test_pooling_drops_odd_rows_down_to_a_last_map_of_one_pixel():
+    for side in (32, 33, 63):  # the field's rule: five blocks at 32 px
+        network = ConvNet(3, 4, width=8, depth=5, image_size=(side, side))
+        assert network.classifier.in_features == 8
+        assert network(torch.randn(2, 3, side, side)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [("convnet:width=4:depth=3", 8), ("convnet:width=4:depth=2:activation=swish", 9), ("alexcifarnet", 7)],
+)
+def test_image_gradients_of_the_fields_other_networks_are_exact(name, size):
+    made = create(name, channels=2, num_classes=3, image_size=(size, size), generator=seeds.generator(0)).double()
+    start = torch.nn.utils.parameters_to_vector(made.parameters()).detach()
+    images = normal(3, 2, size, size, seed=1).requires_grad_()
+
+    def gradient(adjoint):
+        loss = match_trajectory(made, start, start + 0.1, images, torch.arange(3), 0.1, syn_steps=2, adjoint=adjoint)
+        return torch.autograd.grad(loss, images)[0]
+
+    assert relative_error(gradient(CheckpointedUnroll()), gradient(FullUnroll())) < 1e-9
+
+
+@pytest.mark.parametrize("norm", ["instancenorm", "batchnorm"])
+def test_the_fields_resnet18_with_average_pooling_has_these_keys_and_a_second_derivative(norm):
+    network = create(
+        f"resnet18_ap:norm={norm}", channels=1, num_classes=3, image_size=(16, 16), generator=seeds.generator(0)
+    )
+    keys = set(network.state_dict())
+    assert {"conv1.weight", "bn1.weight", "layer2.0.shortcut.0.weight", "layer2.0.shortcut.2.bias"} <= keys
+    assert {"layer4.1.conv2.weight", "classifier.bias"} <= keys and "layer1.0.shortcut.0.weight" not in keys
+    weight = network.layer2[0].conv1.weight
+    assert network.layer2[0].conv1.stride == (1, 1)
+    images = torch.randn(2, 1, 16, 16, requires_grad=True)
+    (grad,) = torch.autograd.grad(network(images).logsumexp(1).sum(), weight, create_graph=True)
+    assert torch.autograd.grad(grad.square().sum(), images)[0].abs().max() > 0

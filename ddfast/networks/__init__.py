@@ -6,22 +6,37 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ddfast.networks.classic import alexnet, lenet, mlp, smallvgg, vgg11
+from ddfast.networks.classic import alexcifarnet, alexnet, lenet, mlp, smallvgg, vgg11
 from ddfast.networks.convnet import ConvNet, NormReLUPool
-from ddfast.networks.resnet import resnet18
+from ddfast.networks.resnet import resnet18, resnet18_ap
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "convnet": ConvNet,
     "resnet18": resnet18,
+    "resnet18_ap": resnet18_ap,
     "vgg11": vgg11,
     "smallvgg": smallvgg,
     "alexnet": alexnet,
+    "alexcifarnet": alexcifarnet,
     "lenet": lenet,
     "mlp": mlp,
 }
 GIVEN = {"channels", "num_classes", "image_size"}  # what the data set says
 
-__all__ = ["NETWORKS", "ConvNet", "NormReLUPool", "alexnet", "create", "lenet", "mlp", "resnet18", "smallvgg", "vgg11"]
+__all__ = [
+    "NETWORKS",
+    "ConvNet",
+    "NormReLUPool",
+    "alexcifarnet",
+    "alexnet",
+    "create",
+    "lenet",
+    "mlp",
+    "resnet18",
+    "resnet18_ap",
+    "smallvgg",
+    "vgg11",
+]
 
 
 def create(

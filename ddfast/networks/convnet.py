@@ -9,7 +9,12 @@ from torch.nn.functional import pad
 from ddfast.arguments import expect_one_of, expect_whole
 from ddfast.ops import channels_last, norm_relu_pool
 
-ACTIVATIONS = {"relu": nn.ReLU, "leakyrelu": lambda: nn.LeakyReLU(0.01), "sigmoid": nn.Sigmoid}
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leakyrelu": lambda: nn.LeakyReLU(0.01),
+    "sigmoid": nn.Sigmoid,
+    "swish": nn.SiLU,
+}
 POOLINGS = {"avgpooling": nn.AvgPool2d, "maxpooling": nn.MaxPool2d}
 NORMALISATIONS = ("instancenorm", "batchnorm", "layernorm", "groupnorm", "none")
 
@@ -42,11 +47,12 @@ class ConvNet(nn.Module):
     Args:
         channels: of the images, 1 for grey.
         width: channels of every convolution.
-        depth: number of blocks; None for log2(shorter side) − 2, rounded, with a last map of at least 2×2 (3 at
-            32 px, 4 at 64, 5 at 128).
+        depth: number of blocks; None for log2(shorter side) − 2, rounded (3 at 32 px, 4 at 64, 5 at 128). As in the
+            field's code every pooling halves a side and drops an odd last row, down to a last map of one pixel: at
+            32 px up to 5.
         image_size: (H, W) of the images.
         norm: instancenorm (GroupNorm(C, C)), batchnorm, layernorm, groupnorm (four groups) or none.
-        activation: relu, leakyrelu (0.01) or sigmoid.
+        activation: relu, leakyrelu (0.01), sigmoid or swish (x · sigmoid(x)).
         pooling: avgpooling, maxpooling or none.
         first_padding: padding of the first convolution; 3 makes 28-px digits 32 px, as the field does.
 
@@ -82,7 +88,7 @@ class ConvNet(nn.Module):
         H, W = (side + 2 * self.border for side in image_size)
         if depth is None:
             depth = max(1, round(math.log2(max(1, min(H, W)))) - 2)
-        smallest = 2 ** (depth + 1) if pooling != "none" else 1
+        smallest = 2**depth if pooling != "none" else 1
         if min(H, W) < smallest:
             raise ValueError(
                 f"image_size: expected at least {smallest} pixels a side for depth {depth} and {pooling}, "
