@@ -213,6 +213,7 @@ def evaluate(
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them."""
     import ddfast
     from ddfast.data import READING
+    from ddfast.data.ipc import in_words
     from ddfast.evaluate import begin_forecast, data_for, evaluate_random_real, networks_of, schedule_of
     from ddfast.ranks import launched
     from ddfast.runs import RunFolder
@@ -241,16 +242,16 @@ def evaluate(
     }
     with launched() as ranks:
         data = ranks.in_turn(lambda: data_for(loaded, dataset, **where))
-        ipc = len(loaded) // data.num_classes
+        ipc = data.available(loaded.ipc)
         how = {name: options.get(name) for name in ("epochs", "batch", "dsa_strategy", "sam_rho", "num_eval", "device")}
         schedule = schedule_of(options["protocol"], lr=1.0, at_once=None, **how)
-        sets = 2 if random_real and ipc else 1
+        sets = 2 if random_real else 1
         forecast = begin_forecast(data, len(loaded), networks, options["num_eval"], schedule, ranks, sets)
         options["forecast"] = forecast
         results = {"": ddfast.evaluate(loaded, data, lr=lr, ranks=ranks, **options)}
-        if random_real and ipc:
-            name = f", {ipc} random real images per class"
-            results[name] = evaluate_random_real(data, ipc, ranks=ranks, **options)
+        if random_real:
+            name = f", random real images, {in_words(ipc)}"
+            results[name] = evaluate_random_real(data, loaded.ipc, ranks=ranks, **options)
     for words, result in results.items() if ranks.is_first else ():
         for name in networks:
             row = result.of(name)

@@ -10,14 +10,14 @@ import torch
 
 from ddfast import networks, seeds
 from ddfast.arguments import expect_one_of, expect_positive, expect_whole
-from ddfast.data import READING, Dataset, known_name, load_dataset
+from ddfast.data import READING, Dataset, counts_of, images_per_class, known_name, load_dataset
 from ddfast.devices import computes_bfloat16, resolve_device
 from ddfast.evaluate import check_evaluation
 from ddfast.experts import FORMATS, ExpertTraining, TrajectoryStore, predicted_bytes
 from ddfast.forecast import parse_budget_of_time
 from ddfast.installation import build_info
 from ddfast.job import EXPERT_STORAGE, EXPERT_TRAINING, NEEDED, Job
-from ddfast.methods import INITS, METHODS, load_init
+from ddfast.methods import INITS, METHODS, check_initial, ipc_of, load_init
 from ddfast.own_data import BUDGET, Derived, amounts, derive
 from ddfast.presets import Preset, choose_preset
 from ddfast.probe import RATES
@@ -63,14 +63,14 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     method = _method(given.get("method"), given.get("preset"))
     _check_names(given, METHODS[method].Settings)
     config = DATA | RUN | REPORT | given
-    expect_whole(ipc=config["ipc"])
     if isinstance(config["seed"], bool) or not isinstance(config["seed"], int):
         raise ValueError(f"seed: expected a whole number, got {config['seed']!r}")
     dataset, experts = config["dataset"], config["experts"]
     data = load_dataset(dataset, download=download, **{LOADED[name]: config[name] for name in LOADED})
     store = experts if isinstance(experts, TrajectoryStore) or experts is None else TrajectoryStore(experts)
-    side = min(data.image_size)
-    preset = choose_preset(method, data.name, config["ipc"], config["preset"], side=side, classes=data.num_classes)
+    ipc = given["ipc"] if "ipc" in given else ipc_of(given.get("init")) or RUN["ipc"]  # of a saved set its own
+    given["ipc"] = images_per_class(ipc, data.class_names)
+    preset = _preset(method, data, given["ipc"], config["preset"])
     derived = _derived(given | off, data, preset, store) if derived is None else derived
     config = DATA | RUN | REPORT | OF_EXPERTS | preset.settings | derived.settings
     config |= _of_experts(store, given, config) | given | off
@@ -104,6 +104,12 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     return job
 
 
+def _preset(method: str, data: Dataset, ipc: int | list[int], name: str | None) -> Preset:
+    """The preset of this name, or of these data and the mean of their images per class."""
+    mean = sum(counts_of(ipc, data.num_classes)) / data.num_classes
+    return choose_preset(method, data.name, mean, name, side=min(data.image_size), classes=data.num_classes)
+
+
 def _is_own(data: Dataset, preset: Preset, given: dict[str, Any]) -> bool:
     """Whether no preset is of these data, and none was asked for."""
     return given.get("preset") is None and preset.dataset != data.name
@@ -112,7 +118,7 @@ def _is_own(data: Dataset, preset: Preset, given: dict[str, Any]) -> bool:
 def _derived(given: dict[str, Any], data: Dataset, preset: Preset, store: TrajectoryStore | None) -> Derived:
     """Settings for data that no preset is of; of others those amounts that a budget asks for."""
     budget = parse_budget_of_time(given.get("budget", BUDGET))
-    count = given.get("ipc", RUN["ipc"]) * data.num_classes
+    count = sum(counts_of(given["ipc"], data.num_classes))
     device, experts = resolve_device(given.get("device")), None if store is None else store.kept_epochs
     given = {name: value for name, value in given.items() if value is not None}
     expect_whole(**{name: given[name] for name in AMOUNTS if name in given and given[name] != NEEDED})
@@ -144,7 +150,7 @@ def resolve_resumed(
     """
     expect_one_of("method", saved["method"], METHODS)
     given = _without_paths({name: value for name, value in given.items() if value is not None})
-    dataset = given.pop("dataset", None)
+    dataset, ipc = given.pop("dataset", None), given.pop("ipc", None)
     if isinstance(given.get("experts"), TrajectoryStore):
         given["experts"] = str(given["experts"].path.resolve())
     if "device" in given:
@@ -170,6 +176,10 @@ def resolve_resumed(
         download=download,
         **{LOADED[name]: options[name] for name in LOADED},
     )
+    if ipc is not None and (ipc := images_per_class(ipc, data.class_names)) != saved["ipc"]:
+        raise ValueError(
+            f"ipc: the run in {path} has {saved['ipc']}, got {ipc}; a run is resumed with its own settings"
+        )
     if data.fingerprint != saved["fingerprint"]:
         raise ValueError(
             f"dataset: the training images of the run in {path} were {saved['fingerprint']}, "
@@ -204,17 +214,16 @@ def resolve_resumed(
 
 
 def expert_options(
-    dataset: Any, ipc: int | None, method: str | None, preset: str | None, options: dict[str, Any]
+    dataset: Any, ipc: Any, method: str | None, preset: str | None, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Keyword arguments of train_experts: those given, the others as the preset for `distill` has them."""
     given = {name: value for name, value in options.items() if value is not None}
     budget = {"budget": given.pop("budget")} if "budget" in given else {}
     names = LOADED | {"download": "download"}
     data = load_dataset(dataset or DATA["dataset"], **{names[n]: v for n, v in given.items() if n in names})
-    chosen = choose_preset(
-        _method(method, preset), data.name, ipc or 1, preset, side=min(data.image_size), classes=data.num_classes
-    )
-    asked = {"ipc": ipc or 1, "preset": preset} | {name: given[name] for name in given if name not in names} | budget
+    ipc = images_per_class(RUN["ipc"] if ipc is None else ipc, data.class_names)
+    chosen = _preset(_method(method, preset), data, ipc, preset)
+    asked = {"ipc": ipc, "preset": preset} | {name: given[name] for name in given if name not in names} | budget
     asked |= {"train_epochs": given["epochs"]} if "epochs" in given else {}
     derived = _derived(asked, data, chosen, None)
     tell_settings(chosen.name, derived, _is_own(data, chosen, asked))
@@ -324,13 +333,7 @@ def _checked(
     for name in ("cuda_graph", "deterministic"):
         if not isinstance(config[name], bool):
             raise ValueError(f"{name}: expected True or False, got {config[name]!r}")
-    try:
-        mosaics = settings.init in INITS and (settings.init != "noise" or settings.labels != "hard")
-        data.check_ipc(config["ipc"] * (settings.canvas**2 if mosaics else 1))
-    except ValueError as error:
-        if settings.canvas == 1:
-            raise
-        raise ValueError(f"{error}, {config['ipc']} canvases of {settings.canvas} × {settings.canvas} images") from None
+    check_initial(settings, data, config["ipc"])
     check_evaluation(config["networks"], config["protocol"], data)
     facts = {
         "fingerprint": data.fingerprint,

@@ -1,7 +1,7 @@
 """The whole job: experts, the outer loop, evaluation, and a run folder."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def distill(
     dataset: Any = None,
     *,
     method: str | None = None,
-    ipc: int | None = None,
+    ipc: int | Mapping[str | int, int] | Sequence[int] | str | Path | None = None,
     experts: TrajectoryStore | str | Path | None = None,
     iterations: int | None = None,
     output: str | Path | None = None,
@@ -71,7 +71,9 @@ def distill(
     Args:
         dataset: a name, a folder of images, a pair of torch data sets or tensors, or a Dataset; None for digits.
         method: a name of ddfast.methods.METHODS; None for mtt.
-        ipc: images per class; None for 1.
+        ipc: images per class; None for 1, or as many as the saved set has that `init` names. A number; or one for each
+            class: a list [K], a dict by the classes' names or indices with a "default" for the others, or a .json or
+            .toml file of one of these. More than a class has need init="noise".
         experts: a TrajectoryStore or its folder; None trains what is needed, once, in the user's cache.
         iterations: outer steps; None for the preset's.
         output: the run folder; None for the next free number under runs/. A folder that holds a run is an error.
@@ -327,7 +329,7 @@ def _accuracy(
     distilled = {name: evaluate(s, job.data, **options).summary() for name, s in sets.items() if s is not None}
     random_real = evaluate_random_real(
         job.data, config["ipc"], dsa_strategy=config["dsa_strategy"], **options
-    ).summary()
+    ).summary() | {"ipc": job.data.available(config["ipc"])}
     if config["full_epochs"]:
         epochs = config["full_epochs"]
         full = evaluate_full_data(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ddfast import networks, seeds
-from ddfast.data import Dataset, Preprocessing
+from ddfast.data import Dataset, Preprocessing, counts_of
 from ddfast.experts import TrajectoryStore, kept_epochs
 from ddfast.methods import METHODS
 from ddfast.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
@@ -43,8 +43,13 @@ class Job:
         """How an outer step uses memory."""
         return Plan(**self.config["memory_plan"])
 
+    @property
+    def num_images(self) -> int:
+        """I, of the synthetic set."""
+        return sum(counts_of(self.config["ipc"], self.data.num_classes))
+
     def _unroll(self) -> tuple[Student, UnrollSize]:
-        images = torch.Size((self.config["ipc"] * self.data.num_classes, *self.data.train_images.shape[1:]))
+        images = torch.Size((self.num_images, *self.data.train_images.shape[1:]))
         student = student_of(self.network("plan"), self.config["precision"])
         states = METHODS[self.config["method"]].compares_states
         size = self.settings.unroll_size(images, self.device, return_states=states)

@@ -16,7 +16,7 @@ def forecast_of(job: Job, iterations: int) -> Forecast:
     if not job.ranks.is_first:
         return Forecast()
     config, settings, plan = job.config, job.settings, job.plan
-    count = config["ipc"] * job.data.num_classes
+    count = job.num_images
     batch = min(settings.batch_syn or count, count)
     stored = 2 * plan.stored_steps > settings.syn_steps
     inner = time_unroll(config["network"], job.data, batch, settings.dsa_strategy, job.device, stored=stored)

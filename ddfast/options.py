@@ -87,6 +87,20 @@ class KeepEpochs(click.ParamType):
         return int(first), int(last)
 
 
+class ImagesPerClass(click.ParamType):
+    """A number, or a file with a number per class."""
+
+    name = "N or FILE"
+
+    def convert(self, value, param, ctx):
+        """As distill takes it."""
+        if not isinstance(value, str) or not value.lstrip("-").isdigit():
+            return value
+        if int(value) < 1:
+            self.fail(f"expected a whole number of at least 1, got {value}", param, ctx)
+        return int(value)
+
+
 class OrNone(click.ParamType):
     """A number of another type, or none, which switches off what the preset has."""
 
@@ -154,7 +168,7 @@ data_options = options(
     click.option("--network", help="With options: convnet:depth=4:width=64.  [default: the preset's]"),
     click.option("--seed", type=int, help="Same seed, same result.  [default: 0]"),
     click.option("--preset", help="Settings to start from; see `ddfast presets`.  [default: the nearest]"),
-    click.option("--ipc", type=AT_LEAST_1, help="Images per class.  [default: 1]"),
+    click.option("--ipc", type=ImagesPerClass(), help="Images per class, or a .json or .toml of them.  [default: 1]"),
 )
 minibatch_options = options(
     click.option("--batch-train", type=AT_LEAST_1, help="Real images per minibatch of an expert."),

@@ -6,7 +6,9 @@ import time
 
 import click
 
+from ddfast.data.ipc import in_words
 from ddfast.forecast import words_of_time
+from ddfast.runs import RunFolder
 
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 
@@ -37,17 +39,19 @@ def progress(distillation):
 def print_table(result) -> None:
     """The accuracies of a run."""
     accuracy, full = result.accuracy, result.accuracy["full_data"]
-    ipc = len(result.synthetic) // len(result.synthetic.class_names)
+    ipc = RunFolder(result.path).read_config()["ipc"]
+    count = in_words(ipc)
     rows = {
-        "random_real": f"random real images, {ipc} per class",
-        "distilled": f"distilled images, {ipc} per class",
-        "averaged": f"averaged distilled images, {ipc} per class",
+        "random_real": f"random real images, {in_words(accuracy['random_real'].get('ipc', ipc))}",
+        "distilled": f"distilled images, {count}",
+        "averaged": f"averaged distilled images, {count}",
         "full_data": f"full data, {full['epochs']} epochs ({full['source']})",
     }
     several = len({network for row in accuracy.values() for network in row["networks"]}) > 1
-    click.echo(f"\n{'test accuracy of a network trained on':<44}{'mean':>8}{'std':>7}{'n':>4}")
+    width = max(44, 2 + max(map(len, rows.values())))
+    click.echo(f"\n{'test accuracy of a network trained on':<{width}}{'mean':>8}{'std':>7}{'n':>4}")
     for key, label in ((key, label) for key, label in rows.items() if key in accuracy):
         for network, row in accuracy[key]["networks"].items():
             name = f"{label}: {network}" if several else label
-            click.echo(f"{name:<44}{row['mean']:>7.1f}%{row['std']:>7.1f}{len(row['accuracies']):>4}")
+            click.echo(f"{name:<{width}}{row['mean']:>7.1f}%{row['std']:>7.1f}{len(row['accuracies']):>4}")
     click.echo("")

@@ -65,7 +65,7 @@ def _gradients(
 def _share_of_images(job: Job) -> float:
     """By which an update changes the images: the more there are, the less each of them has to change."""
     of_rule = SHARE_FOR_ADAM if job.settings.img_optimizer == "adam" else 1.0
-    return of_rule * SHARE_OF_IMAGES / job.config["ipc"]
+    return of_rule * SHARE_OF_IMAGES * job.data.num_classes / job.num_images
 
 
 def _method(job: Job, initial: SyntheticSet, experts: TrajectoryStore) -> TrajectoryMatching:

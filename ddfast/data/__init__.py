@@ -4,6 +4,7 @@ from ddfast.data.archives import set_of_release
 from ddfast.data.augment import DSA
 from ddfast.data.batches import Batches
 from ddfast.data.datasets import READING, Dataset, is_folder, known_name, load_dataset
+from ddfast.data.ipc import counts_of, images_per_class
 from ddfast.data.named import DATASETS
 from ddfast.data.preprocessing import Preprocessing
 from ddfast.data.seeded_augment import SeededAugment
@@ -21,6 +22,8 @@ __all__ = [
     "Preprocessing",
     "SeededAugment",
     "SyntheticSet",
+    "counts_of",
+    "images_per_class",
     "is_folder",
     "known_name",
     "load_dataset",

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from ddfast.data.archives import set_of_release
 from ddfast.data.arrays import as_layout
 from ddfast.data.batches import Batches
 from ddfast.data.folders import folder_files
+from ddfast.data.ipc import counts_of, images_per_class
 from ddfast.data.named import DATASETS, read_named, read_split
 from ddfast.data.objects import is_data_file, read_object
 from ddfast.data.pixels import SIXTEEN_BITS, as_value_range
@@ -141,16 +142,26 @@ class Dataset:
             raise ValueError(f"preprocessing: the whitening fitted anew on {self.name} differs from the recorded one")
         return data
 
-    def check_ipc(self, ipc: int) -> None:
-        """ValueError where a class has fewer than ipc training images."""
-        expect_whole(ipc=ipc)
-        counts = self.train_labels.bincount(minlength=self.num_classes)
-        fewest = int(counts.argmin())
-        if counts[fewest] < ipc:
+    @cached_property
+    def class_sizes(self) -> list[int]:  # [K]
+        """How many training images each class has."""
+        return self.train_labels.bincount(minlength=self.num_classes).tolist()
+
+    def check_ipc(self, ipc: int | Sequence[int]) -> None:
+        """ValueError where a class has fewer than its `ipc` training images."""
+        wanted = counts_of(images_per_class(ipc, self.class_names, least=0), self.num_classes)
+        lacking = [k for k, size in enumerate(self.class_sizes) if size < wanted[k]]
+        if lacking:
+            fewest = min(lacking, key=lambda k: self.class_sizes[k] - wanted[k])
             raise ValueError(
-                f"ipc: expected at most the {int(counts[fewest])} training images of class "
-                f"{self.class_names[fewest]!r}, got {ipc}"
+                f"ipc: expected at most the {self.class_sizes[fewest]} training images of class "
+                f"{self.class_names[fewest]!r}, got {wanted[fewest]}"
             )
+
+    def available(self, ipc: int | Sequence[int]) -> int | list[int]:
+        """`ipc` of each class, or all training images of a class that has fewer."""
+        wanted = counts_of(ipc, self.num_classes)
+        return images_per_class(list(map(min, wanted, self.class_sizes)), self.class_names, least=0)
 
     def by_class(self, generator: torch.Generator | None = None) -> list[Tensor]:  # K tensors int64
         """Indices of the training images of each class, in an order drawn from the generator, or as they come."""
@@ -159,10 +170,14 @@ class Dataset:
             return of_classes
         return [indices[torch.randperm(len(indices), generator=generator)] for indices in of_classes]
 
-    def random_real(self, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """ipc random training images of every class, class by class, preprocessed: [K ipc, C, H, W], int64 [K ipc]."""
+    def random_real(self, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """ipc random training images of every class, class by class, preprocessed: [I, C, H, W], int64 [I].
+
+        `ipc`: a number, or one per class, [K]. ValueError where a class has fewer.
+        """
         self.check_ipc(ipc)
-        indices = torch.cat([of_class[:ipc] for of_class in self.by_class(generator)])
+        of_classes = zip(self.by_class(generator), counts_of(ipc, self.num_classes), strict=True)
+        indices = torch.cat([of_class[:count] for of_class, count in of_classes])
         return self.preprocessing.apply(self.train_images[indices]), self.train_labels[indices].clone()
 
 

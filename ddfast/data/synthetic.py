@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddfast.arguments import expect_whole
 from ddfast.data.augment import DSA, NO_STRATEGY
+from ddfast.data.ipc import images_per_class
 from ddfast.data.preprocessing import Preprocessing
 from ddfast.files import read_json, read_tensors, write_json, write_tensors
 
@@ -107,6 +108,15 @@ class SyntheticSet:
     def classes(self) -> Tensor:  # int64 [I]
         """The class of each image; of soft labels the largest."""
         return self.labels if self.is_hard else self.labels.argmax(1)
+
+    @property
+    def ipc(self) -> int | list[int]:  # of every class; or [K]
+        """Images per class; of soft labels whose images go evenly into the classes so many, for the largest of learned
+        labels may be another class than an image began with."""
+        K = len(self.class_names)
+        if self.is_soft and len(self) % K == 0:
+            return len(self) // K
+        return images_per_class(self.classes.bincount(minlength=K), self.class_names, least=0)
 
     def with_values(self, images: Tensor, labels: Tensor, lr: Tensor) -> "SyntheticSet":
         """This set with copies of other tensors, on the CPU."""

@@ -1,7 +1,7 @@
 """How good a training set is: networks trained on it from scratch, and their accuracy on real test images."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from ddfast import seeds
 from ddfast.arguments import takes_plain_numbers
 from ddfast.data import DSA, READING, Dataset, SyntheticSet, known_name, load_dataset, take_statistics
 from ddfast.data.augment import NO_STRATEGY
+from ddfast.data.ipc import images_per_class, in_words
 from ddfast.devices import resolve_device
 from ddfast.evaluate.schedule import Schedule, accuracy, protocol_named, schedule_of, train_networks
 from ddfast.evaluate.trainings import run_trainings
@@ -207,7 +208,7 @@ def data_for(synthetic: SyntheticSet, dataset, **data_options) -> Dataset:
 
 def evaluate_random_real(
     dataset: Dataset,
-    ipc: int,
+    ipc: int | Sequence[int] | Mapping[str | int, int] | str | Path,
     *,
     networks: tuple[str, ...] = ("convnet",),
     num_eval: int = 5,
@@ -225,8 +226,14 @@ def evaluate_random_real(
 ) -> Evaluation:
     """The baseline: as `evaluate`, on `ipc` random real images per class, other ones for each of the trainings.
 
-    Learning rate 0.01; the preprocessing is that of the Dataset.
+    Learning rate 0.01; the preprocessing is that of the Dataset. `ipc` as `distill` takes it; of a class with fewer
+    images all are taken, which a line of the log says.
     """
+    asked = images_per_class(ipc, dataset.class_names, least=0)
+    ipc = dataset.available(asked)
+    if ipc != asked:
+        few = in_words(ipc), in_words(asked)
+        log.info("random real images: %s instead of %s, for some classes have no more training images", *few)
     check_evaluation(networks, protocol, dataset)
     schedule = schedule_of(protocol, epochs, batch, BASELINE_LR, dsa_strategy, sam_rho, num_eval, device, at_once)
     test = dataset.test_batches(schedule.device)

@@ -4,7 +4,7 @@ from ddfast.methods.att import ATT
 from ddfast.methods.datm import DATM
 from ddfast.methods.edf import EDF
 from ddfast.methods.ftd import FTD
-from ddfast.methods.initial import initial_set, load_init
+from ddfast.methods.initial import check_initial, initial_set, ipc_of, load_init
 from ddfast.methods.mtt import MTT
 from ddfast.methods.pad import PAD
 from ddfast.methods.pp import PP
@@ -33,6 +33,8 @@ __all__ = [
     "Simplified",
     "Texture",
     "TrajectoryMatching",
+    "check_initial",
     "initial_set",
+    "ipc_of",
     "load_init",
 ]

@@ -1,6 +1,7 @@
 """What a synthetic set starts from: real images, noise, images that the experts know, or a saved set."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from ddfast.data import Dataset, SyntheticSet, take_statistics
+from ddfast.data import Dataset, SyntheticSet, counts_of, take_statistics
 from ddfast.experts import TrajectoryStore
 from ddfast.methods.settings import INITS, MatchingSettings
 
@@ -21,7 +22,7 @@ STATISTICS = 4096  # training images, for its batch norms
 def initial_set(
     settings: MatchingSettings,
     data: Dataset,
-    ipc: int,
+    ipc: int | Sequence[int],  # of every class; or [K]
     experts: TrajectoryStore,
     num_experts: int,
     network: nn.Module,  # of the experts, on the device where they classify
@@ -31,8 +32,8 @@ def initial_set(
 
     Hard labels are the classes. Others begin as logits of the experts' last snapshots (DATM, Guo et al. 2024, section
     3.4): with init="correct" the mean over those experts that classify the image correctly, or over all where none
-    does; else one expert's, of noise those of as many real images. A canvas is a mosaic of real images of its class,
-    or noise.
+    does; else one expert's, of noise those of as many real images, which are taken again where a class has fewer. A
+    canvas is a mosaic of real images of its class, or noise.
 
     Errors: ValueError for a saved set that does not fit.
     """
@@ -43,13 +44,14 @@ def initial_set(
             return saved
         logits = judges.logits(0, _tiles(saved.images, settings.canvas)).unflatten(0, (-1, settings.canvas**2))
         return saved.with_values(saved.images, logits.mean(1), saved.lr)
-    tiles = settings.canvas**2
+    tiles, counts = settings.canvas**2, counts_of(ipc, data.num_classes)
     if settings.init == "noise" and settings.labels == "hard":
         size = [settings.canvas * side for side in data.image_size]
-        images = torch.randn(ipc * data.num_classes, data.channels, *size, generator=generator)
-        labels = torch.arange(data.num_classes).repeat_interleave(ipc)
+        images = torch.randn(sum(counts), data.channels, *size, generator=generator)
+        labels = torch.arange(data.num_classes).repeat_interleave(torch.tensor(counts))
         return _made(settings, data, images, labels)
-    chosen = _chosen(settings.init, data, ipc * tiles, judges, generator)
+    check_initial(settings, data, ipc)
+    chosen = _chosen(settings.init, data, [count * tiles for count in counts], judges, generator)
     images, labels = data.preprocessing.apply(data.train_images[chosen]), data.train_labels[chosen]
     if settings.labels != "hard":
         labels = judges.known(images, labels) if settings.init == "correct" else judges.logits(0, images)
@@ -66,15 +68,26 @@ def _made(settings: MatchingSettings, data: Dataset, images: Tensor, labels: Ten
     return SyntheticSet(images, labels, lr, *about, settings.dsa_strategy, settings.canvas)
 
 
-def load_init(settings: MatchingSettings, data: Dataset, ipc: int) -> SyntheticSet:
+def check_initial(settings: MatchingSettings, data: Dataset, ipc: int | Sequence[int]) -> None:
+    """ValueError where a set is to begin with more real images of a class than there are."""
+    if settings.init not in INITS or settings.init == "noise":
+        return
+    side, counts = settings.canvas, counts_of(ipc, data.num_classes)
+    try:
+        data.check_ipc([count * side**2 for count in counts])
+    except ValueError as error:
+        canvases = f", {max(counts)} canvases of {side} × {side} images" if side > 1 else ""
+        raise ValueError(
+            f"{error}{canvases}; init {settings.init} begins with real images: give a smaller ipc, an ipc per class, "
+            f"or init noise"
+        ) from None
+
+
+def load_init(settings: MatchingSettings, data: Dataset, ipc: int | Sequence[int]) -> SyntheticSet:
     """The saved set that a run begins with, its labels, learning rate and all; ValueError where it does not fit."""
-    path = Path(settings.init)
-    if path.is_dir():  # a run folder
-        path = path / "synthetic"
-    if not Path(f"{str(path).removesuffix('.safetensors').removesuffix('.json')}.safetensors").is_file():
-        raise ValueError(f"init: expected one of {', '.join(INITS)}, or a saved set or run, got {settings.init!r}")
-    saved = SyntheticSet.load(path)
-    expected = [ipc * data.num_classes, data.channels, *(settings.canvas * side for side in data.image_size)]
+    path, saved = _saved(settings.init)
+    counts, has = counts_of(ipc, data.num_classes), saved.classes.bincount(minlength=data.num_classes).tolist()
+    expected = [sum(counts), data.channels, *(settings.canvas * side for side in data.image_size)]
     if list(saved.images.shape) != expected or saved.canvas != settings.canvas:
         what = (
             f"images {shape} with canvas {canvas}"
@@ -83,18 +96,35 @@ def load_init(settings: MatchingSettings, data: Dataset, ipc: int) -> SyntheticS
         raise ValueError(f"init: expected {next(what)}, got {next(what)} in {path}")
     if saved.class_names != data.class_names or not saved.preprocessing.matches(data.preprocessing):
         raise ValueError(f"init: {path} was distilled from other classes than {data.name}'s, or preprocessed otherwise")
+    if saved.is_hard and has != counts:
+        k = next(k for k, count in enumerate(counts) if has[k] != count)
+        raise ValueError(f"ipc: {path} has {has[k]} images of class {data.class_names[k]!r}, got {counts[k]}")
     if saved.is_soft and settings.labels == "hard":
         raise ValueError(f"labels: the set in {path} has label logits; expected soft, got hard")
     return replace(saved, dsa_strategy=settings.dsa_strategy)
 
 
-def _chosen(init: str, data: Dataset, count: int, judges: "_Judges", generator: torch.Generator) -> Tensor:
-    """Indices of `count` training images of every class, class by class, int64 [K count]."""
-    data.check_ipc(count)
+def ipc_of(init: str | None) -> int | list[int] | None:
+    """Images per class of the saved set that a run begins with; None where it begins with none."""
+    return _saved(init)[1].ipc if isinstance(init, str) and init not in INITS else None
+
+
+def _saved(init: str) -> tuple[Path, SyntheticSet]:
+    path = Path(init)
+    if path.is_dir():  # a run folder
+        path = path / "synthetic"
+    if not Path(f"{str(path).removesuffix('.safetensors').removesuffix('.json')}.safetensors").is_file():
+        raise ValueError(f"init: expected one of {', '.join(INITS)}, or a saved set or run, got {init!r}")
+    return path, SyntheticSet.load(path)
+
+
+def _chosen(init: str, data: Dataset, counts: list[int], judges: "_Judges", generator: torch.Generator) -> Tensor:
+    """Indices of so many training images of each class, class by class, int64; several times where it has fewer."""
     of_classes = data.by_class(None if init == "first" else generator)
     if init == "correct":
-        of_classes = [_correct(data, k, indices, count, judges) for k, indices in enumerate(of_classes)]
-    return torch.cat([indices[:count] for indices in of_classes])
+        of_classes = [_correct(data, k, indices, counts[k], judges) for k, indices in enumerate(of_classes)]
+    times = [-(-count // len(indices)) for count, indices in zip(counts, of_classes, strict=True)]
+    return torch.cat([indices.repeat(n)[:count] for indices, n, count in zip(of_classes, times, counts, strict=True)])
 
 
 def _correct(data: Dataset, k: int, indices: Tensor, count: int, judges: "_Judges") -> Tensor:  # int64 [count]

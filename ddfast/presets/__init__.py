@@ -65,7 +65,7 @@ def _rows(tables: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def choose_preset(
     method: str,
     dataset: str,
-    ipc: int,
+    ipc: float,
     name: str | None = None,
     *,
     side: int = 32,
