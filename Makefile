@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -
 demo: $(READY)
 	$(BIN)/ddfast distill
 
-test: lint pytest fallback ctest
+test: lint pytest fallback test-isa ctest
 
 test-fast: lint # without whole jobs, faults and processes, and without the kernels alone
 	$(PYTEST) --ignore tests/slow
