@@ -26,6 +26,7 @@ from ddfast.options import (
     minibatch_options,
     optimizer_options,
     picture_options,
+    preprocessing_option,
     root_options,
     size_options,
     storage_options,
@@ -174,7 +175,7 @@ def distill(**options) -> None:
 def experts(dataset, ipc, method, preset, plan, **options) -> None:
     """Train experts and keep a snapshot of their parameters after every epoch."""
     import ddfast
-    from ddfast.configuration import expert_options, expert_sizes
+    from ddfast.expert_options import expert_options, expert_sizes
     from ddfast.experts import words
     from ddfast.ranks import launched
 
@@ -268,6 +269,7 @@ def evaluate(
 @size_options
 @picture_options
 @click.option("--zca/--no-zca", default=None, help="Whether SRC was made with whitened images; needed for tensors.")
+@preprocessing_option
 @click.option("--preset", help="The preset that SRC was made with says --network and --zca.")
 @click.option("--network", help="Of experts: theirs; of images: what they were made for.  [default: convnet; unknown]")
 @click.option("--per-file", type=AT_LEAST_1, help="Experts per replay buffer.  [default: 10]")

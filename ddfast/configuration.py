@@ -8,12 +8,19 @@ from typing import Any
 
 import torch
 
-from ddfast import networks, seeds
 from ddfast.arguments import expect_one_of, expect_positive, expect_whole
-from ddfast.data import READING, Dataset, counts_of, images_per_class, known_name, load_dataset
+from ddfast.data import (
+    READING,
+    Dataset,
+    counts_of,
+    images_per_class,
+    known_name,
+    load_dataset,
+    recorded_preprocessing,
+)
 from ddfast.devices import computes_bfloat16, resolve_device
 from ddfast.evaluate import check_evaluation
-from ddfast.experts import FORMATS, ExpertTraining, TrajectoryStore, predicted_bytes
+from ddfast.experts import FORMATS, ExpertTraining, TrajectoryStore
 from ddfast.forecast import parse_budget_of_time
 from ddfast.installation import build_info
 from ddfast.job import EXPERT_STORAGE, EXPERT_TRAINING, NEEDED, Job
@@ -25,7 +32,8 @@ from ddfast.ranks import ALONE, Ranks
 
 log = logging.getLogger("ddfast")
 
-DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": "stretch", "zca": None}
+DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": None, "zca": None}
+DATA["preprocessing"] = None  # fitted
 DATA |= dict.fromkeys(READING) | {"skip_unreadable": False}
 LOADED = {"data_root": "root"} | {name: name for name in DATA if name not in ("dataset", "data_root", "zca")}
 RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
@@ -60,18 +68,19 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     """
     given = _without_paths({name: value for name, value in given.items() if value is not None})
     off = {name: None for name in MAY_BE_NONE if given.get(name) == NONE}
-    method = _method(given.get("method"), given.get("preset"))
+    method = method_named(given.get("method"), given.get("preset"))
     _check_names(given, METHODS[method].Settings)
     config = DATA | RUN | REPORT | given
     if isinstance(config["seed"], bool) or not isinstance(config["seed"], int):
         raise ValueError(f"seed: expected a whole number, got {config['seed']!r}")
     dataset, experts = config["dataset"], config["experts"]
     data = load_dataset(dataset, download=download, **{LOADED[name]: config[name] for name in LOADED})
+    check_whitening(given, data)
     store = experts if isinstance(experts, TrajectoryStore) or experts is None else TrajectoryStore(experts)
     ipc = given["ipc"] if "ipc" in given else ipc_of(given.get("init")) or RUN["ipc"]  # of a saved set its own
     given["ipc"] = images_per_class(ipc, data.class_names)
-    preset = _preset(method, data, given["ipc"], config["preset"])
-    derived = _derived(given | off, data, preset, store) if derived is None else derived
+    preset = preset_for(method, data, given["ipc"], config["preset"])
+    derived = derived_for(given | off, data, preset, store) if derived is None else derived
     config = DATA | RUN | REPORT | OF_EXPERTS | preset.settings | derived.settings
     config |= _of_experts(store, given, config) | given | off
     expansion = ("current_max_start_epoch", "expansion_end")
@@ -82,16 +91,16 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
         config |= dict.fromkeys(expansion)  # the preset's does not fit what was given
     if config.get("labels", "hard") != "soft" and "lr_label" not in given:
         config["lr_label"] = 0.0  # the preset's is of soft labels
-    own = _is_own(data, preset, given)
+    own = is_own(data, preset, given)
     config |= {"method": method, "preset": f"own data, else {preset.name}" if own else preset.name}
     config |= {"dataset": _spec(dataset), "derived": derived.reasons, "derived_settings": derived.settings}
     config["probed"] = [name for name in RATES if own and name not in given]
     tell_settings(preset.name, derived, own)
     config["experts"] = None if store is None else str(store.path.resolve())
-    if config["zca"] and data.preprocessing.zca is None:
+    if config["zca"] and "preprocessing" not in given and data.preprocessing.zca is None:
         data = data.whitened()
     config["zca"] = data.preprocessing.zca is not None
-    _check_sharpness(given, config["optimizer"])
+    check_sharpness(given, config["optimizer"])
     job = _checked(config, data, METHODS[method].Settings, store, ranks)
     job.check_expansion("expansion_end" in given)
     if job.settings.init not in INITS:
@@ -104,25 +113,37 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     return job
 
 
-def _preset(method: str, data: Dataset, ipc: int | list[int], name: str | None) -> Preset:
+def preset_for(method: str, data: Dataset, ipc: int | list[int], name: str | None) -> Preset:
     """The preset of this name, or of these data and the mean of their images per class."""
     mean = sum(counts_of(ipc, data.num_classes)) / data.num_classes
     return choose_preset(method, data.name, mean, name, side=min(data.image_size), classes=data.num_classes)
 
 
-def _is_own(data: Dataset, preset: Preset, given: dict[str, Any]) -> bool:
+def check_whitening(given: dict[str, Any], data: Dataset) -> None:
+    """Tell which preprocessing is given; ValueError where it whitens and zca says otherwise, or the other way round."""
+    if "preprocessing" not in given:
+        return
+    whitens = data.preprocessing.zca is not None
+    if given.get("zca", whitens) != whitens:
+        words = "whitens" if whitens else "does not whiten"
+        raise ValueError(f"zca: the preprocessing that is given {words}, got {given['zca']}; leave zca out")
+    source = given["preprocessing"]
+    log.info("preprocessing: that of %s", source if isinstance(source, str | Path) else type(source).__name__)
+
+
+def is_own(data: Dataset, preset: Preset, given: dict[str, Any]) -> bool:
     """Whether no preset is of these data, and none was asked for."""
     return given.get("preset") is None and preset.dataset != data.name
 
 
-def _derived(given: dict[str, Any], data: Dataset, preset: Preset, store: TrajectoryStore | None) -> Derived:
+def derived_for(given: dict[str, Any], data: Dataset, preset: Preset, store: TrajectoryStore | None) -> Derived:
     """Settings for data that no preset is of; of others those amounts that a budget asks for."""
     budget = parse_budget_of_time(given.get("budget", BUDGET))
     count = sum(counts_of(given["ipc"], data.num_classes))
     device, experts = resolve_device(given.get("device")), None if store is None else store.kept_epochs
     given = {name: value for name, value in given.items() if value is not None}
     expect_whole(**{name: given[name] for name in AMOUNTS if name in given and given[name] != NEEDED})
-    if _is_own(data, preset, given):
+    if is_own(data, preset, given):
         if store is not None:
             given = _of_experts(store, given, OF_EXPERTS | preset.settings) | given
         return derive(data, count, given, preset.settings, device, budget, experts)
@@ -131,7 +152,7 @@ def _derived(given: dict[str, Any], data: Dataset, preset: Preset, store: Trajec
     return amounts(data, count, given, DATA | RUN | preset.settings, device, budget, experts)
 
 
-def _method(method: str | None, preset: str | None) -> str:
+def method_named(method: str | None, preset: str | None) -> str:
     """The method that is meant, by its own name or that of a preset."""
     named = str(preset).split("/")[0] if preset is not None else method or RUN["method"]
     method = (named if named in METHODS else RUN["method"]) if method is None else method
@@ -150,7 +171,7 @@ def resolve_resumed(
     """
     expect_one_of("method", saved["method"], METHODS)
     given = _without_paths({name: value for name, value in given.items() if value is not None})
-    dataset, ipc = given.pop("dataset", None), given.pop("ipc", None)
+    dataset, ipc, preprocessing = (given.pop(name, None) for name in ("dataset", "ipc", "preprocessing"))
     if isinstance(given.get("experts"), TrajectoryStore):
         given["experts"] = str(given["experts"].path.resolve())
     if "device" in given:
@@ -168,14 +189,15 @@ def resolve_resumed(
     config = DATA | RUN | REPORT | OF_EXPERTS | saved | {name: value for name, value in given.items() if name in FREE}
     if dataset is None and saved["dataset"] == "custom":
         raise ValueError(f"dataset: the run in {path} had one that was given from Python; give it again")
-    # the range that was found, whatever pictures came since
-    options = config | {"value_range": config["value_range"] or saved["preprocessing"].get("value_range")}
     data = load_dataset(
         saved["dataset"] if dataset is None else dataset,
         zca=config["zca"],
         download=download,
-        **{LOADED[name]: options[name] for name in LOADED},
+        **{LOADED[name]: config[name] for name in LOADED},  # preprocessed as it was, whatever pictures came since
     )
+    had = data.preprocessing
+    if preprocessing is not None and not had.matches(other := recorded_preprocessing(preprocessing)):
+        raise ValueError(f"preprocessing: the run in {path} and what is given differ: {had.difference(other)}")
     if ipc is not None and (ipc := images_per_class(ipc, data.class_names)) != saved["ipc"]:
         raise ValueError(
             f"ipc: the run in {path} has {saved['ipc']}, got {ipc}; a run is resumed with its own settings"
@@ -213,53 +235,7 @@ def resolve_resumed(
     return job
 
 
-def expert_options(
-    dataset: Any, ipc: Any, method: str | None, preset: str | None, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Keyword arguments of train_experts: those given, the others as the preset for `distill` has them."""
-    given = {name: value for name, value in options.items() if value is not None}
-    budget = {"budget": given.pop("budget")} if "budget" in given else {}
-    names = LOADED | {"download": "download"}
-    data = load_dataset(dataset or DATA["dataset"], **{names[n]: v for n, v in given.items() if n in names})
-    ipc = images_per_class(RUN["ipc"] if ipc is None else ipc, data.class_names)
-    chosen = _preset(_method(method, preset), data, ipc, preset)
-    asked = {"ipc": ipc, "preset": preset} | {name: given[name] for name in given if name not in names} | budget
-    asked |= {"train_epochs": given["epochs"]} if "epochs" in given else {}
-    derived = _derived(asked, data, chosen, None)
-    tell_settings(chosen.name, derived, _is_own(data, chosen, asked))
-    row = OF_EXPERTS | chosen.settings | derived.settings
-    if row["train_epochs"] == NEEDED:
-        row["train_epochs"] = row["max_start_epoch"] - 1 + row["expert_epochs"]
-    defaults = {"epochs": row["train_epochs"], "lr_teacher": row["train_lr"]}
-    defaults |= {name: row[name] for name in ("network", "num_experts", "zca", *OF_EXPERTS)}
-    defaults["dsa_strategy"] = row.get("train_dsa_strategy") or row["dsa_strategy"]
-    merged = defaults | {name: value for name, value in given.items() if name not in names}
-    _check_sharpness(given, merged["optimizer"])
-    if merged["keep_epochs"] == NEEDED:
-        settings_class = METHODS[_method(method, preset)].Settings
-        names = {field.name for field in fields(settings_class)}
-        settings = settings_class(**{name: value for name, value in row.items() if name in names})
-        if merged["epochs"] < settings.epochs_needed:
-            raise ValueError(
-                f"keep_epochs: {chosen.name} needs epochs {settings.min_start_epoch} to {settings.epochs_needed}, the "
-                f"experts are trained for {merged['epochs']}; say which to keep, such as 0-{merged['epochs']}"
-            )
-        merged["keep_epochs"] = settings.min_start_epoch, settings.epochs_needed
-    elif merged["keep_epochs"] == EXPERT_STORAGE["keep_epochs"]:
-        merged["keep_epochs"] = None
-    return {"dataset": data.whitened() if merged.pop("zca") else data, **merged}
-
-
-def expert_sizes(options: dict[str, Any]) -> dict[str, int]:
-    """What the experts that train_experts makes of these options take on disk, in bytes at most, by the format of their
-    snapshots; without training any. Errors: ValueError as there."""
-    network = networks.create(options["network"], generator=seeds.generator(0), **options["dataset"].network_arguments)
-    size = {"num_parameters": sum(p.numel() for p in network.parameters())}
-    size |= {name: options[name] for name in ("epochs", "num_experts", "keep_epochs")}
-    return {snapshots: predicted_bytes(snapshots=snapshots, **size) for snapshots in FORMATS}
-
-
-def _check_sharpness(given: dict[str, Any], optimizer: str) -> None:
+def check_sharpness(given: dict[str, Any], optimizer: str) -> None:
     """Refuse settings of GSAM where experts are trained by something else."""
     for name in ("rho", "alpha"):
         if name in given and optimizer not in ("gsam", None):
@@ -341,6 +317,7 @@ def _checked(
         "data": dict(data.about),
         "image_size": list(data.image_size),
         "preprocessing": data.preprocessing.describe(),
+        "resize": data.preprocessing.resize,
         "device": str(device),
         "threads": torch.get_num_threads(),
         "processes": ranks.size,

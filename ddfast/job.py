@@ -158,10 +158,12 @@ class Job:
                     f"experts: {store.path} was trained with {what} {has!r} of {store.settings.get('dataset')!r}, "
                     f"this run has {value!r} of {self.data.name!r}"
                 )
-        if not _preprocessing_of(store).matches(self.data.preprocessing):
+        trained = _preprocessing_of(store)
+        if not trained.matches(self.data.preprocessing):
             raise ValueError(
-                f"experts: {store.path} was trained with another preprocessing (zca, mean and std, or resize) than "
-                f"this run's"
+                f"experts: {store.path} and this run preprocess images differently: "
+                f"{trained.difference(self.data.preprocessing)}; preprocessing={store.path} (--preprocessing) keeps "
+                f"the first"
             )
         if store.epochs < self.settings.epochs_needed:
             raise ValueError(

@@ -156,6 +156,9 @@ picture_options = options(
     click.option("--skip-unreadable", is_flag=True, default=None, help="Leave out pictures that cannot be read."),
     click.option("--layout", help="NCHW or NHWC: where arrays have channels.  [default: where sizes leave no doubt]"),
 )
+preprocessing_option = click.option(
+    "--preprocessing", type=PATH, help="The run, experts, set or .json whose mean and std are kept.  [default: fitted]"
+)
 data_options = options(
     click.option(
         "--dataset",
@@ -165,6 +168,7 @@ data_options = options(
     size_options,
     picture_options,
     click.option("--zca/--no-zca", default=None, help="Whiten the images.  [default: the preset's]"),
+    preprocessing_option,
     click.option("--network", help="With options: convnet:depth=4:width=64.  [default: the preset's]"),
     click.option("--seed", type=int, help="Same seed, same result.  [default: 0]"),
     click.option("--preset", help="Settings to start from; see `ddfast presets`.  [default: the nearest]"),

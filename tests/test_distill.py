@@ -165,7 +165,7 @@ def test_given_experts_decide_network_whitening_and_number(data, pair, tmp_path,
     assert (config["network"], config["zca"], config["num_experts"]) == ("convnet:width=8", True, 1)
     assert result.synthetic.preprocessing.zca is not None
     assert "network: convnet:width=8, as the experts were trained (the preset has convnet)" in caplog.messages
-    with pytest.raises(ValueError, match="was trained with another preprocessing"):
+    with pytest.raises(ValueError, match=r"experts: .* preprocess images differently: .*zca on and off"):
         ddfast.distill(pair, output=tmp_path / "b", experts=store, zca=False, **{**SMALL, "num_experts": 1})
     with pytest.raises(ValueError, match="was trained with network 'convnet:width=8'"):
         ddfast.distill(pair, output=tmp_path / "b", experts=store, network="convnet", **{**SMALL, "num_experts": 1})

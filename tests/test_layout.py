@@ -55,6 +55,7 @@ MAY_IMPORT = {
         "own_data",
         "probe",
     },
+    "expert_options": {"configuration", "job", "networks", "methods", "experts", "data"},
     "preset_plan": {"configuration", "networks", "methods", "planner", "presets", "students", "experts"},
     "distillation": {"job", "methods", "experts", "data"},
     "recording": {"distillation", "job", "runs", "evaluate", "report"},

@@ -92,6 +92,14 @@ def test_evaluation_whitens_the_test_images_as_the_set_says(data, images):
         *whitened.random_real(5, seeds.generator(0)), torch.tensor(0.01), whitened.class_names, whitened.preprocessing
     )
     assert evaluate(synthetic, load_dataset(halves), num_eval=1, epochs=60, networks=("mlp",)).mean > 90
-    synthetic_of_other_data = replace(synthetic, preprocessing=data.preprocessing)
+
+
+def test_data_that_have_grown_keep_the_whitening_of_a_set_while_its_matrices_are_there(data, images):
+    """Without them it is refused: no whitening of other images takes its place."""
+    more = torch.cat([images, images[:2] * 0.5]), torch.cat([LABELS, LABELS[:2]])
+    grown = load_dataset((more, (images, LABELS)))
+    kept = grown.preprocessed_like(data.preprocessing).preprocessing
+    assert kept == data.preprocessing and kept.apply(images).equal(data.preprocessing.apply(images))
+    data.preprocessing.zca.file.unlink()
     with pytest.raises(ValueError, match="the whitening was fitted on the training images"):
-        evaluate(synthetic_of_other_data, halves, num_eval=1, epochs=1)
+        grown.preprocessed_like(data.preprocessing)

@@ -44,12 +44,12 @@ WRITERS: dict[str, Callable[..., Any]] = {
 EXPERT_READERS = {"replay-buffer": read_replay_buffers, "state-dict": read_state_dicts}
 FORMATS = (OWN, *EXPERT_READERS, *READERS)
 
-DATA = {"dataset", "root", "image_size", "resize", "zca", "download", *READING}
+DATA = {"dataset", "root", "image_size", "resize", "zca", "preprocessing", "download", *READING}
 TRAINING = {"lr_teacher", "mom", "l2", "batch_train", "dsa_strategy", "optimizer", "rho", "alpha", "schedule"}
 USE = {field.name for field in fields(Use)}
 OF_EXPERTS, OF_SET = DATA | TRAINING | {"network", "check"}, DATA | USE
 READING = {  # the options that each source takes
-    EXPERTS: DATA - {"zca"},
+    EXPERTS: DATA - {"zca", "preprocessing"},
     SET: set(),
     **dict.fromkeys(EXPERT_READERS, OF_EXPERTS),
     **dict.fromkeys(READERS, OF_SET),
@@ -182,7 +182,7 @@ def _data(given: dict[str, Any], kind: str, recorded: str | None = None) -> Data
     dataset = options.pop("dataset", set_of_release(recorded or ""))
     if dataset is None:
         raise ValueError("dataset: say on which data set this was made; no file tells it")
-    if "zca" not in options and kind not in (EXPERTS, *NEVER_WHITENED):
+    if not {"zca", "preprocessing"} & set(options) and kind not in (EXPERTS, *NEVER_WHITENED):
         raise ValueError("zca: say whether it was made with whitened images or not; no file tells it")
     return load_dataset(dataset, **options)
 

@@ -7,6 +7,7 @@ from ddfast.data.datasets import READING, Dataset, is_folder, known_name, load_d
 from ddfast.data.ipc import counts_of, images_per_class
 from ddfast.data.named import DATASETS
 from ddfast.data.preprocessing import Preprocessing
+from ddfast.data.recorded import recorded_preprocessing
 from ddfast.data.seeded_augment import SeededAugment
 from ddfast.data.statistics import take_statistics
 from ddfast.data.synthetic import SyntheticSet
@@ -27,6 +28,7 @@ __all__ = [
     "is_folder",
     "known_name",
     "load_dataset",
+    "recorded_preprocessing",
     "set_of_release",
     "take_statistics",
 ]

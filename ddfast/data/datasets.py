@@ -24,6 +24,7 @@ from ddfast.data.named import DATASETS, read_named, read_split
 from ddfast.data.objects import is_data_file, read_object
 from ddfast.data.pixels import SIXTEEN_BITS, as_value_range
 from ddfast.data.preprocessing import RESIZES, Preprocessing
+from ddfast.data.recorded import recorded_preprocessing
 from ddfast.data.summary import span, summary
 from ddfast.data.zca import ZCA
 
@@ -133,10 +134,13 @@ class Dataset:
         if preprocessing.zca is None:
             return replace(self, preprocessing=preprocessing)
         if preprocessing.zca.data != self.fingerprint:
-            raise ValueError(
-                f"preprocessing: the whitening was fitted on the training images {preprocessing.zca.data}, those of "
-                f"{self.name} are {self.fingerprint}"
-            )
+            kept = preprocessing.zca.kept(self.train_images[0].numel())
+            if kept is None:
+                raise ValueError(
+                    f"preprocessing: the whitening was fitted on the training images {preprocessing.zca.data}, those "
+                    f"of {self.name} are {self.fingerprint}; that of the former is not at {preprocessing.zca.file}"
+                )
+            return replace(self, preprocessing=replace(preprocessing, zca=kept))
         data = self.whitened()
         if not data.preprocessing.matches(preprocessing):
             raise ValueError(f"preprocessing: the whitening fitted anew on {self.name} differs from the recorded one")
@@ -187,13 +191,14 @@ def load_dataset(
     *,
     root: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
-    resize: str = "stretch",
+    resize: str | None = None,
     zca: bool = False,
     download: bool = False,
     test_folder: str | None = None,
     value_range: tuple[float, float] | str | None = None,
     skip_unreadable: bool = False,
     layout: str | None = None,
+    preprocessing: Any = None,
 ) -> Dataset:
     """A Dataset from a name, a folder, a file of arrays, data given as objects, or a Dataset as it is.
 
@@ -205,7 +210,7 @@ def load_dataset(
             and test. docs/data.md says which values and labels are read how.
         root: where the files of named data sets are; None for DDFAST_DATA, else a folder in the user's cache.
         image_size: side or (H, W) in pixels; None for their own, 128 for the ImageNet subsets.
-        resize: how images get there: stretch, or crop (short side resized, middle kept).
+        resize: how images get there: stretch, or crop (short side resized, middle kept); None for stretch.
         zca: whiten instead of normalising.
         download: fetch a named data set that is not there.
         test_folder: of a folder of pictures, the folder in it to test on; None for test/, else val/, else a part of
@@ -214,11 +219,21 @@ def load_dataset(
             fits all pictures of more than 8 bits, and 0–255 or 0–1 for arrays that can only be read as that.
         skip_unreadable: leave out pictures that cannot be read, instead of refusing them all.
         layout: NCHW or NHWC: where arrays have their channels; None where sizes leave no doubt.
+        preprocessing: the run, experts, synthetic set, .json file, or Preprocessing whose mean and std, or whitening,
+            resize and value_range these images get; None for statistics of their own.
 
     Named sets are normalised with the field's statistics, others with those of their training images. A line in the log
     tells what was read.
     Errors: ValueError, TypeError or FileNotFoundError saying what was expected and what came.
     """
+    recorded = None if preprocessing is None else recorded_preprocessing(preprocessing)
+    if recorded is not None:
+        if zca and recorded.zca is None:
+            raise ValueError("zca: the preprocessing that is given does not whiten; expected one of both")
+        if resize not in (None, recorded.resize):
+            raise ValueError(f"resize: the preprocessing that is given has {recorded.resize}, got {resize}")
+        resize, zca = recorded.resize, False
+    resize = RESIZES[0] if resize is None else resize
     expect_one_of("resize", resize, RESIZES)
     size = _image_size(image_size)
     if isinstance(dataset, Dataset):
@@ -228,8 +243,12 @@ def load_dataset(
         for option, value in {"test_folder": test_folder, "value_range": as_value_range(value_range)}.items():
             if value not in (None, own[option]):
                 raise ValueError(f"{option}: expected with what is read now, got {value!r} for {dataset.name}")
+        if recorded is not None:
+            return dataset.preprocessed_like(recorded)
         return dataset.whitened() if zca and dataset.preprocessing.zca is None else dataset
     name, pictures = known_name(dataset), {"value_range": as_value_range(value_range)}
+    if recorded is not None and pictures["value_range"] is None and not name:
+        pictures["value_range"] = recorded.value_range  # as the pictures were read that it was fitted on
     layout, of_arrays = as_layout(layout), not is_folder(dataset) or is_data_file(dataset)
     if test_folder is not None and of_arrays:
         raise ValueError(f"test_folder: expected with a folder of pictures only, got {test_folder!r}")
@@ -254,8 +273,10 @@ def load_dataset(
     else:
         raw, name = read_object(dataset, size, resize, layout=layout, **pictures), "custom"
     _check_values(raw.train_images, f"{name}: the training images")  # before their statistics are taken
-    if raw.statistics is not None:
-        preprocessing = Preprocessing(*raw.statistics, resize=resize, value_range=raw.value_range)
+    if raw.statistics is not None or recorded is not None:
+        C = raw.train_images.shape[1]
+        statistics = raw.statistics or ((0.0,) * C, (1.0,) * C)
+        preprocessing = Preprocessing(*statistics, resize=resize, value_range=raw.value_range)
     else:
         preprocessing = replace(Preprocessing.fitted(raw.train_images, resize), value_range=raw.value_range)
     about = {"sources": list(raw.sources), "notes": raw.notes, "skipped": raw.skipped}
@@ -263,6 +284,7 @@ def load_dataset(
     data = Dataset(name, *parts, raw.class_names, preprocessing, about)
     data = replace(data, about={"line": summary(data), **about})
     log.info("%s", data.about["line"])
+    data = data if recorded is None else data.preprocessed_like(recorded)
     return data.whitened() if zca else data
 
 

@@ -68,6 +68,14 @@ class Preprocessing:
         same = (self.resize, self.value_range) == (other.resize, other.value_range)
         return same and self.zca.matches(other.zca)
 
+    def difference(self, other: "Preprocessing") -> str:
+        """What differs, in words: of this one first."""
+        said = [preprocessing.describe() for preprocessing in (self, other)]
+        pairs = {name: [_words(about.get(name)) for about in said] for name in (*said[0], "value_range")}
+        if self.zca is not None and other.zca is not None:
+            pairs["zca"] = [f"fitted on {zca.data} with eps {zca.eps:g}" for zca in (self.zca, other.zca)]
+        return "; ".join(f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b) or "zca"
+
     def describe(self) -> dict[str, Any]:
         """As JSON has it."""
         about = {
@@ -105,6 +113,13 @@ class Preprocessing:
                 f"images: expected pixels that differ in every channel, got standard deviations {std.tolist()}"
             )
         return cls(tuple(mean.tolist()), tuple(std.tolist()), resize=resize)
+
+
+def _words(value: Any) -> str:
+    """A value of `describe`, in a sentence."""
+    if isinstance(value, list):
+        return f"({', '.join(f'{number:.6g}' for number in value)})"
+    return "off" if value is None else "on" if isinstance(value, dict) else str(value)
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

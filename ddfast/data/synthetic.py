@@ -144,6 +144,11 @@ class SyntheticSet:
         write_tensors(tensors_path, {"images": self.images, "labels": self.labels, "lr": self.lr}, about)
         write_json(about_path, about)
 
+    @staticmethod
+    def is_at(path: str | Path) -> bool:
+        """Whether there is a set's file; `path` with or without an ending."""
+        return _paths(path)[0].is_file()
+
     @classmethod
     def load(cls, path: str | Path) -> "SyntheticSet":
         """Read a set; `path` with or without an ending. Of sets of ddfast 0.1.0 both files are needed.

@@ -56,9 +56,20 @@ class ZCA:
             log.info("fitting ZCA to %d images: two matrices, %.0f MB in %s", len(images), 8e-6 * values**2, path)
             tensors = _fit(images, eps)
             _write(path, tensors)
-        matrix = tensors["matrix"]
-        probe = tuple(matrix.diagonal()[:PROBE].tolist())
+        return cls._of(data, eps, tensors)
+
+    @classmethod
+    def _of(cls, data: str, eps: float, tensors: dict[str, Tensor]) -> "ZCA":
+        probe = tuple(tensors["matrix"].diagonal()[:PROBE].tolist())
         return cls(data, eps, _checksum(tensors), probe)
+
+    def kept(self, values: int) -> "ZCA | None":
+        """The same whitening of images of so many values, as the cache has it; None where it has none."""
+        tensors = _read(self.file)
+        if tensors is None or tensors["mean"].shape[1] != values:
+            return None
+        found = self._of(self.data, self.eps, tensors)
+        return found if found.matches(self) else None
 
     def matches(self, other: "ZCA") -> bool:
         """Whether both whiten alike: fitted on the same data, be it on machines that round differently."""

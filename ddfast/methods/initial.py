@@ -94,8 +94,14 @@ def load_init(settings: MatchingSettings, data: Dataset, ipc: int | Sequence[int
             for shape, canvas in ((expected, settings.canvas), (list(saved.images.shape), saved.canvas))
         )
         raise ValueError(f"init: expected {next(what)}, got {next(what)} in {path}")
-    if saved.class_names != data.class_names or not saved.preprocessing.matches(data.preprocessing):
-        raise ValueError(f"init: {path} was distilled from other classes than {data.name}'s, or preprocessed otherwise")
+    if saved.class_names != data.class_names:
+        raise ValueError(f"init: {path} was distilled from other classes than {data.name}'s")
+    if not saved.preprocessing.matches(data.preprocessing):
+        differing = saved.preprocessing.difference(data.preprocessing)
+        raise ValueError(
+            f"init: {path} and {data.name} are preprocessed differently: {differing}; preprocessing={path} "
+            f"(--preprocessing) keeps the first"
+        )
     if saved.is_hard and has != counts:
         k = next(k for k, count in enumerate(counts) if has[k] != count)
         raise ValueError(f"ipc: {path} has {has[k]} images of class {data.class_names[k]!r}, got {counts[k]}")
@@ -113,7 +119,7 @@ def _saved(init: str) -> tuple[Path, SyntheticSet]:
     path = Path(init)
     if path.is_dir():  # a run folder
         path = path / "synthetic"
-    if not Path(f"{str(path).removesuffix('.safetensors').removesuffix('.json')}.safetensors").is_file():
+    if not SyntheticSet.is_at(path):
         raise ValueError(f"init: expected one of {', '.join(INITS)}, or a saved set or run, got {init!r}")
     return path, SyntheticSet.load(path)
 
