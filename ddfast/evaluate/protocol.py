@@ -1,6 +1,7 @@
 """How good a training set is: networks trained on it from scratch, and their accuracy on real test images."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -112,7 +113,8 @@ def evaluate(
         ranks: the processes that make this call together (ddfast.ranks); each trains some of the networks.
         data_options: root, download, test_folder, value_range, skip_unreadable and layout of load_dataset.
 
-    A network that diverges, as with too large a rate, has an accuracy all the same, near chance: a warning says so.
+    A network that diverges, as with too large a rate, has an accuracy all the same, near chance: a warning says so, as
+    of one that does no better than a guess.
 
     Errors: ValueError for unknown networks, classes or channels that differ, a whitening fitted on other data, or
     images, labels or a learning rate that are not finite.
@@ -141,7 +143,26 @@ def evaluate(
         tensors = {"images": synthetic.images.cpu(), "labels": synthetic.labels.cpu()}
         return {"set": digest_of_tensors(tensors, {}), "seed": seed, **schedule.describe(data)}
 
-    return Evaluation(run_trainings(about, networks, num_eval, train, output, ranks, forecast))
+    result = Evaluation(run_trainings(about, networks, num_eval, train, output, ranks, forecast))
+    if ranks.is_first:
+        _warn_of_chance(result, data, schedule.protocol.lr)
+    return result
+
+
+def _warn_of_chance(evaluation: Evaluation, data: Dataset, lr: float) -> None:
+    """Tell which networks do no better than a guess, within a standard error of it: a rate that was learned for one
+    network may be far too large for another."""
+    count = len(data.test_labels)
+    share = int(data.test_labels.bincount().max()) / count
+    guess = 100 * (share + math.sqrt(share * (1 - share) / count))
+    for name, row in ((name, evaluation.of(name)) for name in evaluation.accuracies):
+        if row.mean <= guess:
+            advice = "0.01" if lr > 2 * BASELINE_LR else f"{lr / 3:.2g} or {3 * lr:.2g}"
+            log.warning(
+                "%s: %.1f%% is no better than a guess (%.1f%%) at the learning rate %.3g; try another, such as %s: "
+                "ddfast evaluate --lr, in Python lr",
+                name, row.mean, 100 * share, lr, advice,
+            )  # fmt: skip
 
 
 def evaluation_seconds(
