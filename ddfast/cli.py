@@ -201,7 +201,7 @@ def experts(dataset, ipc, method, preset, plan, **options) -> None:
 @picture_options
 @click.option("--networks", type=Names(), help="Separated by commas.  [default: the run's, the set's, or convnet]")
 @click.option("--lr", type=POSITIVE, help="Learning rate.  [default: the set's, or the protocol's]")
-@click.option("--dsa-strategy", help="As in `ddfast distill`.  [default: the set's]")
+@click.option("--dsa-strategy", help="As in `ddfast distill`; or DC's, dc:crop_scale_rotate.  [default: the set's]")
 @click.option("--batch", type=AT_LEAST_1, help="Images per minibatch.  [default: the protocol's, mostly 256]")
 @click.option("--sam-rho", type=POSITIVE, help="Train with SAM, its ascent of this length.  [default: plain SGD]")
 @click.option("--seed", default=0, help="Same seed, same result.")

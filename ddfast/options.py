@@ -182,7 +182,7 @@ minibatch_options = options(
 training_options = options(
     click.option("--num-experts", type=AT_LEAST_1, help="Experts to train.  [default: the preset's, as all below]"),
     minibatch_options,
-    click.option("--dsa-strategy", help="Transforms: _ between those of which one is drawn, + joins; or none."),
+    click.option("--dsa-strategy", help="color_crop: one of them is drawn; crop+flip: both; dsa:… as DSA draws; none."),
 )
 evaluation_options = options(
     click.option("--num-eval", type=AT_LEAST_1, help="Networks trained from scratch for an evaluation.  [default: 5]"),

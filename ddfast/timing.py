@@ -7,7 +7,7 @@ import torch
 
 from ddfast import networks, seeds
 from ddfast.adjoints import CheckpointedUnroll
-from ddfast.data import DSA, Dataset
+from ddfast.data import DSA, Dataset, augmentation
 from ddfast.matching import unroll
 from ddfast.planner import Plan
 from ddfast.students import Training, student_of
@@ -27,7 +27,7 @@ def time_training(
 ) -> tuple[float, float]:
     """Seconds of a training step on a minibatch, and of classifying an image; on random images."""
     generator = seeds.generator(0, "timed")
-    net, augment = _network(network, data, device), DSA(dsa_strategy)
+    net, augment = _network(network, data, device), augmentation(dsa_strategy)
     images, labels, times = _minibatch(data, batch, device)
     training = Training([net], lr=1e-6)
 

@@ -163,3 +163,22 @@ def test_no_strategy_changes_nothing_and_an_unknown_one_is_refused():
             DSA(strategy)
     with pytest.raises(ValueError, match="family: expected one of mtt, dsa, got 'dc'"):
         DSA("flip", "dc")
+
+
+def test_a_strategy_names_its_family_which_draws_as_the_argument_does():
+    """In an unroll one magnitude for all; for networks that are trained one per image."""
+    for strategy, family in (("dsa:scale_flip", "dsa"), ("MTT:scale_flip", "mtt"), ("scale_flip", "mtt")):
+        named, by_argument = DSA(strategy), DSA("scale_flip", family)
+        assert named.family == family
+        draws = [augment.draw_steps(8, 4, SIZE, seeds.generator(0)) for augment in (named, by_argument)]
+        assert draws[0].rows.equal(draws[1].rows)
+        assert (draws[0].rows == draws[0].rows[:, :1]).all() == (family == "dsa")
+    images = uniform(1, 1, 3, *SIZE).expand(1, 32, 3, *SIZE)
+    trained_on = DSA("dsa:scale").side_by_side(images, [seeds.generator(0)])[0]
+    assert (trained_on[0] != trained_on[1:]).flatten(1).any(1).all()
+    with pytest.raises(ValueError, match="family: the strategy 'dsa:flip' says dsa, got 'mtt'"):
+        DSA("dsa:flip", "mtt")
+    with pytest.raises(ValueError, match="dsa_strategy: expected one of mtt, dsa, dc before the colon, got 'idc:flip'"):
+        DSA("idc:flip")
+    with pytest.raises(ValueError, match="dsa_strategy: dc: is for networks that are trained on a set"):
+        DSA("dc:crop")

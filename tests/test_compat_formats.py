@@ -59,11 +59,11 @@ def test_every_experiment_of_dc_is_read_and_the_first_by_default(tmp_path, digit
     assert first.images.equal(whole["data"][0][0]) and first.labels.equal(whole["data"][0][1])
     assert (float(first.lr), first.dsa_strategy, first.network) == (
         pytest.approx(0.01),
-        FULL_STRATEGY,
+        f"dsa:{FULL_STRATEGY}",
         "convnet:depth=4",
     )
     assert "3 experiments, the first is read; --experiment 0 to 2, or all" in caplog.text
-    assert "dsa_strategy color_crop_cutout_flip_scale_rotate, as its name" in caplog.text
+    assert "dsa_strategy dsa:color_crop_cutout_flip_scale_rotate, as its name" in caplog.text
     done = command("convert", str(file), str(tmp_path / "all"), "--dataset", "digits", "--experiment", "all")
     assert done.exit_code == 0, done.output
     for n in range(3):
@@ -101,9 +101,9 @@ def test_names_of_models_become_names_of_networks(name, wanted, digits):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("res_DC_MNIST_ConvNet_1ipc.pt", ("mnist", "convnet:first_padding=3", "none")),
-        ("res_DM_CIFAR100_ConvNetBN_10ipc.pt", ("cifar100", "convnet:norm=batchnorm", FULL_STRATEGY)),
-        ("res_DM_TinyImageNet_ResNet18_10ipc.pt", ("tiny-imagenet", None, FULL_STRATEGY)),
+        ("res_DC_MNIST_ConvNet_1ipc.pt", ("mnist", "convnet:first_padding=3", "dc:crop_scale_rotate")),
+        ("res_DM_CIFAR100_ConvNetBN_10ipc.pt", ("cifar100", "convnet:norm=batchnorm", f"dsa:{FULL_STRATEGY}")),
+        ("res_DM_TinyImageNet_ResNet18_10ipc.pt", ("tiny-imagenet", None, f"dsa:{FULL_STRATEGY}")),
         ("mine.pt", (None, None, None)),
     ],
 )

@@ -13,7 +13,7 @@ from ddfast.compat.placing import placing_file
 from ddfast.compat.tensors import Use, as_images, synthetic_set, tensors_of
 from ddfast.compat.torch_files import load, save
 from ddfast.data import Dataset, SyntheticSet
-from ddfast.data.augment import FULL_STRATEGY, NO_STRATEGY
+from ddfast.data.augment import DC, FULL_STRATEGY, NO_STRATEGY
 
 log = logging.getLogger("ddfast")
 
@@ -51,7 +51,8 @@ def hints(path: Path) -> dict[str, Any]:
         network += ":first_padding=3"
     found = {"dataset": DATASETS.get(dataset, dataset.lower()), "network": network}
     if method in ("DC", "DSA", "DM"):
-        found["dsa_strategy"] = NO_STRATEGY if method == "DC" else FULL_STRATEGY
+        of_dc = f"{DC}:crop_scale_rotate" if dataset == "MNIST" else NO_STRATEGY
+        found["dsa_strategy"] = of_dc if method == "DC" else f"dsa:{FULL_STRATEGY}"
     return {name: value for name, value in found.items() if value is not None}
 
 

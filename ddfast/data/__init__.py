@@ -4,6 +4,7 @@ from ddfast.data.archives import set_of_release
 from ddfast.data.augment import DSA
 from ddfast.data.batches import Batches
 from ddfast.data.datasets import READING, Dataset, is_folder, known_name, load_dataset
+from ddfast.data.dc_augment import DCAugmentation, augmentation
 from ddfast.data.ipc import counts_of, images_per_class
 from ddfast.data.named import DATASETS
 from ddfast.data.preprocessing import Preprocessing
@@ -19,10 +20,12 @@ __all__ = [
     "READING",
     "ZCA",
     "Batches",
+    "DCAugmentation",
     "Dataset",
     "Preprocessing",
     "SeededAugment",
     "SyntheticSet",
+    "augmentation",
     "counts_of",
     "images_per_class",
     "is_folder",

@@ -15,6 +15,7 @@ from ddfast.ops.dsa_augment import IDENTITY
 FULL_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 NO_STRATEGY = "none"
 FAMILIES = ("mtt", "dsa")
+DC = "dc"  # that of ddfast.data.DCAugmentation
 
 # Magnitudes of the published code.
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
@@ -23,6 +24,15 @@ CUTOUT = 0.5  # of the side: the box
 FLIP = 0.5  # probability
 ROTATION = 15.0  # degrees
 SCALE = 1.2
+
+
+def family_of(strategy: str) -> tuple[str | None, str]:
+    """What stands before the colon, None where nothing does, and the transforms, in small letters."""
+    family, colon, names = strategy.lower().rpartition(":")
+    if colon and family not in (*FAMILIES, DC):
+        expected = ", ".join((*FAMILIES, DC))
+        raise ValueError(f"dsa_strategy: expected one of {expected} before the colon, got {strategy!r}")
+    return family or None, names
 
 
 @dataclass(frozen=True)
@@ -56,9 +66,11 @@ class DSA:
 
     Args:
         strategy: alternatives joined by underscores, of which one is drawn: color, crop, cutout, flip, scale, rotate,
-            or some of them joined by +, as crop+flip, which are drawn and applied together; none for no change.
+            or some of them joined by +, as crop+flip, which are drawn and applied together; none for no change. A
+            family and a colon may stand before them: dsa:color_crop.
         family: mtt (MTT, FTD, TESLA, DATM: magnitudes drawn per image, align_corners=True) or dsa (DC, DSA, DM: one
-            magnitude for the whole batch, align_corners=False).
+            magnitude for a minibatch of an unroll, align_corners=False); None for the strategy's, or mtt. Networks
+            that are trained side by side get a magnitude per image in both, as the published code trains them.
 
     Flip with p = 0.5; scale in [1/1.2, 1.2], x and y apart; rotation by ±15°; crop: a shift of ±12.5% of the side;
     cutout: a box of half the side; color: brightness +(u − 0.5), saturation ×2u about the channel mean, contrast
@@ -69,9 +81,18 @@ class DSA:
     one affine map.
     """
 
-    def __init__(self, strategy: str = FULL_STRATEGY, family: str = "mtt"):
+    def __init__(self, strategy: str = FULL_STRATEGY, family: str | None = None):
+        named, names = family_of(strategy or NO_STRATEGY)
+        if named == DC:
+            raise ValueError(
+                f"dsa_strategy: dc: is for networks that are trained on a set, by ddfast evaluate; expected one of "
+                f"{', '.join(TRANSFORMS)} of DSA here, got {strategy!r}"
+            )
+        if family is not None and named not in (None, family):
+            raise ValueError(f"family: the strategy {strategy!r} says {named}, got {family!r}")
+        family = family or named or FAMILIES[0]
         expect_one_of("family", family, FAMILIES)
-        kinds = (strategy or NO_STRATEGY).lower().split("_")
+        kinds = names.split("_")
         joins = [kind.split("+") for kind in kinds]
         if kinds != [NO_STRATEGY] and not set().union(*joins) <= set(TRANSFORMS):
             raise ValueError(
@@ -90,6 +111,7 @@ class DSA:
         count: int,  # B
         image_size: tuple[int, int],  # (H, W)
         generator: torch.Generator,
+        per_image: bool = False,  # magnitudes, whatever the family
     ) -> Draw:
         """A transform for a minibatch of `count` images, drawn on the CPU."""
         if self.kinds == [NO_STRATEGY]:
@@ -97,7 +119,7 @@ class DSA:
         kind = self.kinds[int(torch.randint(len(self.kinds), (), generator=generator))]
         values, parameters = {}, {}
         for transform in (TRANSFORMS[name] for name in kind.split("+")):
-            drawn = transform.draw(count if self.family == "mtt" else 1, image_size, generator)
+            drawn = transform.draw(count if per_image or self.family == "mtt" else 1, image_size, generator)
             values |= drawn
             parameters |= transform.parameters(image_size, self.family == "mtt", **drawn)
         columns = [parameters.get(name, torch.tensor(value)).double().expand(count) for name, value in IDENTITY.items()]
@@ -122,7 +144,7 @@ class DSA:
     ) -> Tensor:  # [S, B, C, H, W]
         """S minibatches, each by a transform drawn from its generator."""
         S, B, _, H, W = images.shape
-        draws = [self.draw(B, (H, W), generator) for generator in generators]
+        draws = [self.draw(B, (H, W), generator, per_image=True) for generator in generators]
         if self.kinds == [NO_STRATEGY]:
             return images
         rows = torch.cat([draw.rows for draw in draws]).to(images)

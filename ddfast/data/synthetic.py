@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ddfast.arguments import expect_whole
-from ddfast.data.augment import DSA, NO_STRATEGY
+from ddfast.data.augment import NO_STRATEGY
+from ddfast.data.dc_augment import augmentation
 from ddfast.data.ipc import images_per_class
 from ddfast.data.preprocessing import Preprocessing
 from ddfast.files import read_json, read_tensors, write_json, write_tensors
@@ -191,7 +192,7 @@ def _names(names: Any) -> tuple[str, ...]:
 
 
 def _strategy(strategy: Any) -> str:
-    DSA(strategy)  # refuses an unknown one
+    augmentation(strategy)  # refuses an unknown one
     return strategy or NO_STRATEGY
 
 

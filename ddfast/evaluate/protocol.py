@@ -16,7 +16,7 @@ from torch.nn.utils import vector_to_parameters
 from ddfast import networks as all_networks
 from ddfast import seeds
 from ddfast.arguments import takes_plain_numbers
-from ddfast.data import DSA, READING, Dataset, SyntheticSet, known_name, load_dataset, take_statistics
+from ddfast.data import READING, Dataset, SyntheticSet, augmentation, known_name, load_dataset, take_statistics
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.ipc import images_per_class, in_words
 from ddfast.devices import resolve_device
@@ -287,7 +287,7 @@ def evaluate_full_data(
     """As `evaluate`, on all training images: learning rate 0.01, cut to a tenth after half of the epochs."""
     schedule = schedule_of("ddfast", epochs, None, BASELINE_LR, dsa_strategy, None, num_eval, device, None)
     train, test = dataset.train_batches(schedule.device), dataset.test_batches(schedule.device)
-    augment, epoch_of = DSA(dsa_strategy), partial(train.shuffled, schedule.protocol.batch)
+    augment, epoch_of = augmentation(dsa_strategy), partial(train.shuffled, schedule.protocol.batch)
 
     def train_each(name: str, numbers: list[int]) -> Iterator[float]:
         for n in numbers:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddfast import networks as all_networks
 from ddfast import seeds
 from ddfast.arguments import expect_one_of, expect_positive, expect_whole
-from ddfast.data import DSA, Batches, Dataset
+from ddfast.data import DSA, Batches, Dataset, DCAugmentation, augmentation
 from ddfast.data.texture import random_crops
 from ddfast.devices import resolve_device
 from ddfast.installation import build_info
@@ -74,7 +74,7 @@ class Schedule:
         generators: list[torch.Generator],  # of each network
     ) -> Iterator[float]:
         """Test accuracies of networks after it."""
-        augment = DSA(self.dsa_strategy)
+        augment = augmentation(self.dsa_strategy)
 
         def create(generator: torch.Generator) -> nn.Module:
             return all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
@@ -148,7 +148,7 @@ def protocol_named(protocol: str) -> Protocol:
 def train_networks(
     nets: list[nn.Module],
     epochs_of: Sequence[Callable[[torch.Generator], Iterable[tuple[Tensor, Tensor]]]],
-    augment: DSA,
+    augment: DSA | DCAugmentation,
     protocol: Protocol,  # with its rate
     generators: list[torch.Generator],
     *,

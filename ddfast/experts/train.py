@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ddfast import networks, seeds
 from ddfast.arguments import expect_one_of, expect_whole, takes_plain_numbers
-from ddfast.data import DSA, Batches, Dataset, load_dataset
+from ddfast.data import Batches, Dataset, augmentation, load_dataset
 from ddfast.data.augment import FULL_STRATEGY
 from ddfast.devices import resolve_device
 from ddfast.experts.snapshots import WHOLE, storage_settings
@@ -55,7 +55,7 @@ class ExpertTraining:
             raise ValueError(f"mom: expected 0 to below 1, got {self.mom}")
         if not 0 <= self.l2 < float("inf"):
             raise ValueError(f"l2: expected at least 0, got {self.l2}")
-        DSA(self.dsa_strategy)  # refuses an unknown one
+        augmentation(self.dsa_strategy)  # refuses an unknown one
         expect_one_of("optimizer", self.optimizer, OPTIMIZERS)
         expect_one_of("schedule", self.schedule, SCHEDULES)
         GSAM(self.rho, self.alpha)  # refuses impossible ones
@@ -267,7 +267,7 @@ class _Training:
     ):
         self.batches, self.how, self.store, self.seed = batches, how, store, store.settings["seed"]
         self.experts, self.forecast = experts, forecast
-        self.augment = DSA(how.dsa_strategy)
+        self.augment = augmentation(how.dsa_strategy)
         self.training = Training(
             nets, lr=how.lr_teacher, momentum=how.mom, weight_decay=how.l2, sharpness=how.sharpness
         )
