@@ -10,7 +10,9 @@ from torch import nn
 
 import ddfast
 from ddfast import compat, networks, seeds
+from ddfast.data import load_dataset
 from ddfast.files import read_json
+from tests.conftest import uniform
 from tests.test_compat import SHAPES, WIDTH, buffer, contents, flat
 from tests.test_compat_sets import command
 
@@ -296,3 +298,24 @@ def test_a_single_state_dict_is_no_trajectory(digits, tmp_path):
     with pytest.raises(ValueError, match=r"last.pt, expert 0: expected a list of at least 2 snapshots, got 1 of them"):
         compat.read_state_dicts(tmp_path / "last.pt", tmp_path / "store", digits, network=WIDTH)
     assert [tuple(p.shape) for p in network(WIDTH, digits).parameters()] == SHAPES
+
+
+def test_experts_of_the_fields_padded_convnet_are_refused_with_the_network_to_give(tmp_path):
+    """28-px images that are 32 px to their network; with its name they are read."""
+    labels = torch.arange(20) % 2
+    data = load_dataset((uniform(20, 1, 28, 28).float() - 0.1, labels))
+    nets = [networks.ConvNet(1, 2, 4, 3, (28, 28), first_padding=3) for _ in range(3)]
+    states = [net.state_dict() for net in nets]
+    snapshots = [[p.detach().clone() for p in net.parameters()] for net in nets]
+    (tmp_path / "theirs").mkdir()
+    torch.save([snapshots], tmp_path / "theirs" / "replay_buffer_0.pt")
+    for source in ([states], tmp_path / "theirs"):
+        read = compat.read_replay_buffers if isinstance(source, Path) else compat.read_state_dicts
+        with pytest.raises(ValueError, match="the network convnet:first_padding=3 has it so"):
+            read(source, tmp_path / "refused", data, network="convnet:width=4", check=False)
+        to = tmp_path / read.__name__
+        store = read(source, to, data, network="convnet:width=4:first_padding=3", check=False)
+        assert store.snapshot(0, 0).equal(torch.cat([p.flatten() for p in snapshots[0]]))
+    with pytest.raises(ValueError) as caught:
+        compat.read_state_dicts([states], tmp_path / "refused", data, network="convnet:width=8", check=False)
+    assert "first_padding" not in str(caught.value)

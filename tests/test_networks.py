@@ -256,3 +256,14 @@ def test_the_fields_resnet18_with_average_pooling_has_these_keys_and_a_second_de
     images = torch.randn(2, 1, 16, 16, requires_grad=True)
     (grad,) = torch.autograd.grad(network(images).logsumexp(1).sum(), weight, create_graph=True)
     assert torch.autograd.grad(grad.square().sum(), images)[0].abs().max() > 0
+
+
+def test_parameters_of_a_network_that_pads_more_are_refused_with_what_to_give():
+    """The field's code makes 28-px digits 32 px; of another width it is another network, without a word of padding."""
+    theirs, ours = ConvNet(1, 10, 8, 3, (28, 28), first_padding=3), ConvNet(1, 10, 8, 3, (28, 28))
+    with pytest.raises(RuntimeError, match=r"(?s)size mismatch for classifier.weight.*first_padding=3"):
+        ours.load_state_dict(theirs.state_dict())
+    with pytest.raises(RuntimeError) as caught:
+        ours.load_state_dict(ConvNet(1, 10, 4, 3, (28, 28)).state_dict())
+    assert "first_padding" not in str(caught.value)
+    assert not ConvNet(1, 10, 8, 3, (28, 28), first_padding=3).load_state_dict(theirs.state_dict()).missing_keys

@@ -62,7 +62,7 @@ def store_experts(
     known = {name: value for name, value in (training or {}).items() if value is not None}
     ExpertTraining(**(vars(SOME_TRAINING) | known))  # refuses impossible ones
     shapes, output = shapes_of(network, dataset), Path(output)
-    experts = expect_experts(snapshots(groups[0]), shapes, groups[0])
+    experts = expect_experts(snapshots(groups[0]), shapes, groups[0], padded=_padded(network, dataset))
     epochs = len(experts[0]) - 1
     expect_folder(output)
     if output.exists() and not (output / "experts.json").is_file() and not all(map(is_leftover, output.iterdir())):
@@ -111,8 +111,18 @@ def shapes_of(network: str, dataset: Dataset) -> list[torch.Size]:
     return [parameter.shape for parameter in net.parameters()]
 
 
+def _padded(network: str, dataset: Dataset) -> list[torch.Size] | None:
+    """The shapes of a ConvNet that pads 28-px images to 32, as the field's does; None for others."""
+    is_plain = network.split(":")[0] == "convnet" and "first_padding" not in network
+    return shapes_of(f"{network}:first_padding=3", dataset) if is_plain else None
+
+
 def expect_experts(
-    experts: Any, shapes: Sequence[torch.Size], group: Group, epochs: int | None = None
+    experts: Any,
+    shapes: Sequence[torch.Size],
+    group: Group,
+    epochs: int | None = None,
+    padded: Sequence[torch.Size] | None = None,  # those that a wider first padding would have
 ) -> list[list[Snapshot]]:
     """`experts`; ValueError where they are no lists of as many snapshots of these shapes."""
     if not isinstance(experts, list) or not experts:
@@ -125,11 +135,13 @@ def expect_experts(
         if len(expert) != epochs + 1:
             raise ValueError(f"{what}: expected {epochs + 1} snapshots as the first expert has, got {len(expert)}")
         for epoch, snapshot in enumerate(expert):
-            _expect_snapshot(snapshot, shapes, group.snapshot(number, epoch))
+            _expect_snapshot(snapshot, shapes, group.snapshot(number, epoch), padded)
     return experts
 
 
-def _expect_snapshot(snapshot: Any, shapes: Sequence[torch.Size], what: str) -> None:
+def _expect_snapshot(
+    snapshot: Any, shapes: Sequence[torch.Size], what: str, padded: Sequence[torch.Size] | None
+) -> None:
     if not isinstance(snapshot, list | tuple):
         raise ValueError(f"{what}: expected a list of parameters, got {_words(snapshot)}")
     found = [expect_floats(tensor, what).shape for tensor in snapshot]
@@ -138,7 +150,11 @@ def _expect_snapshot(snapshot: Any, shapes: Sequence[torch.Size], what: str) -> 
     if len(found) != len(shapes):
         raise ValueError(f"{what}: expected the network's {len(shapes)} parameters, got {len(found)}")
     n = next(n for n, pair in enumerate(zip(found, shapes, strict=True)) if pair[0] != pair[1])
-    raise ValueError(f"{what}: expected parameter {n} of the network as {list(shapes[n])}, got {list(found[n])}")
+    advice = "; the network convnet:first_padding=3 has it so: it pads images by 2 pixels, as the field's code does"
+    raise ValueError(
+        f"{what}: expected parameter {n} of the network as {list(shapes[n])}, got {list(found[n])}"
+        f"{advice if padded is not None and found == list(padded) else ''}"
+    )
 
 
 def _fill(room: Tensor, snapshots: list[Snapshot], group: Group, number: int) -> None:  # [E + 1, P]

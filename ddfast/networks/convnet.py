@@ -16,6 +16,7 @@ ACTIVATIONS = {
     "swish": nn.SiLU,
 }
 POOLINGS = {"avgpooling": nn.AvgPool2d, "maxpooling": nn.MaxPool2d}
+PADDED = 3  # first_padding of the field's code for 28-px images
 NORMALISATIONS = ("instancenorm", "batchnorm", "layernorm", "groupnorm", "none")
 
 
@@ -102,6 +103,18 @@ class ConvNet(nn.Module):
                 H, W = H // 2, W // 2
         self.features = nn.Sequential(*blocks)
         self.classifier = nn.Linear(width * H * W, num_classes)
+
+    def load_state_dict(self, state_dict, *args, **options):
+        """As of any module; where the parameters are of a network whose maps are a row larger, the error says why."""
+        try:
+            return super().load_state_dict(state_dict, *args, **options)
+        except RuntimeError as error:
+            weight = state_dict.get("classifier.weight")
+            width, features = self.features[0].out_channels, self.classifier.in_features
+            with_a_row_more = width * (math.isqrt(features // width) + 1) ** 2
+            if self.border or weight is None or weight.shape[-1] != with_a_row_more:
+                raise
+            raise RuntimeError(f"{error}\nThe field's code pads 28-px images to 32: first_padding={PADDED}") from None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits: [B, C, H, W] -> [B, K]."""
