@@ -186,7 +186,7 @@ training_options = options(
 )
 evaluation_options = options(
     click.option("--num-eval", type=AT_LEAST_1, help="Networks trained from scratch for an evaluation.  [default: 5]"),
-    click.option("--eval-epochs", type=AT_LEAST_1, help="Epochs of each.  [default: the protocol's, mostly 1000]"),
+    click.option("--eval-epochs", type=AT_LEAST_1, help="1001 for MTT's epoch_eval_train 1000.  [default: protocol's]"),
     click.option("--protocol", type=click.Choice(PROTOCOLS), help="How: mtt as its code does, ….  [default: ddfast]"),
 )
 optimizer_options = options(

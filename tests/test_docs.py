@@ -41,7 +41,7 @@ def side(diff: str, sign: str) -> str:
 def test_what_drop_in_shows_runs_and_the_gradients_before_and_after_are_the_same(float64):
     names: dict = {}
     blocks = BLOCK.findall((DOCS / "drop-in.md").read_text(encoding="utf-8"))
-    assert [kind for kind, _ in blocks].count("diff") == 4
+    assert [kind for kind, _ in blocks].count("diff") == 10
     for kind, code in blocks:
         if kind == "python":
             run(code, names)
