@@ -213,6 +213,7 @@ def evaluate(
 ) -> None:
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them."""
     import ddfast
+    from ddfast.configuration import test_folder_of
     from ddfast.data import READING
     from ddfast.data.ipc import in_words
     from ddfast.evaluate import begin_forecast, data_for, evaluate_random_real, networks_of, schedule_of
@@ -231,7 +232,8 @@ def evaluate(
     where = {"root": data_root or config.get("data_root"), "download": download}
     reading = {name: options.pop(name) for name in READING}
     if dataset == config.get("dataset"):  # read as the run did
-        reading = {name: config.get(name) if reading[name] is None else reading[name] for name in READING}
+        had = config | {"test_folder": test_folder_of(config, dataset)}
+        reading = {name: had.get(name) if reading[name] is None else reading[name] for name in READING}
     where |= {name: value for name, value in reading.items() if value is not None}
     if options["dsa_strategy"] is None:
         options["dsa_strategy"] = loaded.dsa_strategy

@@ -14,6 +14,7 @@ from ddfast.data import (
     Dataset,
     counts_of,
     images_per_class,
+    is_folder,
     known_name,
     load_dataset,
     recorded_preprocessing,
@@ -189,8 +190,10 @@ def resolve_resumed(
     config = DATA | RUN | REPORT | OF_EXPERTS | saved | {name: value for name, value in given.items() if name in FREE}
     if dataset is None and saved["dataset"] == "custom":
         raise ValueError(f"dataset: the run in {path} had one that was given from Python; give it again")
+    spec = saved["dataset"] if dataset is None else dataset
+    config["test_folder"] = config["test_folder"] or test_folder_of(saved, spec)
     data = load_dataset(
-        saved["dataset"] if dataset is None else dataset,
+        spec,
         zca=config["zca"],
         download=download,
         **{LOADED[name]: config[name] for name in LOADED},  # preprocessed as it was, whatever pictures came since
@@ -262,6 +265,13 @@ def _without_paths(given: dict[str, Any]) -> dict[str, Any]:
     if isinstance(given.get("value_range"), str) and given["value_range"] == "auto":
         given = {name: value for name, value in given.items() if name != "value_range"}
     return given | folders | {n: str(given[n]) for n in ("init", "test_folder") if isinstance(given.get(n), Path)}
+
+
+def test_folder_of(saved: dict[str, Any], dataset: Any) -> str | None:
+    """The folder that a run tested on, whatever other ones are there now; None where it is not in the data."""
+    source = (saved.get("data") or {}).get("sources", ("", ""))[1]
+    is_there = source.endswith("/") and is_folder(dataset) and (Path(dataset).expanduser() / source).is_dir()
+    return source.rstrip("/") if is_there else saved.get("test_folder")
 
 
 def _check_names(given: dict[str, Any], settings_class: type) -> None:

@@ -157,7 +157,8 @@ def _warn_of_chance(evaluation: Evaluation, data: Dataset, lr: float) -> None:
     guess = 100 * (share + math.sqrt(share * (1 - share) / count))
     for name, row in ((name, evaluation.of(name)) for name in evaluation.accuracies):
         if row.mean <= guess:
-            advice = "0.01" if lr > 2 * BASELINE_LR else f"{lr / 3:.2g} or {3 * lr:.2g}"
+            is_near = BASELINE_LR / 2 < lr < 2 * BASELINE_LR
+            advice = f"{lr / 3:.2g} or {3 * lr:.2g}" if is_near else f"{BASELINE_LR:g}"
             log.warning(
                 "%s: %.1f%% is no better than a guess (%.1f%%) at the learning rate %.3g; try another, such as %s: "
                 "ddfast evaluate --lr, in Python lr",

@@ -39,3 +39,23 @@ def test_experts_distill_resume_and_evaluate_read_a_folder_alike(tmp_path):
     assert config["skip_unreadable"] is True and len(config["data"]["skipped"]) == 1
     assert config["data"]["skipped"][0].endswith("deep/c/broken.png (not a picture)")
     assert config["data"]["sources"][1].startswith("drawn") and config["preprocessing"]["value_range"] == [0, 4095]
+
+
+def test_a_run_goes_on_with_the_test_folder_that_it_began_with(tmp_path):
+    """A test/ that comes beside val/ later would be taken first by a new run, but not by this one or its evaluation."""
+    for k, name in enumerate("ab"):
+        for n in range(6):
+            for part in ("train", "val"):
+                picture(tmp_path / "photos" / part / name / f"{n}.png", value=100 * k + 5 * n + (part == "val"))
+    assert ddfast("distill", "--dataset", "photos", *SMALL, "--output", "run", cwd=tmp_path).returncode in (0, 3)
+    for name in "ab":
+        picture(tmp_path / "photos" / "test" / name / "0.png", value=77)
+    for command in (
+        ("distill", "--output", "run", "--resume", "--iterations", "3"),
+        ("evaluate", "run", "--num-eval", "1", "--eval-epochs", "1"),
+    ):
+        done = ddfast(*command, cwd=tmp_path)
+        assert done.returncode in (0, 3) and "12 test images (val/)" in done.stderr, done.stderr
+        assert "test images are others" not in done.stderr
+    new = ddfast("evaluate", "run", "--num-eval", "1", "--eval-epochs", "1", "--test-folder", "test", cwd=tmp_path)
+    assert "2 test images (test/)" in new.stderr
