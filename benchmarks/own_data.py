@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ddfast.data import load_dataset
 
@@ -36,6 +36,15 @@ def of_named(name: str, per_class: int | dict[int, int], classes: range | tuple[
                 yield split, data.class_names[k], Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
 
 
+def turned(name: str, per_class: int) -> Pictures:
+    """Many classes: those of a named set, each turned by quarters, as they are and as negatives."""
+    for split, label, picture in of_named(name, per_class):
+        for quarter in range(4):
+            image = picture.rotate(90 * quarter)
+            yield split, f"{label}-{quarter}", image
+            yield split, f"{label}-{quarter}-negative", ImageOps.invert(image)
+
+
 def of_folder(folder: Path, side: int) -> Pictures:
     """The pictures of a folder, smaller."""
     for path in sorted(folder.glob("*/*/*.*")):
@@ -54,9 +63,11 @@ def sets(imagenette: Path | None) -> dict[str, Callable[[], Pictures]]:
         "two-classes": lambda: of_named("cifar10", 200, (3, 5)),
         "one-small-class": lambda: of_named("cifar10", {0: 20}),
         "digits": lambda: of_named("digits", 100),
+        "80-classes": lambda: turned("mnist", 20),
     }
     if imagenette is not None:
         made["imagenette-64"] = lambda: of_folder(imagenette, 64)
+        made["imagenette-128"] = lambda: of_folder(imagenette, 128)
     return made
 
 
