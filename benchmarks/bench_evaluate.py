@@ -9,9 +9,9 @@ from torch.nn.functional import cross_entropy
 from benchmarks.bench_meta_gradient import plain_convnet
 from benchmarks.measure import DEVICE, relative_error
 from ddfast.data import DSA
+from ddfast.engine.students import Training
 from ddfast.networks import ConvNet
-from ddfast.seeds import generator
-from ddfast.students import Training
+from ddfast.runtime.seeds import generator
 
 EPOCHS = 5
 OPTIONS = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}

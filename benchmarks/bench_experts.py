@@ -9,9 +9,9 @@ from torch.nn.functional import cross_entropy
 from benchmarks.bench_meta_gradient import forward_flops, plain_convnet
 from benchmarks.measure import DEVICE, flops_per_second, relative_error
 from ddfast.data import DSA
+from ddfast.engine.students import Training
 from ddfast.networks import ConvNet
-from ddfast.seeds import generator
-from ddfast.students import Training
+from ddfast.runtime.seeds import generator
 
 ROWS = {"eager": "eager", "eager, channels-last": "eager, channels-last", "ddfast": "ddfast"}
 SETTINGS = {

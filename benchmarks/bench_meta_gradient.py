@@ -13,11 +13,11 @@ from torch.nn.utils import parameters_to_vector
 
 import ddfast
 from benchmarks.measure import DEVICE, bytes_per_second, flops_per_second, relative_error
-from ddfast.adjoints import CheckpointedUnroll
-from ddfast.methods.cuda_graph import Replayed
+from ddfast.engine.adjoints import CheckpointedUnroll
+from ddfast.engine.planner import Plan
+from ddfast.engine.students import ModuleStudent, student_of
+from ddfast.methods.trajectory.cuda_graph import Replayed
 from ddfast.networks import ConvNet
-from ddfast.planner import Plan
-from ddfast.students import ModuleStudent, student_of
 
 DRAWS = 5
 ROWS = {

@@ -14,8 +14,9 @@ from torch.nn.functional import cosine_similarity
 import ddfast
 from benchmarks.measure import described
 from benchmarks.methods import subset
-from ddfast import networks, seeds
+from ddfast import networks
 from ddfast.data import DSA, Dataset
+from ddfast.runtime import seeds
 
 DRAWS, STEPS = 5, (1, 10, 20, 50)
 LR = 0.01

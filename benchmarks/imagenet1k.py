@@ -7,11 +7,12 @@ import sys
 
 import torch
 
-from ddfast import networks, seeds
+from ddfast import networks
+from ddfast.engine.planner import Plan, UnrollSize, make_plan, predict
+from ddfast.engine.students import Student, student_of
 from ddfast.experts import FORMATS, predicted_bytes, words
-from ddfast.planner import Plan, UnrollSize, make_plan, predict
-from ddfast.presets import choose_preset
-from ddfast.students import Student, student_of
+from ddfast.run.presets import choose_preset
+from ddfast.runtime import seeds
 
 TRAIN, TEST, CLASSES = 1_281_167, 50_000, 1000
 SIDE = 64

@@ -17,9 +17,9 @@ import torch
 
 import ddfast
 from benchmarks.measure import described
-from ddfast.configuration import resolve
 from ddfast.data import Dataset, load_dataset
-from ddfast.evaluate import evaluate_random_real
+from ddfast.evaluation import evaluate_random_real
+from ddfast.run.resolve import resolve
 
 NETWORK, PER_CLASS, TEST = "convnet:width=32", 500, 2000
 EXPERTS = {"num_experts": 2, "batch_train": 64, "train_lr": 0.02, "train_epochs": 6}

@@ -19,9 +19,10 @@ import torch
 
 import ddfast
 from benchmarks.measure import ROOT, _status, described
-from ddfast import networks, seeds
+from ddfast import networks
 from ddfast.data import load_dataset
 from ddfast.methods import METHODS
+from ddfast.runtime import seeds
 
 SGD, ADAM = {}, {"img_optimizer": "adam", "lr_img": 0.01}
 ROWS = {

@@ -19,10 +19,11 @@ from torch.nn.functional import cosine_similarity
 
 import ddfast
 from benchmarks.measure import described
-from ddfast import networks, seeds
+from ddfast import networks
 from ddfast.data import DSA, Dataset
 from ddfast.experts import FORMATS
 from ddfast.experts.snapshots import rounding_error
+from ddfast.runtime import seeds
 
 EPOCHS, DRAWS, STEPS, LR = 14, 12, 20, 0.01
 

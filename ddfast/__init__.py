@@ -1,14 +1,16 @@
 """ddfast: dataset distillation by trajectory matching, with exact meta-gradients in constant memory."""
 
-from ddfast import adjoints, compat, data, networks, ops, ranks, students
+from ddfast import compat, data, networks, ops
 from ddfast.data import SyntheticSet, load_dataset
-from ddfast.distances import distance
-from ddfast.distill import DistillResult, distill
-from ddfast.distillation import Distillation, DistillationDivergedError
-from ddfast.evaluate import Evaluation, evaluate
+from ddfast.engine import adjoints, students
+from ddfast.engine.distances import distance
+from ddfast.engine.unroll import match_trajectory, unroll
+from ddfast.evaluation import Evaluation, evaluate
 from ddfast.experts import TrajectoryStore, train_experts
-from ddfast.installation import build_info
-from ddfast.matching import match_trajectory, unroll
+from ddfast.ops.installation import build_info
+from ddfast.run.distill import DistillResult, distill
+from ddfast.run.loop import Distillation, DistillationDivergedError
+from ddfast.runtime import ranks
 
 __all__ = [
     "DistillResult",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from ddfast import seeds
+from ddfast.runtime import seeds
 
 # Kernel against reference, (relative, absolute): a few rounding errors of the type.
 TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-4, 1e-5), torch.bfloat16: (1.6e-2, 1e-2)}

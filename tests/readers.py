@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ddfast import SyntheticSet, TrajectoryStore, compat, networks, seeds
+from ddfast import SyntheticSet, TrajectoryStore, compat, networks
 from ddfast.compat.convert import READERS as READERS_OF_SETS
 from ddfast.compat.convert import WRITERS
 from ddfast.data import Dataset, Preprocessing, load_dataset, zca
 from ddfast.data.images import inspect_files, read_files
-from ddfast.files import read_json, read_tensors, write_json, write_tensors
-from ddfast.runs import RunFolder
+from ddfast.run.folder import RunFolder
+from ddfast.runtime import seeds
+from ddfast.runtime.files import read_json, read_tensors, write_json, write_tensors
 from tests.conftest import uniform
 
 

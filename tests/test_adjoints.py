@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from ddfast.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
-from ddfast.matching import match_trajectory, unroll
-from ddfast.planner import Plan
-from ddfast.students import ConvNetStudent
+from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
+from ddfast.engine.planner import Plan
+from ddfast.engine.students import ConvNetStudent
+from ddfast.engine.unroll import match_trajectory, unroll
 from tests.conftest import normal, relative_error, uniform
 from tests.networks_for_tests import NETWORKS, SIDE, K, make
 
@@ -339,7 +339,7 @@ def test_a_second_derivative_through_the_checkpointed_unroll_is_refused(name):
 
 PEAK = """
     import sys, torch
-    from ddfast.matching import match_trajectory
+    from ddfast.engine.unroll import match_trajectory
     from ddfast.networks import ConvNet
     from torch.nn.utils import parameters_to_vector
 

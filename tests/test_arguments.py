@@ -9,8 +9,8 @@ import torch
 
 import ddfast
 from ddfast import networks
-from ddfast.arguments import plain
 from ddfast.data import Preprocessing, load_dataset
+from ddfast.runtime.arguments import plain
 from tests.conftest import SMALL
 
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torchvision.models import VisionTransformer
 
 import ddfast
-from ddfast.adjoints import CheckpointedUnroll, FullUnroll
+from ddfast.engine.adjoints import CheckpointedUnroll, FullUnroll
 
 T, RATE = 3, 0.05
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import affine_grid, grid_sample
 
-from ddfast import seeds
 from ddfast.data import DSA
 from ddfast.data.augment import FULL_STRATEGY, TRANSFORMS, Draw
 from ddfast.ops.dsa_augment import IDENTITY
+from ddfast.runtime import seeds
 from tests.conftest import normal, uniform
 
 SIZE = (16, 12)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ddfast import options, seeds
-from ddfast.cli import USELESS
-from ddfast.evaluate import PROTOCOLS
+from ddfast.cli import USELESS, options
+from ddfast.evaluation import PROTOCOLS
+from ddfast.runtime import seeds
 
 SMALL = (
     "--iterations 2 --num-experts 1 --train-epochs 1 --batch-train 500 --syn-steps 2 --expert-epochs 1 "

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import ddfast
-from ddfast import compat, networks, seeds
+from ddfast import compat, networks
+from ddfast.runtime import seeds
 from tests.conftest import SMALL, normal
 
 WIDTH = "convnet:width=4"
@@ -106,7 +107,7 @@ def test_a_run_distils_with_converted_experts_of_which_little_is_known(tmp_path,
     compat.convert(tmp_path / "replay_buffer_0.pt", tmp_path / "store", **options)
     small = {k: v for k, v in SMALL.items() if k not in ("num_experts", "train_epochs", "batch_train")}
     run = ddfast.distill("digits", experts=tmp_path / "store", output=tmp_path / "run", **small)
-    config = ddfast.files.read_json(run.path / "config.json")
+    config = ddfast.runtime.files.read_json(run.path / "config.json")
     assert config["train_lr"] is config["batch_train"] is config["optimizer"] is None
     assert config["trained_experts"]["lr_teacher"] is None
     assert ddfast.SyntheticSet.load(run.path / "synthetic").network == WIDTH

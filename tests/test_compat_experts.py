@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ddfast
-from ddfast import compat, networks, seeds
+from ddfast import compat, networks
 from ddfast.data import load_dataset
-from ddfast.files import read_json
+from ddfast.runtime import seeds
+from ddfast.runtime.files import read_json
 from tests.conftest import uniform
 from tests.test_compat import SHAPES, WIDTH, buffer, contents, flat
 from tests.test_compat_sets import command

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import ddfast
-from ddfast import networks, seeds
+from ddfast import networks
 from ddfast.data import load_dataset
+from ddfast.engine.planner import Plan
 from ddfast.methods import METHODS, MatchingSettings
-from ddfast.methods.cuda_graph import Replayed
-from ddfast.planner import Plan
+from ddfast.methods.trajectory.cuda_graph import Replayed
+from ddfast.runtime import seeds
 from tests.conftest import SMALL
 
 SETTINGS = MatchingSettings(

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ddfast import seeds
 from ddfast.data import Preprocessing, SyntheticSet, load_dataset
+from ddfast.runtime import seeds
 from tests.conftest import assert_close, uniform
 
 

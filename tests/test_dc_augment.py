@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import ddfast
-from ddfast import seeds
 from ddfast.data import DCAugmentation, augmentation, load_dataset
-from ddfast.evaluate import evaluate, evaluate_random_real
+from ddfast.evaluation import evaluate, evaluate_random_real
+from ddfast.runtime import seeds
 from tests.conftest import SMALL, uniform
 
 SIZE = (12, 12)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import ddfast
-from ddfast import ops, seeds
+from ddfast import ops
 from ddfast.ops._scatter import add_rows
+from ddfast.runtime import seeds
 from tests.conftest import SMALL, normal
 
 CSRC = Path(__file__).parent.parent / "csrc"
@@ -44,7 +45,7 @@ def bits(*tensors: torch.Tensor) -> str:
 def job_bits(name: str, output, device: str, **options) -> list[str]:
     """Of the experts, the set, the losses and the accuracies of a whole job."""
     result = ddfast.distill("digits", output=output, device=device, **JOB | METHODS[name] | options)
-    config = ddfast.runs.RunFolder(output).read_config()
+    config = ddfast.run.folder.RunFolder(output).read_config()
     store = ddfast.experts.TrajectoryStore(config["trained_experts"]["path"])
     snapshots = [store.snapshot(expert, store.epochs) for expert in range(store.num_experts)]
     images, labels, lr = result.synthetic.images, result.synthetic.labels, result.synthetic.lr

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ddfast import distance, match_trajectory, networks
-from ddfast.distances import DISTANCES
-from ddfast.students import student_of
-from ddfast.students.base import layer_sizes
+from ddfast.engine.distances import DISTANCES
+from ddfast.engine.students import student_of
+from ddfast.engine.students.base import layer_sizes
 from tests.conftest import normal, uniform
 
 LAYERS = (3, 4, 2)

@@ -9,12 +9,13 @@ import torch
 from torch.nn.functional import one_hot
 
 import ddfast
-from ddfast import networks, ops, seeds
-from ddfast.configuration import resolve
+from ddfast import networks, ops
 from ddfast.data import load_dataset
-from ddfast.distillation import MOST_SKIPS, Distillation, DistillationDivergedError
 from ddfast.methods import MTT, MatchingSettings
-from ddfast.methods.descent import LR_FLOOR
+from ddfast.methods.trajectory.descent import LR_FLOOR
+from ddfast.run.loop import MOST_SKIPS, Distillation, DistillationDivergedError
+from ddfast.run.resolve import resolve
+from ddfast.runtime import seeds
 from tests.conftest import SMALL, relative_error
 
 SETTINGS = MatchingSettings(

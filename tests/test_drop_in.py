@@ -9,8 +9,8 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector
 
 import ddfast
-from ddfast import seeds
 from ddfast.networks import ConvNet, NormReLUPool, alexnet, classic, resnet18
+from ddfast.runtime import seeds
 from tests.conftest import normal, relative_error
 from tests.networks_for_tests import K, PlainConvNet
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddfast import SyntheticSet, networks, seeds, train_experts
+from ddfast import SyntheticSet, networks, train_experts
 from ddfast.data import Preprocessing, load_dataset
-from ddfast.evaluate import Evaluation, evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
-from ddfast.students import GSAM
+from ddfast.engine.students import GSAM
+from ddfast.evaluation import Evaluation, evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
+from ddfast.runtime import seeds
 from tests.conftest import uniform
 
-schedule = importlib.import_module("ddfast.evaluate.schedule")
+schedule = importlib.import_module("ddfast.evaluation.protocols")
 
 
 @pytest.fixture

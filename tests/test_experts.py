@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 
-from ddfast import TrajectoryStore, load_dataset, networks, seeds, train_experts
+from ddfast import TrajectoryStore, load_dataset, networks, train_experts
 from ddfast.data import DSA
+from ddfast.engine.students import GSAM, Training
 from ddfast.experts import SegmentReader, train
-from ddfast.students import GSAM, Training
+from ddfast.runtime import seeds
 from tests.conftest import uniform
 
 OPTIONS = {"num_experts": 2, "epochs": 3, "batch_train": 4, "dsa_strategy": "none"}

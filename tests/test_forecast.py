@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from ddfast.forecast import Forecast, parse_budget_of_time, words_of_time
+from ddfast.runtime.forecast import Forecast, parse_budget_of_time, words_of_time
 
 
 class Clock:

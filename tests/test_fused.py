@@ -14,15 +14,15 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector, parametrizations, parametrize, weight_norm
 
-from ddfast.adjoints import CheckpointedUnroll
 from ddfast.data import load_dataset
 from ddfast.data.synthetic import SyntheticSet
-from ddfast.evaluate import evaluate
+from ddfast.engine.adjoints import CheckpointedUnroll
+from ddfast.engine.planner import Plan
+from ddfast.engine.students import ConvNetStudent, Training, side_by_side, student_of, why_not_fused
+from ddfast.engine.unroll import match_trajectory
+from ddfast.evaluation import evaluate
 from ddfast.experts import train_experts
-from ddfast.matching import match_trajectory
 from ddfast.networks import NETWORKS, ConvNet
-from ddfast.planner import Plan
-from ddfast.students import ConvNetStudent, Training, side_by_side, student_of, why_not_fused
 from tests.conftest import normal, relative_error, uniform
 
 EXACT = 1e-9  # float64
@@ -359,7 +359,7 @@ def test_a_setting_that_a_later_layer_gains_is_noticed(monkeypatch):
         self.unknown = 0
 
     monkeypatch.setattr(type(net.features[1]), "__init__", init)
-    from ddfast.students import fused
+    from ddfast.engine.students import fused
 
     fused._reference.cache_clear()
     try:

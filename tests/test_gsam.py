@@ -6,7 +6,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ddfast.students import GSAM, Training
+from ddfast.engine.students import GSAM, Training
 from tests.conftest import normal, relative_error
 from tests.networks_for_tests import SIDE, K, make
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import ddfast
-from ddfast import networks, seeds
+from ddfast import networks
 from ddfast.data import load_dataset
 from ddfast.methods import MatchingSettings, initial, initial_set
+from ddfast.runtime import seeds
 from tests.conftest import SMALL, normal
 
 NETWORK = "convnet:width=8"

@@ -10,10 +10,10 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 import ddfast
-from ddfast import seeds
 from ddfast.cli import USELESS, cli
 from ddfast.data import images_per_class, load_dataset
-from ddfast.evaluate import evaluate_random_real
+from ddfast.evaluation import evaluate_random_real
+from ddfast.runtime import seeds
 from tests.conftest import SMALL, uniform
 
 NAMES = ("cat", "dog", "7")

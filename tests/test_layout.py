@@ -6,81 +6,57 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ddfast"
-LEAVES = {
-    "seeds",
-    "files",
-    "devices",
-    "arguments",
-    "ranks",
-    "forecast",
-    "memory_limits",
-}  # small modules that everything may use
-SURFACE = {"ddfast", "cli", "options", "printing", "__main__"}  # may import everything
+SURFACE = {"ddfast", "cli", "__main__"}  # may import everything
 
-MAY_IMPORT = {
+MAY_IMPORT = {  # beside runtime, which everything may use
+    "runtime": set(),
     "ops": set(),
     "networks": {"ops"},
-    "students": {"ops", "networks"},
-    "planner": {"students"},
-    "repeatable": set(),
-    "adjoints": {"students", "planner", "ops", "repeatable"},
-    "distances": {"ops"},
-    "matching": {"students", "adjoints", "distances", "ops"},
+    "engine": {"networks", "ops"},
     "data": {"ops"},
-    "timing": {"matching", "adjoints", "planner", "students", "networks", "data"},
-    "experts": {"students", "networks", "data", "timing"},
-    "methods": {"matching", "distances", "adjoints", "planner", "students", "networks", "data", "experts"},
+    "experts": {"engine.students", "engine.timing", "networks", "data"},
+    "methods": {"engine", "networks", "experts", "data"},
     "compat": {"experts", "networks", "data"},
-    "presets": set(),
-    "runs": {"data"},
-    "report": {"runs", "data"},
-    "evaluate": {"runs", "students", "networks", "data", "installation", "timing"},
-    "own_data": {"data", "timing"},
-    "probe": {"job", "methods", "experts", "data"},
-    "verdict": {"job", "methods", "experts", "data"},
-    "job_forecast": {"job", "evaluate", "timing"},
-    "installation": {"ops"},
-    "job": {"networks", "students", "planner", "methods", "experts", "data"},
-    "configuration": {
-        "job",
-        "networks",
-        "students",
-        "planner",
-        "methods",
-        "experts",
-        "data",
-        "evaluate",
-        "presets",
-        "installation",
-        "own_data",
-        "probe",
+    "evaluation": {"engine.students", "engine.timing", "networks", "data", "ops"},
+    "run": {"methods", "experts", "evaluation", "data", "engine", "networks", "ops"},
+}
+WITHIN = {  # a room, in which some may be imported by others
+    "engine": {
+        "students": set(),
+        "repeatable": set(),
+        "distances": set(),
+        "planner": {"students"},
+        "adjoints": {"students", "planner", "repeatable"},
+        "unroll": {"students", "adjoints", "distances"},
+        "timing": {"unroll", "adjoints", "planner", "students"},
     },
-    "expert_options": {"configuration", "job", "networks", "methods", "experts", "data"},
-    "preset_plan": {"configuration", "networks", "methods", "planner", "presets", "students", "experts"},
-    "distillation": {"job", "methods", "experts", "data"},
-    "recording": {"distillation", "job", "runs", "evaluate", "report"},
-    "distill": {
-        "own_data",
-        "probe",
-        "verdict",
-        "job_forecast",
-        "recording",
-        "configuration",
-        "job",
-        "distillation",
-        "runs",
-        "experts",
-        "data",
-        "evaluate",
-        "report",
+    "run": {
+        "folder": set(),
+        "presets": set(),
+        "report": {"folder"},
+        "own_data": set(),
+        "job": set(),
+        "probe": {"job"},
+        "verdict": {"job"},
+        "job_forecast": {"job"},
+        "loop": {"job"},
+        "resolve": {"job", "own_data", "presets", "probe"},
+        "expert_options": {"job", "resolve"},
+        "preset_plan": {"resolve", "presets"},
+        "recorder": {"job", "loop", "folder", "report"},
+        "distill": {
+            "job",
+            "job_forecast",
+            "loop",
+            "own_data",
+            "probe",
+            "recorder",
+            "report",
+            "resolve",
+            "folder",
+            "verdict",
+        },
     },
-    "seeds": set(),
-    "files": set(),
-    "devices": set(),
-    "arguments": set(),
-    "ranks": set(),
-    "forecast": set(),
-    "memory_limits": set(),
 }
 LAZY = {"torchvision", "kornia", "matplotlib", "sklearn", "PIL", "safetensors", "tqdm", "click"}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -104,18 +80,29 @@ def imports(path: Path, only_at_the_top: bool = False) -> set[str]:
     return names
 
 
+def allowed(name: str, rooms: set[str]) -> bool:
+    """Whether one of the rooms, or the module of a room, is the one of an imported name."""
+    parts = name.split(".")[1:]
+    return any(parts[: len(room.split("."))] == room.split(".") for room in rooms)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_follow_the_arrows(path):
     here = room(path)
     if here in SURFACE:
         return
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("ddfast.")} - {here} - LEAVES
-    assert used <= MAY_IMPORT[here]
+    used = {name for name in imports(path) if name.startswith("ddfast.")}
+    assert not {name for name in used if not allowed(name, MAY_IMPORT[here] | {here, "runtime"})}
     assert not {name.partition(".")[0] for name in imports(path, only_at_the_top=True)} & LAZY
+    inner = path.relative_to(PACKAGE).parts[1].removesuffix(".py")
+    if here in WITHIN and inner != "__init__":
+        near = {name.split(".")[2] for name in used if name.startswith(f"ddfast.{here}.")} - {inner}
+        assert near <= WITHIN[here][inner]
 
 
-def test_the_arrows_have_no_cycle():
-    rooms = {name: set(targets) for name, targets in MAY_IMPORT.items()}
+@pytest.mark.parametrize("arrows", [MAY_IMPORT, *WITHIN.values()], ids=["rooms", *WITHIN])
+def test_the_arrows_have_no_cycle(arrows):
+    rooms = {name: {target.split(".")[0] for target in targets} for name, targets in arrows.items()}
     while rooms:
         free = {name for name, targets in rooms.items() if not targets & set(rooms)}
         assert free, f"a cycle among {sorted(rooms)}"

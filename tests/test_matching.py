@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
 import ddfast
-from ddfast.matching import match_trajectory, unroll
+from ddfast.engine.unroll import match_trajectory, unroll
 from tests.conftest import normal, relative_error, uniform
 from tests.networks_for_tests import SIDE, K, make
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from ddfast import devices, memory_limits
-from ddfast.memory_limits import left_by_limits
+from ddfast.runtime import devices, memory_limits
+from ddfast.runtime.memory_limits import left_by_limits
 
 GB = 10**9
 V2 = "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -126,7 +126,8 @@ def test_free_memory_is_no_more_than_the_limits_leave(monkeypatch):
 
 def test_a_real_limit_of_the_address_space_is_seen():
     code = (
-        "import resource, torch; from ddfast.devices import free_bytes; before = free_bytes(torch.device('cpu'));"
+        "import resource, torch; from ddfast.runtime.devices import free_bytes;"
+        "before = free_bytes(torch.device('cpu'));"
         "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
         "resource.setrlimit(resource.RLIMIT_AS, (size + 10**8,) * 2); print(free_bytes(torch.device('cpu')))"
     )

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 import ddfast
 from ddfast import cli
-from ddfast.configuration import resolve
 from ddfast.methods import METHODS
+from ddfast.run.resolve import resolve
 from tests.conftest import SMALL
 
 JOB = SMALL | {"batch_train": 6, "checkpoint_every": 1, "expansion_end": None, "current_max_start_epoch": None}

@@ -7,10 +7,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ddfast
-from ddfast import networks, seeds
+from ddfast import networks
 from ddfast.data import load_dataset
 from ddfast.methods import METHODS, MatchingSettings
-from ddfast.methods.descent import Adam, Descent, Learned, Momentum, Verdict
+from ddfast.methods.trajectory.descent import Adam, Descent, Learned, Momentum, Verdict
+from ddfast.runtime import seeds
 from tests.conftest import normal, relative_error
 
 COMMON = {"syn_steps": 4, "expert_epochs": 1, "max_start_epoch": 2, "lr_img": 10.0, "lr_lr": 1e-3, "lr_teacher": 0.05}

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from ddfast import seeds
-from ddfast.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
 from ddfast.data import DSA
-from ddfast.distances import DISTANCES, distance
-from ddfast.matching import match_trajectory, unroll
-from ddfast.planner import Plan
-from ddfast.students import ModuleStudent
+from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
+from ddfast.engine.distances import DISTANCES, distance
+from ddfast.engine.planner import Plan
+from ddfast.engine.students import ModuleStudent
+from ddfast.engine.unroll import match_trajectory, unroll
+from ddfast.runtime import seeds
 from tests.conftest import normal, relative_error
 from tests.networks_for_tests import SIDE, K, make
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ddfast import match_trajectory, seeds
-from ddfast.adjoints import CheckpointedUnroll, FullUnroll
+from ddfast import match_trajectory
+from ddfast.engine.adjoints import CheckpointedUnroll, FullUnroll
 from ddfast.networks import NETWORKS, ConvNet, NormReLUPool, create, resnet18
+from ddfast.runtime import seeds
 from tests.conftest import normal, relative_error, uniform
 from tests.networks_for_tests import PlainConvNet
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
-from ddfast import seeds
 from ddfast.data import load_dataset
+from ddfast.runtime import seeds
 
 N = 24
 LABELS = numpy.arange(N) % 3

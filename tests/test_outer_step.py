@@ -10,12 +10,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddfast
-from ddfast import adjoints, distillation, networks, seeds
-from ddfast.configuration import resolve
+from ddfast import networks
 from ddfast.data import load_dataset
-from ddfast.distillation import MOST_SKIPS, Distillation, DistillationDivergedError
+from ddfast.engine import adjoints
 from ddfast.methods import METHODS, trajectory
-from ddfast.methods.descent import Descent
+from ddfast.methods.trajectory.descent import Descent
+from ddfast.run import loop as distillation
+from ddfast.run.loop import MOST_SKIPS, Distillation, DistillationDivergedError
+from ddfast.run.resolve import resolve
+from ddfast.runtime import seeds
 from tests.conftest import SMALL, normal
 
 NETWORK = "convnet:width=8"

@@ -11,14 +11,14 @@ import torch
 from click.testing import CliRunner
 
 import ddfast
-from ddfast import own_data, verdict
 from ddfast.cli import USELESS, cli
-from ddfast.configuration import resolve
 from ddfast.data import load_dataset
-from ddfast.distillation import initial_of
-from ddfast.methods.settings import INITS
-from ddfast.presets import choose_preset
-from ddfast.probe import RATES, apply_rates, probe_rates
+from ddfast.methods.trajectory.settings import INITS
+from ddfast.run import own_data, verdict
+from ddfast.run.loop import initial_of
+from ddfast.run.presets import choose_preset
+from ddfast.run.probe import RATES, apply_rates, probe_rates
+from ddfast.run.resolve import resolve
 from tests.conftest import SMALL
 
 CPU = torch.device("cpu")

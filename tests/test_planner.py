@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from ddfast.adjoints import CheckpointedUnroll
-from ddfast.matching import match_trajectory
+from ddfast.engine.adjoints import CheckpointedUnroll
+from ddfast.engine.planner import BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
+from ddfast.engine.students import ModuleStudent, Student, student_of
+from ddfast.engine.unroll import match_trajectory
 from ddfast.networks import ConvNet, resnet18
-from ddfast.planner import BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
-from ddfast.students import ModuleStudent, Student, student_of
 from tests.networks_for_tests import make
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def test_budgets_are_bytes_or_sizes(given, expected):
 
 
 def test_a_fraction_is_of_what_is_free(monkeypatch):
-    monkeypatch.setattr("ddfast.planner.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("ddfast.engine.planner.free_bytes", lambda device: 1000)
     assert [parse_budget(given, CPU) for given in (0.5, "0.25", "50%", 1.0)] == [500, 250, 500, 1000]
 
 
@@ -159,11 +159,11 @@ def test_planning_leaves_a_module_and_the_random_numbers_alone():
 PEAK = """
     import json, sys, torch
     from torch.nn.utils import parameters_to_vector
-    from ddfast.adjoints import CheckpointedUnroll
-    from ddfast.matching import match_trajectory
+    from ddfast.engine.adjoints import CheckpointedUnroll
+    from ddfast.engine.unroll import match_trajectory
     from ddfast.networks import ConvNet, resnet18
-    from ddfast.planner import Plan, UnrollSize, predict
-    from ddfast.students import student_of
+    from ddfast.engine.planner import Plan, UnrollSize, predict
+    from ddfast.engine.students import student_of
 
     def kilobytes(what):
         return int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1])

@@ -5,9 +5,10 @@ from importlib.resources import files
 import pytest
 
 from ddfast.methods import METHODS
-from ddfast.presets import choose_preset, load_presets
+from ddfast.run.presets import choose_preset, load_presets
 
-FILES = sorted(path.name.removesuffix(".toml") for path in files("ddfast.presets").iterdir() if path.suffix == ".toml")
+TABLES = [path for path in files("ddfast.run.presets").iterdir() if path.suffix == ".toml"]
+FILES = sorted(path.name.removesuffix(".toml") for path in TABLES)
 ROWS = [(preset.name, preset) for method in FILES for preset in load_presets(method).values()]
 SUBSETS = ("imagenette", "imagewoof", "imagemeow", "imagesquawk", "imagefruit", "imageyellow")
 FULL = "color_crop_cutout_flip_scale_rotate"

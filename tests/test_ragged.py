@@ -8,9 +8,9 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 import ddfast
-from ddfast.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
 from ddfast.data import DSA, SeededAugment
-from ddfast.planner import Plan
+from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
+from ddfast.engine.planner import Plan
 from tests.conftest import normal, relative_error
 from tests.networks_for_tests import SIDE, K, PlainConvNet, make
 from tests.test_drop_in import plain_loss

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 import ddfast
-from ddfast import seeds
 from ddfast.cli import USELESS, cli
 from ddfast.data import Preprocessing, load_dataset, recorded_preprocessing
+from ddfast.runtime import seeds
 from tests.conftest import SMALL
 
 GIVEN = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 import ddfast
-from ddfast.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
 from ddfast.data import DSA, SeededAugment
 from ddfast.data.texture import Crops
-from ddfast.planner import Plan
-from ddfast.repeatable import Repeatable
+from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
+from ddfast.engine.planner import Plan
+from ddfast.engine.repeatable import Repeatable
 from tests.conftest import normal, relative_error
 from tests.networks_for_tests import SIDE, K, PlainConvNet, make
 

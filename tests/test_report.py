@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 
 import ddfast
 from ddfast.data import Preprocessing, SyntheticSet, load_dataset
-from ddfast.report import CAPTION, PADDING, save_curves, save_images
+from ddfast.run.report import CAPTION, PADDING, save_curves, save_images
 from tests.conftest import SMALL, uniform
 
 NAMES = ("first", "second", "third with a name too long for its picture")

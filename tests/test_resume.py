@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import ddfast
-from ddfast import recording
 from ddfast.cli import USELESS
-from ddfast.files import locking
-from ddfast.methods.descent import Descent
+from ddfast.methods.trajectory.descent import Descent
+from ddfast.run import recorder as recording
+from ddfast.runtime.files import locking
 from tests.conftest import SMALL
 
-distill_module = importlib.import_module("ddfast.distill")  # the function has its name
+distill_module = importlib.import_module("ddfast.run.distill")  # the function has its name
 
 JOB = SMALL | {"iterations": 9, "checkpoint_every": 2, "batch_syn": 2, "dsa_strategy": "flip_scale_color_cutout"}
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import ddfast
-from ddfast.devices import is_out_of_memory
 from ddfast.methods import trajectory
+from ddfast.runtime.devices import is_out_of_memory
 from tests.conftest import SMALL, relative_error
 
-distill_module = importlib.import_module("ddfast.distill")  # the function has its name
+distill_module = importlib.import_module("ddfast.run.distill")  # the function has its name
 OPTIONS = SMALL | {"iterations": 4, "lr_teacher": 0.02}  # nothing is probed
 
 
@@ -119,7 +119,7 @@ def test_a_picture_that_fails_hides_no_error(pair, tmp_path, failing, monkeypatc
             raise ImportError("cannot map zero-fill pages")
 
     failing(1, 2)
-    monkeypatch.setattr(sys.modules["ddfast.recording"], "save_images", failing_picture)
+    monkeypatch.setattr(sys.modules["ddfast.run.recorder"], "save_images", failing_picture)
     with pytest.raises(MemoryError, match="memory ran out in iteration 1"):
         ddfast.distill(pair, output=tmp_path / "run", **OPTIONS)
     assert "images.png: not drawn" in caplog.text

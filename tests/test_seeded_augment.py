@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from ddfast.adjoints import CheckpointedUnroll, FullUnroll
 from ddfast.data import SeededAugment
-from ddfast.matching import unroll
-from ddfast.planner import Plan
+from ddfast.engine.adjoints import CheckpointedUnroll, FullUnroll
+from ddfast.engine.planner import Plan
+from ddfast.engine.unroll import unroll
 from tests.conftest import normal, relative_error
 from tests.networks_for_tests import SIDE, K, make
 

@@ -8,14 +8,15 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 import ddfast
-from ddfast import networks, seeds
-from ddfast.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
+from ddfast import networks
 from ddfast.data import DSA, Dataset, Preprocessing, SyntheticSet, load_dataset
-from ddfast.distillation import DistillationDivergedError
-from ddfast.evaluate import evaluate_snapshots
+from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
+from ddfast.engine.students import GSAM, ModuleStudent, student_of
+from ddfast.evaluation import evaluate_snapshots
 from ddfast.experts import TrajectoryStore
 from ddfast.ops import norm_relu_pool, param_distance, reference_mode
-from ddfast.students import GSAM, ModuleStudent, student_of
+from ddfast.run.loop import DistillationDivergedError
+from ddfast.runtime import seeds
 from tests.conftest import SMALL, normal, relative_error, uniform
 
 NAN, INF = float("nan"), float("inf")

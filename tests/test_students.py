@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from ddfast.students import ConvNetStudent, ModuleStudent, Step, Wanted, student_of
+from ddfast.engine.students import ConvNetStudent, ModuleStudent, Step, Wanted, student_of
 from tests.conftest import normal, relative_error, uniform
 from tests.networks_for_tests import NETWORKS, SIDE, K, make
 

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 import ddfast
-from ddfast import SyntheticSet, seeds
-from ddfast.adjoints import FullUnroll
+from ddfast import SyntheticSet
 from ddfast.data import DSA, load_dataset
 from ddfast.data.texture import Crops, crop, draw_rolls
-from ddfast.evaluate import evaluate
+from ddfast.engine.adjoints import FullUnroll
+from ddfast.evaluation import evaluate
+from ddfast.runtime import seeds
 from tests.conftest import assert_close, normal, uniform
 from tests.networks_for_tests import SIDE, K, make
 
-schedule = importlib.import_module("ddfast.evaluate.schedule")
+schedule = importlib.import_module("ddfast.evaluation.protocols")
 SIZE = (3, 4)
 
 

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ddfast
-from ddfast import TrajectoryStore, options, train_experts
-from ddfast.cli import cli
+from ddfast import TrajectoryStore, train_experts
+from ddfast.cli import cli, options
 from ddfast.experts import FORMATS, predicted_bytes, train
 from tests.conftest import SMALL, normal, relative_error
 

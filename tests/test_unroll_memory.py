@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from ddfast.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
-from ddfast.matching import unroll
-from ddfast.planner import Plan
-from ddfast.students.live import LiveBytes
+from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
+from ddfast.engine.planner import Plan
+from ddfast.engine.students.live import LiveBytes
+from ddfast.engine.unroll import unroll
 from tests.conftest import normal
 from tests.networks_for_tests import SIDE, K, make
 

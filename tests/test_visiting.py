@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import ddfast
-from ddfast import networks, seeds
+from ddfast import networks
 from ddfast.data import load_dataset
 from ddfast.methods import DATM, MTT
+from ddfast.runtime import seeds
 from tests.conftest import SMALL, relative_error
 from tests.test_initial import SETTINGS
 

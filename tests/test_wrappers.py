@@ -11,9 +11,9 @@ from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import AveragedModel
 
 import ddfast
-from ddfast.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
-from ddfast.planner import Plan
-from ddfast.students import ConvNetStudent, ModuleStudent, student_of, unwrapped, why_not_fused
+from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
+from ddfast.engine.planner import Plan
+from ddfast.engine.students import ConvNetStudent, ModuleStudent, student_of, unwrapped, why_not_fused
 from tests.conftest import normal, relative_error
 from tests.networks_for_tests import SIDE, K, PlainConvNet, make
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddfast import seeds
 from ddfast.data import ZCA, Preprocessing, SyntheticSet, load_dataset
-from ddfast.evaluate import evaluate
+from ddfast.evaluation import evaluate
+from ddfast.runtime import seeds
 from tests.conftest import uniform
 
 LABELS = torch.arange(200) % 2

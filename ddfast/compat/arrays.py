@@ -13,7 +13,7 @@ from ddfast.compat.placing import placing_file
 from ddfast.compat.tensors import VALUES, Use, as_images, as_lr, read_lr, synthetic_set, tensors_of
 from ddfast.compat.torch_files import load, save
 from ddfast.data import Dataset, SyntheticSet
-from ddfast.files import write_safetensors
+from ddfast.runtime.files import write_safetensors
 
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "tensors": ".pt"}
 IMAGES = ("images", "image", "x", "x_train", "train_images", "image_syn", "images_syn", "syn_images", "data")

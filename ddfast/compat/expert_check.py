@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from ddfast import networks, seeds
+from ddfast import networks
 from ddfast.data import Dataset, Preprocessing, take_statistics
 from ddfast.data.images import to_unit
 from ddfast.data.zca import EPS
-from ddfast.devices import resolve_device
 from ddfast.experts import TrajectoryStore
+from ddfast.runtime import seeds
+from ddfast.runtime.devices import resolve_device
 
 log = logging.getLogger("ddfast")
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast import networks, seeds
+from ddfast import networks
 from ddfast.compat.expert_check import check_experts
 from ddfast.compat.placing import expect_folder
 from ddfast.compat.torch_files import expect_floats
 from ddfast.data import Dataset
 from ddfast.experts import ExpertTraining, TrajectoryStore
-from ddfast.files import is_leftover, locking, mapped_tensor, remove_leftovers
+from ddfast.runtime import seeds
+from ddfast.runtime.files import is_leftover, locking, mapped_tensor, remove_leftovers
 
 log = logging.getLogger("ddfast")
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from ddfast.arguments import expect_whole
 from ddfast.compat.dc import is_pair
 from ddfast.compat.labels import as_labels, classes_for
 from ddfast.compat.placing import placing_file
 from ddfast.compat.tensors import Use, as_images, read_lr, synthetic_set
 from ddfast.compat.torch_files import load, save
 from ddfast.data import Dataset, SyntheticSet
-from ddfast.files import read_json
+from ddfast.runtime.arguments import expect_whole
+from ddfast.runtime.files import read_json
 
 ARGUMENTS = "args.txt"  # JSON that IDC's code writes beside
 BORDER = 0.5  # what fills images whose side the factor does not divide

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ddfast.arguments import expect_one_of
 from ddfast.compat.torch_files import expect_floats, expect_held, load
 from ddfast.data import SyntheticSet
+from ddfast.runtime.arguments import expect_one_of
 
 log = logging.getLogger("ddfast")
 

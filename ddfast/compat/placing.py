@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ddfast.files import remove_leftovers, synchronise, temporary_of
+from ddfast.runtime.files import remove_leftovers, synchronise, temporary_of
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from ddfast.compat.mtt import images_file
 from ddfast.compat.png import picture_files
 from ddfast.compat.replay_buffers import BUFFER, is_buffer
 from ddfast.compat.torch_files import load
-from ddfast.files import METADATA
+from ddfast.runtime.files import METADATA
 
 log = logging.getLogger("ddfast")
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.arguments import expect_whole
 from ddfast.compat.expert_files import Group, Snapshot, expect_experts, shapes_of, store_experts
 from ddfast.compat.placing import expect_folder
 from ddfast.compat.torch_files import load, save
 from ddfast.data import Dataset
 from ddfast.experts import TrajectoryStore
-from ddfast.files import locking, mapped_tensor, remove_leftovers
+from ddfast.runtime.arguments import expect_whole
+from ddfast.runtime.files import locking, mapped_tensor, remove_leftovers
 
 log = logging.getLogger("ddfast")
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ddfast import networks, seeds
+from ddfast import networks
 from ddfast.compat.expert_files import Group, Snapshot, store_experts
 from ddfast.compat.placing import placing_file
 from ddfast.compat.torch_files import load, save
 from ddfast.data import Dataset
 from ddfast.experts import TrajectoryStore
-from ddfast.files import write_safetensors
+from ddfast.runtime import seeds
+from ddfast.runtime.files import write_safetensors
 
 log = logging.getLogger("ddfast")
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.arguments import expect_one_of, expect_positive, is_number
 from ddfast.compat.labels import labels_for
 from ddfast.compat.torch_files import WIDENED, expect_floats, expect_held, load, save
 from ddfast.data import Dataset, SyntheticSet
 from ddfast.data.augment import FULL_STRATEGY
+from ddfast.runtime.arguments import expect_one_of, expect_positive, is_number
 
 log = logging.getLogger("ddfast")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.files import write_archive
+from ddfast.runtime.files import write_archive
 
 log = logging.getLogger("ddfast")
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ddfast.arguments import expect_one_of
 from ddfast.ops import dsa_augment
 from ddfast.ops.dsa_augment import IDENTITY
+from ddfast.runtime.arguments import expect_one_of
 
 FULL_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 NO_STRATEGY = "none"

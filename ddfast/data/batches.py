@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddfast.data.preprocessing import Preprocessing
-from ddfast.devices import free_bytes
+from ddfast.runtime.devices import free_bytes
 
 CHUNK = 1024  # images preprocessed at a time
 

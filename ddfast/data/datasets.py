@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.arguments import expect_one_of, expect_whole, takes_plain_numbers
 from ddfast.data.archives import set_of_release
 from ddfast.data.arrays import as_layout
 from ddfast.data.batches import Batches
@@ -27,6 +26,7 @@ from ddfast.data.preprocessing import RESIZES, Preprocessing
 from ddfast.data.recorded import recorded_preprocessing
 from ddfast.data.summary import span, summary
 from ddfast.data.zca import ZCA
+from ddfast.runtime.arguments import expect_one_of, expect_whole, takes_plain_numbers
 
 log = logging.getLogger("ddfast")
 

@@ -22,8 +22,8 @@ from ddfast.data.pixels import (
     read_pixels,
     scale_to_unit,
 )
-from ddfast.devices import free_bytes
-from ddfast.files import cache_folder, mapped_tensor
+from ddfast.runtime.devices import free_bytes
+from ddfast.runtime.files import cache_folder, mapped_tensor
 
 log = logging.getLogger("ddfast")
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy
 from torch import Tensor
 
-from ddfast.arguments import plain
-from ddfast.files import read_json
+from ddfast.runtime.arguments import plain
+from ddfast.runtime.files import read_json
 
 DEFAULT = "default"  # the entry of classes that are not named
 

@@ -14,7 +14,7 @@ from ddfast.data.archives import IMAGENET_SUBSETS, imagenet_subset_files, releas
 from ddfast.data.folders import Split
 from ddfast.data.images import read_pictures, resized
 from ddfast.data.listing import listed
-from ddfast.files import cache_folder, replacing
+from ddfast.runtime.files import cache_folder, replacing
 
 DIGITS_SIDE = 16
 DIGITS_TEST_SHARE = 0.2

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.arguments import is_number
 from ddfast.data.images import to_unit
 from ddfast.data.pixels import as_value_range
 from ddfast.data.zca import ZCA
+from ddfast.runtime.arguments import is_number
 
 RESIZES = ("stretch", "crop")
 LEAST_STD, LARGEST_STATISTIC = 1e-6, 1e6  # of images in [0, 1]

@@ -6,7 +6,7 @@ from typing import Any
 
 from ddfast.data.preprocessing import Preprocessing
 from ddfast.data.synthetic import SyntheticSet
-from ddfast.files import read_json
+from ddfast.runtime.files import read_json
 
 EXPECTED = "a run, experts, a synthetic set, or a .json file that has mean and std"
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 from torch import Tensor
 
-from ddfast import seeds
+from ddfast.runtime import seeds
 
 
 class SeededAugment:

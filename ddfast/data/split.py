@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddfast import seeds
+from ddfast.runtime import seeds
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0  # of every split, whatever the run's seed: runs of one data set are tested on the same images

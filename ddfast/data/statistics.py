@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from ddfast import seeds
 from ddfast.data.datasets import Dataset
+from ddfast.runtime import seeds
 
 BATCH = 256
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.arguments import expect_whole
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.dc_augment import augmentation
 from ddfast.data.ipc import images_per_class
 from ddfast.data.preprocessing import Preprocessing
-from ddfast.files import read_json, read_tensors, write_json, write_tensors
+from ddfast.runtime.arguments import expect_whole
+from ddfast.runtime.files import read_json, read_tensors, write_json, write_tensors
 
 log = logging.getLogger("ddfast")
 

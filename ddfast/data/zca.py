@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddfast.data.images import to_unit
-from ddfast.files import cache_folder, expect_writable, locking, remove_leftovers, write_safetensors
+from ddfast.runtime.files import cache_folder, expect_writable, locking, remove_leftovers, write_safetensors
 
 log = logging.getLogger("ddfast")
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddfast.devices import to_device
 from ddfast.experts.trajectories import TrajectoryStore
+from ddfast.runtime.devices import to_device
 
 
 class Segments(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ddfast.arguments import expect_one_of, expect_whole
+from ddfast.runtime.arguments import expect_one_of, expect_whole
 
 BLOCK = 256  # neighbouring parameters that share a scale
 TINY = torch.finfo(torch.float32).tiny

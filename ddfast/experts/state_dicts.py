@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from ddfast import networks, seeds
+from ddfast import networks
 from ddfast.data import Dataset, Preprocessing, load_dataset, set_of_release, take_statistics
+from ddfast.runtime import seeds
 
 if TYPE_CHECKING:
     from ddfast.experts.trajectories import TrajectoryStore

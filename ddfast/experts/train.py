@@ -12,18 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddfast import networks, seeds
-from ddfast.arguments import expect_one_of, expect_whole, takes_plain_numbers
+from ddfast import networks
 from ddfast.data import Batches, Dataset, augmentation, load_dataset
 from ddfast.data.augment import FULL_STRATEGY
-from ddfast.devices import resolve_device
+from ddfast.engine.students import GSAM, Training, side_by_side
+from ddfast.engine.timing import time_training
 from ddfast.experts.snapshots import WHOLE, storage_settings
 from ddfast.experts.trajectories import TrajectoryStore
-from ddfast.files import cache_folder, expect_writable, remove_leftovers, undisturbed
-from ddfast.forecast import Forecast
-from ddfast.ranks import ALONE, Ranks, expect_ranks
-from ddfast.students import GSAM, Training, side_by_side
-from ddfast.timing import time_training
+from ddfast.runtime import seeds
+from ddfast.runtime.arguments import expect_one_of, expect_whole, takes_plain_numbers
+from ddfast.runtime.devices import resolve_device
+from ddfast.runtime.files import cache_folder, expect_writable, remove_leftovers, undisturbed
+from ddfast.runtime.forecast import Forecast
+from ddfast.runtime.ranks import ALONE, Ranks, expect_ranks
 
 log = logging.getLogger("ddfast")
 
@@ -181,7 +182,8 @@ def train_experts(
 def _expert_seconds(store: TrajectoryStore, data: Dataset, how: ExpertTraining, device: torch.device) -> float:
     """How long the training of one expert takes, from a timed step."""
     batch = min(how.batch_train, len(data.train_images))
-    seconds, _ = time_training(store.settings["network"], data, batch, how.dsa_strategy, device)
+    network, augment = store.settings["network"], augmentation(how.dsa_strategy)
+    seconds, _ = time_training(network, data.network_arguments, batch, augment, device)
     gradients = 1 if how.sharpness is None else 2
     return gradients * seconds * store.epochs * len(data.train_images) / batch
 

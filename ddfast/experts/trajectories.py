@@ -21,7 +21,7 @@ from ddfast.experts.snapshots import (
     storage_settings,
     words,
 )
-from ddfast.files import (
+from ddfast.runtime.files import (
     locking,
     read_json,
     read_tensors,

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from ddfast.arguments import expect_one_of, expect_whole
+from ddfast.runtime.arguments import expect_one_of, expect_whole
 
 NORMALISATIONS = {"instancenorm": lambda width: nn.GroupNorm(width, width), "batchnorm": nn.BatchNorm2d}
 VGG11 = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ddfast.arguments import expect_one_of, expect_whole
 from ddfast.ops import channels_last, norm_relu_pool
+from ddfast.runtime.arguments import expect_one_of, expect_whole
 
 ACTIVATIONS = {
     "relu": nn.ReLU,

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
-from ddfast.arguments import expect_one_of
+from ddfast.runtime.arguments import expect_one_of
 
 NORMS = {"instancenorm": lambda width: nn.GroupNorm(width, width), "batchnorm": nn.BatchNorm2d}
 SMALLEST = 16  # pixels a side: the last map is 2×2

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
+from ddfast.engine.students import ModuleStudent, Step, Wanted
 from ddfast.networks import ConvNet
 from ddfast.ops import ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp, reference_mode
-from ddfast.students import ModuleStudent, Step, Wanted
 from tests.conftest import normal, relative_error, uniform
 
 K = 5

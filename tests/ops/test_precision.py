@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddfast.adjoints import CheckpointedUnroll
-from ddfast.matching import unroll
+from ddfast.engine.adjoints import CheckpointedUnroll
+from ddfast.engine.planner import Plan
+from ddfast.engine.students import ConvNetStudent
+from ddfast.engine.unroll import unroll
 from ddfast.ops import PRECISIONS, ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp
 from ddfast.ops._precision import computing_in
-from ddfast.planner import Plan
-from ddfast.students import ConvNetStudent
 from tests.conftest import normal
 from tests.networks_for_tests import SIDE, K, make
 

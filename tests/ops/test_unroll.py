@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from ddfast import seeds
-from ddfast.adjoints import CheckpointedUnroll, FullUnroll
 from ddfast.data import DSA
-from ddfast.matching import match_trajectory, unroll
+from ddfast.engine.adjoints import CheckpointedUnroll, FullUnroll
+from ddfast.engine.planner import Plan
+from ddfast.engine.students import ConvNetStudent, ModuleStudent
+from ddfast.engine.unroll import match_trajectory, unroll
 from ddfast.networks import ConvNet
 from ddfast.ops import reference_mode
-from ddfast.planner import Plan
-from ddfast.students import ConvNetStudent, ModuleStudent
+from ddfast.runtime import seeds
 from tests.conftest import normal, relative_error, uniform
 from tests.networks_for_tests import SIDE, K, make
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import ddfast
-from ddfast import files
 from ddfast.cli import USELESS
+from ddfast.runtime import files
 from tests.conftest import SMALL
 from tests.fault_jobs import COMMANDS, Running, begin, differing, finish, leftovers, undisturbed
 from tests.kills import try_kills
@@ -70,7 +70,7 @@ def test_a_disk_that_is_full_from_some_moment_on_loses_nothing_that_was_whole(pa
 
 def test_a_line_that_cannot_be_written_names_its_file(pair, tmp_path, monkeypatch):
     """/dev/full is a disk that is full."""
-    run = ddfast.runs.RunFolder(tmp_path)
+    run = ddfast.run.folder.RunFolder(tmp_path)
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"):
         run.append("metrics", {"iteration": 1})
@@ -78,7 +78,7 @@ def test_a_line_that_cannot_be_written_names_its_file(pair, tmp_path, monkeypatc
 
 def test_a_file_for_which_there_is_no_room_is_named_with_the_reason_and_the_old_one_stays(tmp_path):
     """Files of more than 16 kB fail in the middle, as on a full disk."""
-    run, few, many = ddfast.runs.RunFolder(tmp_path), torch.zeros(10), torch.zeros(100_000)
+    run, few, many = ddfast.run.folder.RunFolder(tmp_path), torch.zeros(10), torch.zeros(100_000)
     writers = {
         "checkpoint.pt": lambda values: run.write_state({"iteration": 1, "values": values}),
         "a.safetensors": lambda values: files.write_tensors(tmp_path / "a.safetensors", {"a": values}, {}),
@@ -116,10 +116,10 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(pair, tmp_path):
     ddfast.distill(pair, output=tmp_path / "run", **JOB)
     (tmp_path / "run" / "summary.json").unlink()
     for state in ({"iteration": 3}, {"iteration": 3, "skips": 0, "method": {"descent": {"state": []}}}):
-        ddfast.runs.RunFolder(tmp_path / "run").write_state(state)
+        ddfast.run.folder.RunFolder(tmp_path / "run").write_state(state)
         with pytest.raises(ValueError, match=r"checkpoint\.pt: not of this run"):
             ddfast.distill(pair, output=tmp_path / "run", resume=True)
-        ddfast.runs.RunFolder(tmp_path / "run").write_state(state)
+        ddfast.run.folder.RunFolder(tmp_path / "run").write_state(state)
 
 
 def test_settings_that_were_edited_or_damaged_are_refused_unless_they_are_meant(pair, tmp_path):

@@ -1,0 +1,57 @@
+"""What the command line prints of a run: its progress and its accuracies."""
+
+import logging
+import sys
+import time
+
+import click
+
+from ddfast.data.ipc import in_words
+from ddfast.run.folder import RunFolder
+from ddfast.runtime.forecast import words_of_time
+
+SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
+
+
+def progress(distillation):
+    """The records of a distillation, with a bar on a terminal, or a line now and then."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    first, last = distillation.iteration, distillation.iterations
+    bar = tqdm(distillation, initial=first, total=last, unit="it", disable=None, file=sys.stderr, dynamic_ncols=True)
+    said = time.monotonic()
+    with logging_redirect_tqdm([logging.getLogger("ddfast")]):
+        for record in bar:
+            state = {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.4g}"}
+            state |= {"s/it": f"{record['seconds']:.2f}", "memory": f"{record['peak_bytes'] / 2**20:.0f}M"}
+            state |= {name: record[name] for name in ("skipped", "gated", "floored") if record.get(name)}
+            bar.set_postfix(state)
+            now, done = time.monotonic(), record["iteration"]
+            if bar.disable and (now - said > SECONDS_BETWEEN_LINES or done in (first + 1, last)):
+                left = distillation.forecast.left()
+                words = ", ".join(f"{name} {value}" for name, value in state.items())
+                click.echo(f"iteration {done} of {last}: {words}, about {words_of_time(left)} left in all", err=True)
+                said = now
+            yield record
+
+
+def print_table(result) -> None:
+    """The accuracies of a run."""
+    accuracy, full = result.accuracy, result.accuracy["full_data"]
+    ipc = RunFolder(result.path).read_config()["ipc"]
+    count = in_words(ipc)
+    rows = {
+        "random_real": f"random real images, {in_words(accuracy['random_real'].get('ipc', ipc))}",
+        "distilled": f"distilled images, {count}",
+        "averaged": f"averaged distilled images, {count}",
+        "full_data": f"full data, {full['epochs']} epochs ({full['source']})",
+    }
+    several = len({network for row in accuracy.values() for network in row["networks"]}) > 1
+    width = max(44, 2 + max(map(len, rows.values())))
+    click.echo(f"\n{'test accuracy of a network trained on':<{width}}{'mean':>8}{'std':>7}{'n':>4}")
+    for key, label in ((key, label) for key, label in rows.items() if key in accuracy):
+        for network, row in accuracy[key]["networks"].items():
+            name = f"{label}: {network}" if several else label
+            click.echo(f"{name:<{width}}{row['mean']:>7.1f}%{row['std']:>7.1f}{len(row['accuracies']):>4}")
+    click.echo("")

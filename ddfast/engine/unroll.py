@@ -1,0 +1,249 @@
+"""One pure iteration of trajectory matching: unroll a student on the synthetic set, compare it with the expert."""
+
+import functools
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ddfast.engine.adjoints import Adjoint, Augment, CheckpointedUnroll, FullUnroll, Unroll
+from ddfast.engine.distances import DISTANCES
+from ddfast.engine.distances import distance as distance_between
+from ddfast.engine.students import ModuleStudent, Student, student_of, unwrapped, why_not_fused
+from ddfast.engine.students.base import layer_sizes
+from ddfast.ops._checks import expect_tensors
+from ddfast.runtime.arguments import expect_one_of, takes_plain_values
+
+log = logging.getLogger("ddfast")
+_logged: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # a loop calls with one network many times
+
+
+def _outside_inference_mode(function: Callable) -> Callable:
+    """Have a function run without inference mode, on ordinary tensors: in it no step could be differentiated."""
+
+    def ordinary(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return called(*arguments, **options)
+        return function(*map(ordinary, arguments), **{name: ordinary(value) for name, value in options.items()})
+
+    return called
+
+
+@_outside_inference_mode
+@takes_plain_values
+def unroll(
+    student: Student | nn.Module,
+    start: Tensor,  # [P] or [S, P]
+    images: Tensor,  # [I, C, H, W]
+    labels: Tensor,  # int64 [I], or target weights [I, K]
+    lr: Tensor,  # [] or [T]
+    *,
+    batches: Tensor | Iterable[Tensor] | None = None,  # int64 [T, B], or T of [B_n]
+    syn_steps: int | None = None,
+    augment: Augment | None = None,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    adjoint: Adjoint | None = None,
+    return_states: bool = False,
+) -> Tensor:  # [P] or [S, P]; with return_states [T + 1, P] or [T + 1, S, P]
+    """Train a student on the synthetic set for T steps of SGD; differentiable in images, soft labels, lr and start.
+
+        g_n = ∇_θ ℓ(θ_n; A_n(X[b_n]), Y[b_n]),  v_{n+1} = μ v_n + g_n + w θ_n,  θ_{n+1} = θ_n − α v_{n+1}
+
+    with ℓ the mean cross-entropy (Algorithm 1 of MTT, Cazenavette et al. 2022). Any loss of the result may follow.
+
+    Args:
+        student: an nn.Module, used in the train or eval mode that it is in, or a Student. Its flat parameters are those
+            of `module.parameters()`, in that order (torch.nn.utils.parameters_to_vector). The usual ConvNet runs on the
+            fused ops, save under autocast and FullUnroll; any other module by autograd, compiled ones as they were
+            before. Of a wrapped one (DataParallel, ReparamModule, …; students.unwrapped) it is the network inside.
+        start: θ_0; with [S, P], S students are trained side by side on the same images.
+        images: the synthetic set, I images.
+        labels: classes, or target weights per class; softmax of label logits is the caller's. Weights need not sum to
+            1 (learned ones do not stay there): an image's loss is scaled by their sum, and a warning says so once.
+        lr: α, one or one per step; a plain number is a constant.
+        batches: the minibatches, indices into images; images may be repeated and left out. Those of different sizes,
+            such as torch.split gives, are a list of index tensors.
+        syn_steps: T, for all images in every step. Exactly one of batches and syn_steps is given.
+        augment: A(images, n), differentiable, and the same for the same step n, for the backward calls it again: what
+            data.DSA.draw_steps gives, data.SeededAugment of any random function, or one whose draws n seeds. One that
+            gives other images in the backward raises a ValueError there.
+        adjoint: how the gradient is formed; CheckpointedUnroll() where None.
+        return_states: return θ_0 … θ_T instead of θ_T.
+
+    Under no_grad or inference_mode, and where no argument requires a gradient, no states are kept: memory does not grow
+    with the steps.
+
+    Values of tensors are not looked at, for that would wait for the device: a NaN or inf in one of them, or an
+    overflow, comes out as NaN or inf.
+
+    Errors: ValueError or TypeError naming the argument, what was expected and what came.
+    """
+    adjoint = CheckpointedUnroll() if adjoint is None else adjoint
+    if not isinstance(adjoint, Adjoint):
+        raise TypeError(f"adjoint: expected an instance of a class of ddfast.adjoints, got {adjoint!r}")
+    expect_tensors(start=start)
+    if isinstance(student, nn.Module):
+        student = ModuleStudent(student) if isinstance(adjoint, FullUnroll) else _student_of(student, start.device)
+    elif not isinstance(student, Student):
+        raise TypeError(f"student: expected an nn.Module or a Student, got {type(student).__name__}")
+    if isinstance(lr, int | float):
+        if not math.isfinite(lr):
+            raise ValueError(f"lr: expected a finite number, got {lr}")
+        lr = torch.as_tensor(lr, dtype=start.dtype, device=start.device)
+    _check_tensors(student, start, images, labels, lr)
+    batches = _minibatches(batches, images)
+    syn_steps = _check_steps(batches, syn_steps, lr)
+    for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"{name}: expected at least 0, got {value!r}")
+    if augment is not None and not callable(augment):
+        raise TypeError(f"augment: expected a function of images and the step's number, got {augment!r}")
+    plan = Unroll(student, syn_steps, batches, augment, momentum, weight_decay, return_states)
+    states = adjoint(plan, start.reshape(-1, start.shape[-1]), images, labels, lr)
+    return states if start.dim() == 2 else states.squeeze(-2)
+
+
+@_outside_inference_mode
+@takes_plain_values
+def match_trajectory(
+    student: Student | nn.Module,
+    start: Tensor,  # [P] or [S, P]: θ*_t
+    target: Tensor,  # like start: θ*_{t+M}
+    images: Tensor,  # [I, C, H, W]
+    labels: Tensor,  # int64 [I], or target weights [I, K]
+    lr: Tensor,  # [] or [T]
+    *,
+    distance: str = "squared",
+    weight: Tensor | None = None,  # [P], or like start
+    **options,
+) -> Tensor:  # [] or [S]
+    """The matching loss of MTT (eq. 2): ‖θ_T − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖², with θ_T unrolled from θ*_t.
+
+    distance: another of ddfast.engine.distances.DISTANCES; weight: of the parameters in it. The other options, derivatives and
+    errors are those of `unroll`, save return_states. ValueError for a start that equals its target; on a device, where
+    looking would mean waiting, it gives inf or nan.
+    """
+    if "return_states" in options:
+        raise TypeError("match_trajectory: return_states is not an option here; use unroll and ops.param_distance")
+    expect_tensors(start=start, target=target)
+    if target.shape != start.shape:
+        raise ValueError(
+            f"start, target: expected the same shape, [P] or [S, P], got {list(start.shape)} and {list(target.shape)}"
+        )
+    if start.device.type == "cpu" and bool((start == target).all(-1).any()):
+        raise ValueError("start, target: expected an expert's parameters at two different epochs, got the same twice")
+    expect_one_of("distance", distance, DISTANCES)
+    last, layers = unroll(student, start, images, labels, lr, **options), None
+    if distance == "layerwise":
+        layers = layer_sizes(unwrapped(student)) if isinstance(student, nn.Module) else student.layer_sizes
+    return distance_between(last, target, start, distance, weight=weight, layers=layers)
+
+
+def _student_of(network: nn.Module, device: torch.device) -> Student:
+    """student_of, with one line for each network that says why it is not fused."""
+    bare = unwrapped(network)
+    autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    reason = "autocast is on" if autocast else why_not_fused(bare)
+    if reason is not None and _logged.get(network) != reason:
+        log.info("%s runs by autograd: %s", type(bare).__name__, reason)
+    _logged[network] = reason
+    return ModuleStudent(bare) if autocast else student_of(bare)
+
+
+def _check_tensors(student: Student, start: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> None:
+    soft = {"labels": labels} if isinstance(labels, Tensor) and labels.is_floating_point() else {}
+    expect_tensors(start=start, images=images, lr=lr, **soft)
+    P = student.num_parameters
+    if start.dim() not in (1, 2) or start.shape[-1] != P or start.numel() == 0:
+        raise ValueError(f"start: expected [P] or [S, P] with P = {P}, got {list(start.shape)}")
+    if images.dim() != 4 or images.numel() == 0:
+        raise ValueError(f"images: expected [I, C, H, W], got {list(images.shape)}")
+    if not isinstance(labels, Tensor) or not (soft or labels.dtype == torch.int64):
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels: expected int64 [I] or target weights [I, K], got {kind}")
+    if labels.device != images.device:
+        raise ValueError(f"labels: expected device {images.device} like images, got {labels.device}")
+    if soft and labels.device.type == "cpu" and bool((labels < 0).any()):  # elsewhere: a wait
+        raise ValueError("labels: expected target weights of at least 0, got negative ones; of logits give .softmax(1)")
+    if soft and labels.device.type == "cpu" and labels.dim() == 2:
+        _warn_of_sums(labels.detach().sum(1))
+    if labels.dim() != (2 if soft else 1) or len(labels) != len(images):
+        expected = f"[{len(images)}, K]" if soft else f"[{len(images)}]"
+        raise ValueError(f"labels: expected {expected} for {len(images)} images, got {list(labels.shape)}")
+
+
+def _warn_of_sums(sums: Tensor) -> None:  # [I], of target weights
+    if ((sums - 1).abs() > 0.01).any():
+        warnings.warn(
+            f"labels: target weights sum to {float(sums.min()):.3g} to {float(sums.max()):.3g} per image, not to 1: "
+            "each image's loss is scaled by its sum; of logits give .softmax(1)",
+            stacklevel=6,  # the caller of unroll
+        )
+
+
+def _minibatches(batches: Any, images: Tensor) -> Tensor | tuple[Tensor, ...] | None:
+    """Copies of the index tensors, which the backward reads again: one [T, B] where they are of one size."""
+    if batches is None:
+        return None
+    if not isinstance(batches, Tensor):
+        if isinstance(batches, str | dict) or not isinstance(batches, Iterable):
+            raise TypeError(f"batches: expected int64 [T, B], or a list of int64 [B], got {type(batches).__name__}")
+        rows = tuple(_row(row, n, images) for n, row in enumerate(batches))
+        if len({len(row) for row in rows}) > 1:
+            return rows
+        batches = torch.stack(rows) if rows else torch.empty(0, 0, dtype=torch.int64)
+    if batches.dtype != torch.int64:
+        raise TypeError(f"batches: expected an int64 tensor, got {batches.dtype}")
+    if batches.dim() != 2 or batches.numel() == 0:
+        raise ValueError(f"batches: expected [T, B], got {list(batches.shape)}")
+    _check_indices("batches", batches, images)
+    return batches.clone()
+
+
+def _row(row: Any, n: int, images: Tensor) -> Tensor:  # int64 [B]
+    """A copy of the indices of step n, which may also be a list of whole numbers or an array of them."""
+    given = row
+    if not isinstance(row, Tensor):
+        try:
+            row = torch.as_tensor(row, device=images.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"batches[{n}]: expected int64 [B], got {type(given).__name__}") from None
+        row = row if row.is_floating_point() or row.dtype == torch.bool else row.long()
+    if row.dim() != 1 or len(row) == 0:
+        raise ValueError(f"batches[{n}]: expected [B] with at least one index, got {list(row.shape)}")
+    if row.dtype != torch.int64:
+        raise TypeError(f"batches[{n}]: expected an int64 tensor, got {row.dtype}")
+    _check_indices(f"batches[{n}]", row, images)
+    return row.clone()
+
+
+def _check_indices(name: str, indices: Tensor, images: Tensor) -> None:
+    if indices.device.type == "cpu" and not 0 <= int(indices.min()) <= int(indices.max()) < len(images):
+        raise ValueError(
+            f"{name}: expected indices 0 to {len(images) - 1}, got {int(indices.min())} to {int(indices.max())}"
+        )
+
+
+def _check_steps(batches: Tensor | tuple[Tensor, ...] | None, syn_steps: int | None, lr: Tensor) -> int:
+    """The number of steps, T, once batches, syn_steps and lr are known to agree."""
+    if (batches is None) == (syn_steps is None):
+        given = "neither" if batches is None else "both"
+        raise ValueError(f"batches, syn_steps: expected exactly one of them, got {given}")
+    if batches is not None:
+        syn_steps = len(batches)
+    if isinstance(syn_steps, bool) or not isinstance(syn_steps, int) or syn_steps < 1:
+        raise ValueError(f"syn_steps: expected a whole number of at least 1, got {syn_steps!r}")
+    if lr.dim() > 1 or (lr.dim() == 1 and len(lr) != syn_steps):
+        raise ValueError(f"lr: expected [] or [T] with T = {syn_steps}, got {list(lr.shape)}")
+    return syn_steps

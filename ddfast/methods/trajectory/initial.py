@@ -1,0 +1,189 @@
+"""What a synthetic set starts from: real images, noise, images that the experts know, or a saved set."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
+
+from ddfast.data import Dataset, SyntheticSet, counts_of, take_statistics
+from ddfast.experts import TrajectoryStore
+from ddfast.methods.trajectory.settings import INITS, MatchingSettings
+
+log = logging.getLogger("ddfast")
+
+CHUNK = 256  # images that an expert classifies at a time
+STATISTICS = 4096  # training images, for its batch norms
+
+
+def initial_set(
+    settings: MatchingSettings,
+    data: Dataset,
+    ipc: int | Sequence[int],  # of every class; or [K]
+    experts: TrajectoryStore,
+    num_experts: int,
+    network: nn.Module,  # of the experts, on the device where they classify
+    generator: torch.Generator,
+) -> SyntheticSet:
+    """The set that a run begins with, class by class.
+
+    Hard labels are the classes. Others begin as logits of the experts' last snapshots (DATM, Guo et al. 2024, section
+    3.4): with init="correct" the mean over those experts that classify the image correctly, or over all where none
+    does; else one expert's, of noise those of as many real images, which are taken again where a class has fewer. A
+    canvas is a mosaic of real images of its class, or noise.
+
+    Errors: ValueError for a saved set that does not fit.
+    """
+    judges = _Judges(network, experts, num_experts, data)
+    if settings.init not in INITS:
+        saved = load_init(settings, data, ipc)
+        if saved.is_soft or settings.labels == "hard":
+            return saved
+        logits = judges.logits(0, _tiles(saved.images, settings.canvas)).unflatten(0, (-1, settings.canvas**2))
+        return saved.with_values(saved.images, logits.mean(1), saved.lr)
+    tiles, counts = settings.canvas**2, counts_of(ipc, data.num_classes)
+    if settings.init == "noise" and settings.labels == "hard":
+        size = [settings.canvas * side for side in data.image_size]
+        images = torch.randn(sum(counts), data.channels, *size, generator=generator)
+        labels = torch.arange(data.num_classes).repeat_interleave(torch.tensor(counts))
+        return _made(settings, data, images, labels)
+    check_initial(settings, data, ipc)
+    chosen = _chosen(settings.init, data, [count * tiles for count in counts], judges, generator)
+    images, labels = data.preprocessing.apply(data.train_images[chosen]), data.train_labels[chosen]
+    if settings.labels != "hard":
+        labels = judges.known(images, labels) if settings.init == "correct" else judges.logits(0, images)
+        labels = labels.unflatten(0, (-1, tiles)).mean(1)
+    else:
+        labels = labels[::tiles].clone()
+    if settings.init == "noise":
+        images = torch.randn(images.shape, generator=generator)
+    return _made(settings, data, _mosaics(images, settings.canvas), labels)
+
+
+def _made(settings: MatchingSettings, data: Dataset, images: Tensor, labels: Tensor) -> SyntheticSet:
+    lr, about = torch.tensor(settings.lr_teacher), (data.class_names, data.preprocessing)
+    return SyntheticSet(images, labels, lr, *about, settings.dsa_strategy, settings.canvas)
+
+
+def check_initial(settings: MatchingSettings, data: Dataset, ipc: int | Sequence[int]) -> None:
+    """ValueError where a set is to begin with more real images of a class than there are."""
+    if settings.init not in INITS or settings.init == "noise":
+        return
+    side, counts = settings.canvas, counts_of(ipc, data.num_classes)
+    try:
+        data.check_ipc([count * side**2 for count in counts])
+    except ValueError as error:
+        canvases = f", {max(counts)} canvases of {side} × {side} images" if side > 1 else ""
+        raise ValueError(
+            f"{error}{canvases}; init {settings.init} begins with real images: give a smaller ipc, an ipc per class, "
+            f"or init noise"
+        ) from None
+
+
+def load_init(settings: MatchingSettings, data: Dataset, ipc: int | Sequence[int]) -> SyntheticSet:
+    """The saved set that a run begins with, its labels, learning rate and all; ValueError where it does not fit."""
+    path, saved = _saved(settings.init)
+    counts, has = counts_of(ipc, data.num_classes), saved.classes.bincount(minlength=data.num_classes).tolist()
+    expected = [sum(counts), data.channels, *(settings.canvas * side for side in data.image_size)]
+    if list(saved.images.shape) != expected or saved.canvas != settings.canvas:
+        what = (
+            f"images {shape} with canvas {canvas}"
+            for shape, canvas in ((expected, settings.canvas), (list(saved.images.shape), saved.canvas))
+        )
+        raise ValueError(f"init: expected {next(what)}, got {next(what)} in {path}")
+    if saved.class_names != data.class_names:
+        raise ValueError(f"init: {path} was distilled from other classes than {data.name}'s")
+    if not saved.preprocessing.matches(data.preprocessing):
+        differing = saved.preprocessing.difference(data.preprocessing)
+        raise ValueError(
+            f"init: {path} and {data.name} are preprocessed differently: {differing}; preprocessing={path} "
+            f"(--preprocessing) keeps the first"
+        )
+    if saved.is_hard and has != counts:
+        k = next(k for k, count in enumerate(counts) if has[k] != count)
+        raise ValueError(f"ipc: {path} has {has[k]} images of class {data.class_names[k]!r}, got {counts[k]}")
+    if saved.is_soft and settings.labels == "hard":
+        raise ValueError(f"labels: the set in {path} has label logits; expected soft, got hard")
+    return replace(saved, dsa_strategy=settings.dsa_strategy)
+
+
+def ipc_of(init: str | None) -> int | list[int] | None:
+    """Images per class of the saved set that a run begins with; None where it begins with none."""
+    return _saved(init)[1].ipc if isinstance(init, str) and init not in INITS else None
+
+
+def _saved(init: str) -> tuple[Path, SyntheticSet]:
+    path = Path(init)
+    if path.is_dir():  # a run folder
+        path = path / "synthetic"
+    if not SyntheticSet.is_at(path):
+        raise ValueError(f"init: expected one of {', '.join(INITS)}, or a saved set or run, got {init!r}")
+    return path, SyntheticSet.load(path)
+
+
+def _chosen(init: str, data: Dataset, counts: list[int], judges: "_Judges", generator: torch.Generator) -> Tensor:
+    """Indices of so many training images of each class, class by class, int64; several times where it has fewer."""
+    of_classes = data.by_class(None if init == "first" else generator)
+    if init == "correct":
+        of_classes = [_correct(data, k, indices, counts[k], judges) for k, indices in enumerate(of_classes)]
+    times = [-(-count // len(indices)) for count, indices in zip(counts, of_classes, strict=True)]
+    return torch.cat([indices.repeat(n)[:count] for indices, n, count in zip(of_classes, times, counts, strict=True)])
+
+
+def _correct(data: Dataset, k: int, indices: Tensor, count: int, judges: "_Judges") -> Tensor:  # int64 [count]
+    """Images of class k that an expert classifies correctly; from the next expert where they run out, then any."""
+    found = indices[:0]
+    for expert in range(judges.count):
+        for part in indices.split(CHUNK):
+            if len(found) >= count:
+                return found[:count]
+            part = part[~torch.isin(part, found)]
+            if len(part):
+                images = data.preprocessing.apply(data.train_images[part])
+                found = torch.cat([found, part[judges.logits(expert, images).argmax(1) == k]])
+    if len(found) < count:
+        name = data.class_names[k]
+        log.warning("init: the experts classify only %d of %d images of %s correctly", len(found), len(indices), name)
+    return torch.cat([found, indices[~torch.isin(indices, found)]])[:count]
+
+
+def _mosaics(images: Tensor, canvas: int) -> Tensor:  # [I c², C, H, W] -> [I, C, cH, cW]
+    tiles = images.unflatten(0, (-1, canvas, canvas))  # [I, c, c, C, H, W]
+    return tiles.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3).contiguous()
+
+
+def _tiles(canvases: Tensor, canvas: int) -> Tensor:  # [I, C, cH, cW] -> [I c², C, H, W]
+    rows = canvases.unflatten(3, (canvas, -1)).unflatten(2, (canvas, -1))  # [I, C, c, H, c, W]
+    return rows.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+class _Judges:
+    """The last snapshots of experts, to classify images with; batch norms by statistics of some training images, for
+    snapshots hold none."""
+
+    def __init__(self, network: nn.Module, experts: TrajectoryStore, count: int, data: Dataset):
+        self.count, self._network, self._experts, self._data = count, network, experts, data
+        self._device = next(network.parameters()).device
+        self._loaded: int | None = None
+
+    @torch.no_grad()
+    def logits(self, expert: int, images: Tensor) -> Tensor:  # [I, C, H, W], on the CPU -> [I, K]
+        """One expert's."""
+        if expert != self._loaded:
+            snapshot = self._experts.snapshot(expert, self._experts.epochs)
+            vector_to_parameters(snapshot.to(self._device), self._network.parameters())
+            take_statistics(self._network, self._data, self._device, STATISTICS)
+            self._loaded = expert
+        return torch.cat([self._network(part.to(self._device)).cpu() for part in images.split(CHUNK)])
+
+    def known(self, images: Tensor, classes: Tensor) -> Tensor:  # [I, C, H, W], int64 [I] -> [I, K]
+        """The mean over those experts that classify an image correctly; over all of them where none does."""
+        total = right = number = 0
+        for expert in range(self.count):
+            logits = self.logits(expert, images)
+            correct = (logits.argmax(1) == classes)[:, None]
+            total, right, number = total + logits, right + logits * correct, number + correct.long()
+        return torch.where(number > 0, right / number.clamp(min=1), total / self.count)

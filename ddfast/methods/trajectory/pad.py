@@ -1,0 +1,41 @@
+"""PAD: the parameters that are nearest already are left out of the distance."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddfast.methods.trajectory.datm import DATM, DATMSettings
+
+
+@dataclass(frozen=True)
+class PADSettings(DATMSettings):
+    """Those of DATM; drop_ratio: the share of parameters that is left out."""
+
+    drop_ratio: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.drop_ratio < 1:
+            raise ValueError(f"drop_ratio: expected 0 to below 1, got {self.drop_ratio}")
+
+
+class PAD(DATM):
+    """Prioritize alignment in dataset distillation (Li et al. 2024), its matching: DATM with a filtered distance.
+
+    The drop_ratio of parameters with the smallest squared distances between student and target is left out of the
+    distance and of its normalisation. The paper also chooses the experts' training images by difficulty as they train:
+    that is not here.
+    """
+
+    Settings = PADSettings
+
+    def compare(self, student: Tensor, target: Tensor, start: Tensor) -> Tensor:  # [S, P] each -> [S]
+        """The losses over the parameters that are farthest apart."""
+        dropped = int(self.settings.drop_ratio * student.shape[1])
+        if dropped == 0:
+            return super().compare(student, target, start)
+        with torch.no_grad():
+            squares = (student - target).square()
+            kept = squares >= squares.sort(1).values[:, dropped, None]  # the smallest that stays
+        return self.distance(student, target, start, kept.to(student.dtype))

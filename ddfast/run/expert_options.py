@@ -1,0 +1,73 @@
+"""The settings of experts that are trained without a run: those given, the others as the preset has them."""
+
+from dataclasses import fields
+from typing import Any
+
+from ddfast import networks
+from ddfast.data import images_per_class, load_dataset
+from ddfast.experts import FORMATS, predicted_bytes
+from ddfast.methods import METHODS
+from ddfast.run.job import EXPERT_STORAGE
+from ddfast.run.resolve import (
+    DATA,
+    LOADED,
+    NEEDED,
+    OF_EXPERTS,
+    RUN,
+    check_sharpness,
+    check_whitening,
+    derived_for,
+    is_own,
+    method_named,
+    preset_for,
+    tell_settings,
+)
+from ddfast.runtime import seeds
+
+
+def expert_options(
+    dataset: Any, ipc: Any, method: str | None, preset: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Keyword arguments of train_experts: those given, the others as the preset for `distill` has them."""
+    given = {name: value for name, value in options.items() if value is not None}
+    budget = {"budget": given.pop("budget")} if "budget" in given else {}
+    names = LOADED | {"download": "download"}
+    data = load_dataset(dataset or DATA["dataset"], **{names[n]: v for n, v in given.items() if n in names})
+    check_whitening(given, data)
+    ipc = images_per_class(RUN["ipc"] if ipc is None else ipc, data.class_names)
+    chosen = preset_for(method_named(method, preset), data, ipc, preset)
+    asked = {"ipc": ipc, "preset": preset} | {name: given[name] for name in given if name not in names} | budget
+    asked |= {"train_epochs": given["epochs"]} if "epochs" in given else {}
+    derived = derived_for(asked, data, chosen, None)
+    tell_settings(chosen.name, derived, is_own(data, chosen, asked))
+    row = OF_EXPERTS | chosen.settings | derived.settings
+    if row["train_epochs"] == NEEDED:
+        row["train_epochs"] = row["max_start_epoch"] - 1 + row["expert_epochs"]
+    defaults = {"epochs": row["train_epochs"], "lr_teacher": row["train_lr"]}
+    defaults |= {name: row[name] for name in ("network", "num_experts", "zca", *OF_EXPERTS)}
+    defaults["dsa_strategy"] = row.get("train_dsa_strategy") or row["dsa_strategy"]
+    merged = defaults | {name: value for name, value in given.items() if name not in names}
+    check_sharpness(given, merged["optimizer"])
+    if merged["keep_epochs"] == NEEDED:
+        settings_class = METHODS[method_named(method, preset)].Settings
+        names = {field.name for field in fields(settings_class)}
+        settings = settings_class(**{name: value for name, value in row.items() if name in names})
+        if merged["epochs"] < settings.epochs_needed:
+            raise ValueError(
+                f"keep_epochs: {chosen.name} needs epochs {settings.min_start_epoch} to {settings.epochs_needed}, the "
+                f"experts are trained for {merged['epochs']}; say which to keep, such as 0-{merged['epochs']}"
+            )
+        merged["keep_epochs"] = settings.min_start_epoch, settings.epochs_needed
+    elif merged["keep_epochs"] == EXPERT_STORAGE["keep_epochs"]:
+        merged["keep_epochs"] = None
+    whiten = merged.pop("zca") and "preprocessing" not in given
+    return {"dataset": data.whitened() if whiten else data, **merged}
+
+
+def expert_sizes(options: dict[str, Any]) -> dict[str, int]:
+    """What the experts that train_experts makes of these options take on disk, in bytes at most, by the format of their
+    snapshots; without training any. Errors: ValueError as there."""
+    network = networks.create(options["network"], generator=seeds.generator(0), **options["dataset"].network_arguments)
+    size = {"num_parameters": sum(p.numel() for p in network.parameters())}
+    size |= {name: options[name] for name in ("epochs", "num_experts", "keep_epochs")}
+    return {snapshots: predicted_bytes(snapshots=snapshots, **size) for snapshots in FORMATS}

@@ -1,0 +1,199 @@
+"""A run, resolved: every setting, the data, and how memory is used."""
+
+import logging
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from ddfast import networks
+from ddfast.data import Dataset, Preprocessing, counts_of
+from ddfast.engine.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
+from ddfast.engine.students import RankBatches, Student, student_of
+from ddfast.experts import TrajectoryStore, kept_epochs
+from ddfast.methods import METHODS
+from ddfast.runtime import seeds
+from ddfast.runtime.ranks import ALONE, Ranks
+
+log = logging.getLogger("ddfast")
+
+EXPERT_TRAINING = {"batch_train": 256, "mom": 0.0, "l2": 0.0}
+EXPERT_TRAINING |= {"optimizer": "sgd", "rho": 0.01, "alpha": 1.0, "schedule": "constant"}
+EXPERT_STORAGE = {"keep_epochs": "all", "snapshots": "float32"}
+NEEDED = "needed"  # train_epochs, keep_epochs: only those that the run can use
+
+
+@dataclass
+class Job:
+    """A run, resolved: `config` holds every setting as JSON does; the rest is made from it."""
+
+    config: dict[str, Any]
+    data: Dataset
+    settings: Any  # of the method
+    experts: TrajectoryStore | None  # given ones
+    device: torch.device
+    ranks: Ranks = ALONE  # the processes of the run
+
+    @property
+    def shares_a_segment(self) -> bool:
+        """Whether several processes share the minibatches of one segment, rather than segments."""
+        return self.ranks.size > 1 and self.settings.segments == 1
+
+    @property
+    def plan(self) -> Plan:
+        """How an outer step uses memory."""
+        return Plan(**self.config["memory_plan"])
+
+    @property
+    def num_images(self) -> int:
+        """I, of the synthetic set."""
+        return sum(counts_of(self.config["ipc"], self.data.num_classes))
+
+    def _unroll(self) -> tuple[Student, UnrollSize]:
+        images = torch.Size((self.num_images, *self.data.train_images.shape[1:]))
+        student = student_of(self.network("plan"), self.config["precision"])
+        states = METHODS[self.config["method"]].compares_states
+        size = self.settings.unroll_size(images, self.device, return_states=states)
+        if self.shares_a_segment:
+            return RankBatches(student, self.ranks), size
+        return student, replace(size, students=self.settings.segments // self.ranks.size)
+
+    def check_ranks(self) -> None:
+        """ValueError where this many processes cannot share an outer step."""
+        segments, count = self.settings.segments, self.ranks.size
+        if segments > 1 and segments % count:
+            raise ValueError(f"segments: expected 1 or a multiple of the {count} processes, got {segments}")
+        _, size = self._unroll()  # refuses minibatches that cannot be cut
+        if self.shares_a_segment and size.batch[0] < count:
+            raise ValueError(f"batch_syn: expected an image or more for each of {count} processes, got {size.batch[0]}")
+
+    def plan_for_budget(self, *, asked: bool) -> None:
+        """Set the plan of an outer step; ValueError where nothing fits, or none can be made that was asked for."""
+        student, size = self._unroll()
+        sharers = self.ranks.size if self.device.type == "cpu" else 1  # they may all be on this machine
+        budget, plan = parse_budget(self.config["memory_budget"], self.device, sharers), Plan()
+        if asked or predict(student, size, plan) is not None:
+            plan = make_plan(student, size, budget)
+            log.info("memory: %s", plan.words(size))
+        else:
+            log.info("memory: not planned, %s", UNKNOWN)
+        self.config["memory_plan"] = asdict(plan)
+
+    def plan_again(self, iteration: int, cause: BaseException) -> None:
+        """After memory ran out in an iteration: a plan for half of it, once in a run.
+
+        MemoryError the second time, and where no plan needs less.
+        """
+        student, size = self._unroll()
+        before, reason = self.plan, str(cause).splitlines()[0]
+        advice = "resume the run with a smaller memory_budget, or begin one with a smaller batch_syn"
+        if before.predicted_bytes is None:
+            advice = f"{UNKNOWN}; begin a run with a smaller batch_syn, or fewer segments"
+        if "memory_ran_out" in self.config or before.predicted_bytes is None:
+            words = f"memory ran out in iteration {iteration} ({before.words(size)}: {reason})"
+            raise MemoryError(f"{words}; {advice}") from cause
+        try:
+            plan = make_plan(student, size, before.predicted_bytes // 2)
+        except BudgetTooSmallError as error:
+            plan = make_plan(student, size, error.smallest)
+        if plan == before:
+            words = f"memory ran out in iteration {iteration} ({reason})"
+            raise MemoryError(f"{words}, and no plan needs less ({plan.words(size)})") from cause
+        log.warning("memory ran out in iteration %d (%s): going on with %s", iteration, reason, plan.words(size))
+        self.config["memory_ran_out"] = {"iteration": iteration, "memory_plan": self.config["memory_plan"]}
+        self.config["memory_plan"] = asdict(plan)
+
+    @property
+    def train_epochs(self) -> int:
+        """Epochs of each expert that is trained for this run."""
+        asked, needed = self.config["train_epochs"], self.settings.epochs_needed
+        if asked != NEEDED and asked < needed:
+            log.info("train_epochs: %d instead of %d, for a run of these settings uses as many", needed, asked)
+        return needed if asked == NEEDED else max(asked, needed)
+
+    @property
+    def keep_epochs(self) -> tuple[int, int] | None:
+        """The first and the last epoch of experts trained for this run that are kept beside their last; None for all.
+
+        Errors: ValueError for those that leave out some that the run can use, or are no such thing.
+        """
+        asked = self.config["keep_epochs"]
+        if asked == EXPERT_STORAGE["keep_epochs"]:
+            return None
+        needed = self.settings.min_start_epoch, self.settings.epochs_needed
+        if asked == NEEDED:
+            return needed
+        kept = kept_epochs(self.train_epochs, asked)
+        if not set(range(needed[0], needed[1] + 1)) <= set(kept):
+            raise ValueError(
+                f"keep_epochs: this run can use epochs {needed[0]} to {needed[1]}, got {asked[0]} to {asked[1]}"
+            )
+        return tuple(asked)
+
+    @property
+    def train_dsa_strategy(self) -> str:
+        """Augmentation of the real images that experts are trained on."""
+        return self.config.get("train_dsa_strategy") or self.config["dsa_strategy"]
+
+    def check_expansion(self, asked: bool) -> None:
+        """Refuse, or where it was not asked for tell, that start epochs never expand as far as they should."""
+        end, iterations = self.settings.expansion_end, self.config["iterations"]
+        if end is None or end <= iterations:
+            return
+        _, high = self.settings.start_epochs(iterations - 1)
+        if high == self.settings.max_start_epoch:
+            return
+        words = f"in {iterations} iterations the start epochs expand to {high}, not to {self.settings.max_start_epoch}"
+        if asked:
+            raise ValueError(f"expansion_end: expected at most {iterations}, got {end}: {words}")
+        log.warning("expansion_end: %d is the preset's; %s", end, words)
+
+    def check_experts(self, store: TrajectoryStore) -> None:
+        """ValueError for experts of other data, preprocessing or network, too few, too short, or damaged."""
+        wanted = {"fingerprint": self.data.fingerprint} | {n: self.config[n] for n in ("network", "optimizer")}
+        for name, value in wanted.items():
+            has = store.settings.get(name, EXPERT_TRAINING.get(name))
+            if has != value and not (name == "optimizer" and has is None):  # not known
+                what = "training images" if name == "fingerprint" else name
+                raise ValueError(
+                    f"experts: {store.path} was trained with {what} {has!r} of {store.settings.get('dataset')!r}, "
+                    f"this run has {value!r} of {self.data.name!r}"
+                )
+        trained = _preprocessing_of(store)
+        if not trained.matches(self.data.preprocessing):
+            raise ValueError(
+                f"experts: {store.path} and this run preprocess images differently: "
+                f"{trained.difference(self.data.preprocessing)}; preprocessing={store.path} (--preprocessing) keeps "
+                f"the first"
+            )
+        if store.epochs < self.settings.epochs_needed:
+            raise ValueError(
+                f"max_start_epoch: the experts in {store.path} have {store.epochs} epochs, starts up to epoch "
+                f"{self.settings.max_start_epoch - 1} with targets {self.settings.expert_epochs} later need "
+                f"{self.settings.epochs_needed}"
+            )
+        used = range(self.settings.min_start_epoch, self.settings.epochs_needed + 1)
+        if not set(used) <= set(store.kept_epochs):
+            raise ValueError(
+                f"keep_epochs: {store.path} holds {store.words_of_kept()}, this run can use {used[0]} to {used[-1]}"
+            )
+        if not 1 <= self.config["num_experts"] <= store.num_experts:
+            raise ValueError(
+                f"num_experts: expected 1 to the {store.num_experts} in {store.path}, got {self.config['num_experts']}"
+            )
+        P = sum(p.numel() for p in self.network("experts").parameters())
+        for expert in range(self.config["num_experts"]):
+            if store.snapshot(expert, store.epochs).shape != (P,):  # refuses a file that is not whole
+                raise ValueError(f"experts: {store.path} has snapshots of another network than {P} parameters")
+
+    def network(self, purpose: str) -> torch.nn.Module:
+        """The network that is distilled with, its initial parameters drawn for a purpose."""
+        generator = seeds.generator(self.config["seed"], purpose)
+        return networks.create(self.config["network"], generator=generator, **self.data.network_arguments)
+
+
+def _preprocessing_of(store: TrajectoryStore) -> Preprocessing:
+    try:
+        return Preprocessing.described(store.settings["preprocessing"])
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise ValueError(f"{store.path / 'experts.json'}: does not say how images were preprocessed") from None

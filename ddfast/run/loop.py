@@ -1,0 +1,160 @@
+"""The outer loop of a run."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ddfast.data import SyntheticSet
+from ddfast.data.synthetic import LARGEST
+from ddfast.experts import TrajectoryStore
+from ddfast.methods import METHODS, initial_set
+from ddfast.methods.trajectory.descent import LR_FLOOR
+from ddfast.run.job import Job
+from ddfast.runtime import seeds
+from ddfast.runtime.devices import is_out_of_memory, peak_bytes
+from ddfast.runtime.forecast import Forecast
+
+log = logging.getLogger("ddfast")
+
+MOST_SKIPS = 20  # updates in a row that were left out, as not finite or too large, and end a run
+
+
+class DistillationDivergedError(ValueError):
+    """Too many updates in a row had no finite gradient or result; the synthetic set is the last good one again."""
+
+
+def initial_of(job: Job, experts: TrajectoryStore) -> SyntheticSet:
+    """The set that a run begins with, as its settings say."""
+    config, judge = job.config, job.network("init").to(job.device)
+    generator = seeds.generator(config["seed"], "init")
+    made = initial_set(job.settings, job.data, config["ipc"], experts, config["num_experts"], judge, generator)
+    return replace(made, network=config["network"])
+
+
+class Distillation:
+    """The outer loop of a run: iterate over it for one record per iteration; `synthetic` is the set as it is.
+
+    Made from a Job that is resolved already; `distill` resolves it, drains this, evaluates and writes the folder.
+    `initial`: the set that it begins with, where it is known; None for what the settings say.
+    `state_dict` and `load_state_dict` carry a run on bit for bit. An iteration that is interrupted did not happen:
+    `rollback` goes back to the end of the one before.
+    """
+
+    def __init__(self, job: Job, experts: TrajectoryStore, initial: SyntheticSet | None = None):
+        job.check_experts(experts)
+        self._job = job
+        config, settings = job.config, job.settings
+        initial = initial_of(job, experts) if initial is None else initial
+        self.iterations, self.iteration, self.device = config["iterations"], 0, job.device
+        self._skips = 0  # updates skipped in a row
+        self._told_of_floor = False
+        self.method = METHODS[config["method"]](
+            settings,
+            initial,
+            experts,
+            job.network("student"),
+            seeds.generator(config["seed"], "distill"),
+            num_experts=config["num_experts"],
+            device=job.device,
+            plan=job.plan,
+            precision=config["precision"],
+            cuda_graph=config["cuda_graph"],
+            ranks=job.ranks,
+        )
+        self.forecast = Forecast()  # of the run that this is a part of
+        self._marked = (0, 0, self.method.mark())
+        self.on_record: Callable[[dict[str, Any]], None] = lambda record: None  # called before a record is yielded
+        self.on_plan: Callable[[], None] = lambda: None  # called when the job has another memory plan
+
+    @property
+    def synthetic(self) -> SyntheticSet:
+        """The synthetic set as it is now, detached."""
+        return self.method.current()
+
+    @property
+    def averaged(self) -> SyntheticSet | None:
+        """The set with the average of its images over the iterations; None where none is kept."""
+        return self.method.averaged()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Run to the end.
+
+        DistillationDivergedError after too many updates in a row that had to be skipped; MemoryError where memory runs
+        out again after it was planned again with half.
+        """
+        while self.iteration < self.iterations:
+            began = time.perf_counter()
+            skipped_before = self.method.skipped
+            record = self._step()
+            self.iteration += 1
+            skipped = self.method.skipped > skipped_before
+            self._skips = self._skips + 1 if skipped else 0
+            diverged = self._skips >= MOST_SKIPS
+            if diverged or (self._skips and self.iteration == self.iterations):
+                log.warning(
+                    "the last %d updates had no finite gradient or result: back to the images before", self._skips
+                )
+                self.method.restore()
+            cost = {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes(self.device)}
+            record = {"iteration": self.iteration, **record, **cost}
+            self.on_record(record)
+            self._mark()  # from here on the iteration happened: what is logged without it, a resumed run logs anew
+            yield record
+            self._tell(record)
+            if diverged:
+                raise DistillationDivergedError(
+                    f"distillation: {self._skips} updates in a row had no finite gradient, or one that leads beyond "
+                    f"{LARGEST:g}; try a smaller lr_teacher, lr_img or lr_lr, or fewer syn_steps"
+                )
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        """Warn of what keeps a run from learning."""
+        if record["lr"] <= 1.01 * LR_FLOOR and not self._told_of_floor:
+            self._told_of_floor = True
+            log.warning(
+                "iteration %d: the learning rate fell to its floor, %g, where images learn nothing; "
+                "try a smaller lr_lr or lr_teacher", self.iteration, LR_FLOOR,
+            )  # fmt: skip
+        left_out = self.method.descent.counts()
+        if self.iteration == self.iterations == left_out["skipped"] + left_out.get("gated", 0):
+            reasons = f"{left_out['skipped']} were not finite, {left_out.get('gated', 0)} above the threshold"
+            log.warning("no update of %d was made: %s; the images are the first ones", self.iterations, reasons)
+
+    def _step(self) -> dict[str, Any]:
+        while True:
+            try:
+                with seeds.same_algorithms(self._job.config["deterministic"]):
+                    return self.method.step()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self._job.ranks.size > 1:  # the others are in the middle of this step, or wait at its end
+                    raise MemoryError(
+                        f"memory ran out in iteration {self.iteration + 1} ({str(error).splitlines()[0]}); resume the "
+                        f"run with a smaller memory_budget"
+                    ) from None
+                cause = error.with_traceback(None)  # which would keep the failed step's tensors
+            self.rollback()
+            self._job.plan_again(self.iteration + 1, cause)
+            self.method.use_plan(self._job.plan)
+            self.on_plan()
+
+    def _mark(self) -> None:
+        self._marked = (self.iteration, self._skips, self.method.mark())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Between two iterations: what `load_state_dict` needs to go on."""
+        return {"iteration": self.iteration, "skips": self._skips, "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there: on a CPU bit for bit, with the same number of threads."""
+        self.iteration, self._skips = state["iteration"], state["skips"]
+        self.method.load_state_dict(state["method"])
+        self._mark()
+
+    def rollback(self) -> None:
+        """Undo what an interrupted iteration did."""
+        self.iteration, self._skips, mark = self._marked
+        self.method.rollback(mark)

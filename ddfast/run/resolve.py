@@ -1,0 +1,386 @@
+"""What a run is: its settings, resolved from arguments, a preset, given experts, or the folder of a killed run."""
+
+import logging
+import platform
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddfast.data import (
+    READING,
+    Dataset,
+    counts_of,
+    images_per_class,
+    is_folder,
+    known_name,
+    load_dataset,
+    recorded_preprocessing,
+)
+from ddfast.evaluation import check_evaluation
+from ddfast.experts import FORMATS, ExpertTraining, TrajectoryStore
+from ddfast.methods import INITS, METHODS, check_initial, ipc_of, load_init
+from ddfast.ops.installation import build_info
+from ddfast.run.job import EXPERT_STORAGE, EXPERT_TRAINING, NEEDED, Job
+from ddfast.run.own_data import BUDGET, Derived, amounts, derive
+from ddfast.run.presets import Preset, choose_preset
+from ddfast.run.probe import RATES
+from ddfast.runtime.arguments import expect_one_of, expect_positive, expect_whole
+from ddfast.runtime.devices import computes_bfloat16, resolve_device
+from ddfast.runtime.forecast import parse_budget_of_time
+from ddfast.runtime.ranks import ALONE, Ranks
+
+log = logging.getLogger("ddfast")
+
+DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": None, "zca": None}
+DATA["preprocessing"] = None  # fitted
+DATA |= dict.fromkeys(READING) | {"skip_unreadable": False}
+LOADED = {"data_root": "root"} | {name: name for name in DATA if name not in ("dataset", "data_root", "zca")}
+RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
+RUN |= {"memory_budget": "50%", "precision": "default"}  # the budget: of what is free
+RUN |= {"cuda_graph": False, "deterministic": True, "budget": None}
+OF_EXPERTS = EXPERT_TRAINING | EXPERT_STORAGE
+FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "train_dsa_strategy", *OF_EXPERTS)
+REPORT = {
+    "networks": None,
+    "num_eval": 5,
+    "eval_epochs": None,
+    "eval_batch": None,
+    "protocol": "ddfast",
+    "sam_rho": None,
+    "full_epochs": None,
+    "eval_every": None,
+    "checkpoint_every": 100,
+    "keep_checkpoints": None,
+}
+AMOUNTS = ("iterations", "num_experts", "batch_train", "train_epochs", "expert_epochs", "max_start_epoch", "syn_steps")
+AMOUNTS += ("batch_syn", "segments", "num_eval", "eval_epochs")  # that others are derived from
+FREE = {"iterations", "data_root", "experts", "memory_budget", *REPORT}  # may be others when a run is resumed
+NONE = "none"  # switches off what a preset has
+MAY_BE_NONE = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
+
+
+def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE, derived: Derived | None = None) -> Job:
+    """The job that these arguments ask for; what is None comes from given experts, else from the preset of the data.
+
+    Data without one get settings that are derived from them, or `derived` ones, of another process of this run.
+    Errors: ValueError or TypeError for what cannot work, before anything is written.
+    """
+    given = _without_paths({name: value for name, value in given.items() if value is not None})
+    off = {name: None for name in MAY_BE_NONE if given.get(name) == NONE}
+    method = method_named(given.get("method"), given.get("preset"))
+    _check_names(given, METHODS[method].Settings)
+    config = DATA | RUN | REPORT | given
+    if isinstance(config["seed"], bool) or not isinstance(config["seed"], int):
+        raise ValueError(f"seed: expected a whole number, got {config['seed']!r}")
+    dataset, experts = config["dataset"], config["experts"]
+    data = load_dataset(dataset, download=download, **{LOADED[name]: config[name] for name in LOADED})
+    check_whitening(given, data)
+    store = experts if isinstance(experts, TrajectoryStore) or experts is None else TrajectoryStore(experts)
+    ipc = given["ipc"] if "ipc" in given else ipc_of(given.get("init")) or RUN["ipc"]  # of a saved set its own
+    given["ipc"] = images_per_class(ipc, data.class_names)
+    preset = preset_for(method, data, given["ipc"], config["preset"])
+    derived = derived_for(given | off, data, preset, store) if derived is None else derived
+    config = DATA | RUN | REPORT | OF_EXPERTS | preset.settings | derived.settings
+    config |= _of_experts(store, given, config) | given | off
+    expansion = ("current_max_start_epoch", "expansion_end")
+    if not any(name in given and name not in off for name in expansion) and (
+        any(name in off for name in expansion)
+        or (config.get("current_max_start_epoch") or 0) > config["max_start_epoch"]
+    ):
+        config |= dict.fromkeys(expansion)  # the preset's does not fit what was given
+    if config.get("labels", "hard") != "soft" and "lr_label" not in given:
+        config["lr_label"] = 0.0  # the preset's is of soft labels
+    own = is_own(data, preset, given)
+    config |= {"method": method, "preset": f"own data, else {preset.name}" if own else preset.name}
+    config |= {"dataset": _spec(dataset), "derived": derived.reasons, "derived_settings": derived.settings}
+    config["probed"] = [name for name in RATES if own and name not in given]
+    tell_settings(preset.name, derived, own)
+    config["experts"] = None if store is None else str(store.path.resolve())
+    if config["zca"] and "preprocessing" not in given and data.preprocessing.zca is None:
+        data = data.whitened()
+    config["zca"] = data.preprocessing.zca is not None
+    check_sharpness(given, config["optimizer"])
+    job = _checked(config, data, METHODS[method].Settings, store, ranks)
+    job.check_expansion("expansion_end" in given)
+    if job.settings.init not in INITS:
+        lr = load_init(job.settings, data, config["ipc"]).lr.item()  # refuses one that does not fit
+        job.config["probed"] = [name for name in job.config["probed"] if name != "lr_teacher"]
+        if "lr_teacher" in given:
+            raise ValueError(f"lr_teacher: the set in {job.settings.init} brings its own, {lr:.4g}; expected none")
+        job.config["init"] = str(Path(job.settings.init).resolve())
+    job.plan_for_budget(asked="memory_budget" in given)
+    return job
+
+
+def preset_for(method: str, data: Dataset, ipc: int | list[int], name: str | None) -> Preset:
+    """The preset of this name, or of these data and the mean of their images per class."""
+    mean = sum(counts_of(ipc, data.num_classes)) / data.num_classes
+    return choose_preset(method, data.name, mean, name, side=min(data.image_size), classes=data.num_classes)
+
+
+def check_whitening(given: dict[str, Any], data: Dataset) -> None:
+    """Tell which preprocessing is given; ValueError where it whitens and zca says otherwise, or the other way round."""
+    if "preprocessing" not in given:
+        return
+    whitens = data.preprocessing.zca is not None
+    if given.get("zca", whitens) != whitens:
+        words = "whitens" if whitens else "does not whiten"
+        raise ValueError(f"zca: the preprocessing that is given {words}, got {given['zca']}; leave zca out")
+    source = given["preprocessing"]
+    log.info("preprocessing: that of %s", source if isinstance(source, str | Path) else type(source).__name__)
+
+
+def is_own(data: Dataset, preset: Preset, given: dict[str, Any]) -> bool:
+    """Whether no preset is of these data, and none was asked for."""
+    return given.get("preset") is None and preset.dataset != data.name
+
+
+def derived_for(given: dict[str, Any], data: Dataset, preset: Preset, store: TrajectoryStore | None) -> Derived:
+    """Settings for data that no preset is of; of others those amounts that a budget asks for."""
+    budget = parse_budget_of_time(given.get("budget", BUDGET))
+    count = sum(counts_of(given["ipc"], data.num_classes))
+    device, experts = resolve_device(given.get("device")), None if store is None else store.kept_epochs
+    given = {name: value for name, value in given.items() if value is not None}
+    expect_whole(**{name: given[name] for name in AMOUNTS if name in given and given[name] != NEEDED})
+    if is_own(data, preset, given):
+        if store is not None:
+            given = _of_experts(store, given, OF_EXPERTS | preset.settings) | given
+        return derive(data, count, given, preset.settings, device, budget, experts)
+    if "budget" not in given:
+        return Derived({}, {})
+    return amounts(data, count, given, DATA | RUN | preset.settings, device, budget, experts)
+
+
+def method_named(method: str | None, preset: str | None) -> str:
+    """The method that is meant, by its own name or that of a preset."""
+    named = str(preset).split("/")[0] if preset is not None else method or RUN["method"]
+    method = (named if named in METHODS else RUN["method"]) if method is None else method
+    expect_one_of("method", method, METHODS)
+    if named in METHODS and named != method:
+        raise ValueError(f"preset: {preset} is one of {named}, not of {method}")
+    return method
+
+
+def resolve_resumed(
+    saved: dict[str, Any], given: dict[str, Any], path: Path, download: bool = False, ranks: Ranks = ALONE
+) -> Job:
+    """The job of a run folder's config, once what is given beside it is known to agree.
+
+    Errors: ValueError naming the first setting that differs, or a data set that has changed.
+    """
+    expect_one_of("method", saved["method"], METHODS)
+    given = _without_paths({name: value for name, value in given.items() if value is not None})
+    dataset, ipc, preprocessing = (given.pop(name, None) for name in ("dataset", "ipc", "preprocessing"))
+    if isinstance(given.get("experts"), TrajectoryStore):
+        given["experts"] = str(given["experts"].path.resolve())
+    if "device" in given:
+        given["device"] = str(resolve_device(given["device"]))
+    if given.get("init", INITS[0]) not in INITS:
+        given["init"] = str(Path(given["init"]).resolve())
+    _check_names(given, METHODS[saved["method"]].Settings)
+    for name, value in given.items():
+        value = None if name in MAY_BE_NONE and value == NONE else value
+        if name not in FREE and _as_json(name, value) != saved.get(name):
+            raise ValueError(
+                f"{name}: the run in {path} has {saved.get(name)!r}, got {value!r}; "
+                f"a run is resumed with its own settings"
+            )
+    config = DATA | RUN | REPORT | OF_EXPERTS | saved | {name: value for name, value in given.items() if name in FREE}
+    if dataset is None and saved["dataset"] == "custom":
+        raise ValueError(f"dataset: the run in {path} had one that was given from Python; give it again")
+    spec = saved["dataset"] if dataset is None else dataset
+    config["test_folder"] = config["test_folder"] or test_folder_of(saved, spec)
+    data = load_dataset(
+        spec,
+        zca=config["zca"],
+        download=download,
+        **{LOADED[name]: config[name] for name in LOADED},  # preprocessed as it was, whatever pictures came since
+    )
+    had = data.preprocessing
+    if preprocessing is not None and not had.matches(other := recorded_preprocessing(preprocessing)):
+        raise ValueError(f"preprocessing: the run in {path} and what is given differ: {had.difference(other)}")
+    if ipc is not None and (ipc := images_per_class(ipc, data.class_names)) != saved["ipc"]:
+        raise ValueError(
+            f"ipc: the run in {path} has {saved['ipc']}, got {ipc}; a run is resumed with its own settings"
+        )
+    if data.fingerprint != saved["fingerprint"]:
+        raise ValueError(
+            f"dataset: the training images of the run in {path} were {saved['fingerprint']}, "
+            f"those of {data.name} are {data.fingerprint}"
+        )
+    if data.test_fingerprint != saved.get("test_fingerprint", data.test_fingerprint):
+        log.warning("the test images are others than the run in %s had: its earlier accuracies do not compare", path)
+    for what, now in (("threads", torch.get_num_threads()), ("processes", ranks.size)):
+        if now != saved.get(what, 1):
+            log.warning(
+                "the run began with %d %s, now there are %d: last bits may differ", saved.get(what, 1), what, now
+            )
+    store = None if config["experts"] is None else TrajectoryStore(config["experts"])
+    trained = saved.get("trained_experts")
+    if store is not None and trained is not None:
+        has, had = EXPERT_STORAGE | store.settings, EXPERT_STORAGE | trained
+        differing = [name for name, value in has.items() if had.get(name) != value]
+        if differing or trained["epochs"] != store.epochs:
+            raise ValueError(f"experts: the run in {path} had others than {store.path} ({', '.join(differing)})")
+    job = _checked(config, data, METHODS[saved["method"]].Settings, store, ranks)
+    # those that it began with
+    job.config |= {name: saved[name] for name in ("threads", "versions")}
+    if config["memory_budget"] == saved.get("memory_budget") and ranks.size == saved.get("processes", 1):
+        job.config["memory_plan"] = saved["memory_plan"]
+    else:
+        job.plan_for_budget(asked=config["memory_budget"] != saved.get("memory_budget"))
+        log.warning("another memory plan than the run began with: last bits may differ")
+        earlier = {name: saved[name] for name in ("memory_plan", "memory_ran_out") if name in saved}
+        job.config["earlier_memory_plans"] = [*saved.get("earlier_memory_plans", []), earlier]
+        job.config.pop("memory_ran_out", None)
+    return job
+
+
+def check_sharpness(given: dict[str, Any], optimizer: str) -> None:
+    """Refuse settings of GSAM where experts are trained by something else."""
+    for name in ("rho", "alpha"):
+        if name in given and optimizer not in ("gsam", None):
+            raise ValueError(f"{name}: expected with the optimizer gsam only, got {given[name]}")
+
+
+def tell_settings(preset: str, derived: Derived, own: bool) -> None:
+    """Log where settings come from, and why those that are derived are what they are."""
+    if not own:
+        log.info("settings: %s%s", preset, ", shortened to the budget" if derived.settings else "")
+    else:
+        log.info("settings: no preset is of these data; from the data and a budget, all else as %s", preset)
+    for name, reason in derived.reasons.items():
+        log.info("  %s %s: %s", name, derived.settings[name], reason)
+
+
+def _without_paths(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as JSON can hold them: folders absolute, for a run may be resumed from elsewhere."""
+    folders = {
+        name: str(Path(given[name]).resolve())
+        for name in ("data_root", "experts")
+        if isinstance(given.get(name), str | Path)
+    }
+    if isinstance(given.get("value_range"), str) and given["value_range"] == "auto":
+        given = {name: value for name, value in given.items() if name != "value_range"}
+    return given | folders | {n: str(given[n]) for n in ("init", "test_folder") if isinstance(given.get(n), Path)}
+
+
+def test_folder_of(saved: dict[str, Any], dataset: Any) -> str | None:
+    """The folder that a run tested on, whatever other ones are there now; None where it is not in the data."""
+    source = (saved.get("data") or {}).get("sources", ("", ""))[1]
+    is_there = source.endswith("/") and is_folder(dataset) and (Path(dataset).expanduser() / source).is_dir()
+    return source.rstrip("/") if is_there else saved.get("test_folder")
+
+
+def _check_names(given: dict[str, Any], settings_class: type) -> None:
+    known = [field.name for field in fields(settings_class)] + list(FROM_PRESET)
+    for name in given:
+        of = [m for m, method in METHODS.items() if name in {field.name for field in fields(method.Settings)}]
+        if of and name not in known:
+            raise ValueError(f"{name}: an option of {', '.join(of)} only")
+    unknown = [name for name in given if name not in (*DATA, *RUN, *REPORT, *known)]
+    if unknown:
+        raise ValueError(f"options: {', '.join(unknown)} is none; expected some of {', '.join(known)}")
+
+
+def _checked(
+    config: dict[str, Any], data: Dataset, settings_class: type, store: TrajectoryStore | None, ranks: Ranks
+) -> Job:
+    """The job of a config whose values all stand, once they are known to make sense."""
+    names = [field.name for field in fields(settings_class)]
+    settings = settings_class(**{name: config[name] for name in names if name in config})
+    if settings.canvas > 1 and config["zca"]:
+        raise ValueError(f"canvas: whitening is of whole images; expected zca off or canvas 1, got {settings.canvas}")
+    strategy = config.get("train_dsa_strategy") or config["dsa_strategy"]
+    how = {"lr_teacher": config["train_lr"], **{name: config[name] for name in EXPERT_TRAINING}}
+    known = {name: value for name, value in how.items() if value is not None}  # of given experts not all may be
+    ExpertTraining(**({"lr_teacher": 1.0, **EXPERT_TRAINING} | known), dsa_strategy=strategy)
+    expect_one_of("snapshots", config["snapshots"], FORMATS)
+    device = resolve_device(config.get("device"))
+    if isinstance(config.get("networks"), str):
+        raise ValueError(f"networks: expected a tuple of names, got {config['networks']!r}")
+    config["networks"] = list(config.get("networks") or [config["network"]])
+    epochs = None if config["train_epochs"] == NEEDED else config["train_epochs"]
+    wholes = {name: config[name] for name in ("iterations", "num_experts", "num_eval")}
+    maybe = {
+        name: config.get(name)
+        for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "full_epochs", "eval_epochs", "eval_batch")
+    }
+    maybe |= {"train_epochs": epochs, "batch_train": how["batch_train"]}
+    expect_whole(**wholes, **{name: value for name, value in maybe.items() if value is not None})
+    if config.get("keep_checkpoints") is not None and config.get("eval_every") is None:
+        raise ValueError(
+            "keep_checkpoints: says how many of the sets that eval_every evaluates stay; give eval_every too"
+        )
+    if config.get("sam_rho") is not None:
+        expect_positive("sam_rho", config["sam_rho"])
+    for name in ("cuda_graph", "deterministic"):
+        if not isinstance(config[name], bool):
+            raise ValueError(f"{name}: expected True or False, got {config[name]!r}")
+    check_initial(settings, data, config["ipc"])
+    check_evaluation(config["networks"], config["protocol"], data)
+    facts = {
+        "fingerprint": data.fingerprint,
+        "test_fingerprint": data.test_fingerprint,
+        "data": dict(data.about),
+        "image_size": list(data.image_size),
+        "preprocessing": data.preprocessing.describe(),
+        "resize": data.preprocessing.resize,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "processes": ranks.size,
+        "versions": build_info()["versions"] | {"python": platform.python_version()},
+    }
+    if config["precision"] == "bfloat16" and not computes_bfloat16(device):
+        log.warning("precision: this CPU has no bfloat16 convolutions, and takes about ten times longer for them")
+    job = Job({**config, **asdict(settings), **facts}, data, settings, store, device, ranks)
+    job.network("check")  # refuses an unknown or impossible network
+    job.check_ranks()
+    if store is not None:
+        job.check_experts(store)
+    else:
+        _ = job.keep_epochs  # refuses those that leave out what the run can use
+    return job
+
+
+def _of_experts(store: TrajectoryStore | None, given: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """What given experts decide: how many there are, their network, and whether images are whitened."""
+    if store is None:
+        return {}
+    preprocessing = store.settings.get("preprocessing") or {}
+    decided = {
+        "num_experts": store.num_experts,
+        "network": store.settings.get("network"),
+        "zca": bool(preprocessing.get("zca")),
+        "train_epochs": store.epochs,
+        "train_lr": store.settings.get("lr_teacher"),
+        "train_dsa_strategy": store.settings.get("dsa_strategy"),
+        **{name: store.settings.get(name, default) for name, default in OF_EXPERTS.items()},
+    }
+    row = OF_EXPERTS | row
+    for name in ("train_epochs", "train_lr", "train_dsa_strategy", *OF_EXPERTS):
+        if name in given and decided[name] is not None and _as_json(name, given[name]) not in (decided[name], NEEDED):
+            raise ValueError(
+                f"{name}: the experts in {store.path} were trained with {decided[name]!r}, got {given[name]!r}"
+            )
+    for name in ("network", "zca", "optimizer"):
+        if name not in given and decided[name] not in (row[name], None):
+            log.info("%s: %s, as the experts were trained (the preset has %s)", name, decided[name], row[name])
+    return decided
+
+
+def _spec(dataset: Any) -> str:
+    """How the data set can be loaded again: its name, or the path of its folder; else "custom"."""
+    if not isinstance(dataset, str | Path):
+        return "custom"
+    return known_name(dataset) or str(Path(dataset).expanduser().resolve())
+
+
+def _as_json(name: str, value: Any) -> Any:
+    if name == "image_size" and isinstance(value, int):
+        return [value, value]
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,104 @@
+"""Whether what a run depends on, and what it came to, is worth anything: told in words, and why not."""
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch.nn.utils import vector_to_parameters
+
+from ddfast.data import take_statistics
+from ddfast.experts import TrajectoryStore
+from ddfast.methods.trajectory.descent import LR_FLOOR
+from ddfast.run.job import Job
+from ddfast.runtime import seeds
+
+log = logging.getLogger("ddfast")
+
+JUDGED_EXPERTS = 3
+JUDGED_IMAGES = 2000
+DEVIATIONS = 3.0  # above chance, for an expert to have learned something
+FEW_ITERATIONS = 100
+AS_GOOD = 1.0  # percentage points
+CHANCES = 150.0  # percent: half as good again as chance
+
+
+@torch.no_grad()
+def check_that_experts_learned(job: Job, store: TrajectoryStore) -> None:
+    """Look at the last snapshots of some experts, on training images: the mean recall of the classes, for whoever takes
+    all images for one class has a recall of 1/K, whatever their numbers.
+
+    ValueError where none learned anything and the settings of the experts are our own choice; a warning where they are
+    the user's or published, or where only some learned nothing.
+    """
+    network, K = job.network("judge").to(job.device), job.data.num_classes
+    generator = seeds.generator(job.config["seed"], "judge")
+    chosen = torch.randperm(len(job.data.train_labels), generator=generator)[:JUDGED_IMAGES]
+    images, labels = job.data.train_batches(job.device).take(chosen)
+    present = labels.bincount(minlength=K)
+    least = 1 / K + DEVIATIONS * math.sqrt((1 - 1 / K) / K / len(chosen))
+    judged = range(min(JUDGED_EXPERTS, job.config["num_experts"]))
+    recalls = []
+    for expert in judged:
+        vector_to_parameters(store.snapshot(expert, store.epochs).to(job.device), network.parameters())
+        take_statistics(network, job.data, job.device)
+        network.eval()
+        guessed = torch.cat([network(part).argmax(1) for part in images.split(256)])
+        right = labels[guessed == labels].bincount(minlength=K)
+        recalls.append(float((right / present.clamp(min=1)).sum() / (present > 0).sum()))
+    useless = [recall for recall in recalls if recall < least]
+    if not useless:
+        return
+    sentence = (
+        f"experts: {len(useless)} of the first {len(judged)} learned nothing: they find {max(useless):.1%} of the "
+        f"training images of a class, chance is {1 / K:.1%}; train them longer (train_epochs), at another rate "
+        f"(train_lr), or on more images"
+    )
+    own = "train_epochs" in job.config.get("derived_settings", ()) and job.experts is None
+    if own and len(useless) == len(judged):
+        raise ValueError(sentence)
+    log.warning("%s", sentence)
+
+
+def is_better(distilled: dict[str, Any], random_real: dict[str, Any]) -> bool:
+    """Whether the mean accuracy on distilled images is above that on random real ones by more than the standard error
+    of their difference."""
+    error = math.hypot(*(row["std"] / math.sqrt(row["n"]) for row in (distilled, random_real)))
+    return distilled["mean"] - random_real["mean"] > error
+
+
+def verdict(job: Job, accuracy: dict[str, dict[str, Any]], history: list[dict[str, Any]]) -> str | None:
+    """One sentence where the distilled images are no better than random real ones, with what to change; else None."""
+    best = max((accuracy[name] for name in ("distilled", "averaged") if name in accuracy), key=lambda row: row["mean"])
+    random_real, full = accuracy["random_real"], accuracy["full_data"]
+    if is_better(best, random_real):
+        return None
+    numbers = f"{best['mean']:.1f}% ± {best['std']:.1f} against {random_real['mean']:.1f}% ± {random_real['std']:.1f}"
+    if random_real["mean"] >= full["mean"] - AS_GOOD and random_real["mean"] > CHANCES / job.data.num_classes:
+        advice = f"these reach what full data do, {full['mean']:.1f}%; ask for fewer images per class (ipc)"
+    else:
+        advice = _advice(job, full, history)
+    return f"the distilled images are no better than random real ones ({numbers}): {advice}"
+
+
+def _advice(job: Job, full: dict[str, Any], history: list[dict[str, Any]]) -> str:
+    """What most probably helps, by what the run shows."""
+    settings, chance = job.settings, 100 / job.data.num_classes
+    losses = [record["loss"] for record in history if math.isfinite(record["loss"])]
+    floored = sum(record["lr"] <= 1.01 * LR_FLOOR for record in history)
+    left_out = sum(not record.get("updated", True) for record in history)
+    if full["mean"] < 1.2 * chance:
+        return f"the experts themselves reach {full['mean']:.1f}%; train them longer (train_epochs) or on more images"
+    if floored > len(history) / 4:
+        return f"the student's rate was at its floor in {floored} of {len(history)} iterations; lower lr_lr"
+    if left_out > len(history) / 4:
+        return f"{left_out} of {len(history)} updates were left out; lower lr_teacher or lr_img"
+    if len(history) < FEW_ITERATIONS:
+        return f"{len(history)} iterations are few; give more (iterations, or a longer budget)"
+    tenth = max(1, len(losses) // 10)
+    if losses and sum(losses[-tenth:]) > 0.95 * sum(losses[:tenth]):
+        return "the loss did not fall; lower lr_img, or give more syn_steps"
+    if job.config["num_experts"] < 3:
+        return "the experts are few; give more (num_experts, or a longer budget)"
+    later = 2 * settings.max_start_epoch
+    return f"give more iterations (or a longer budget), or let segments begin later (max_start_epoch {later})"

@@ -1,0 +1,1 @@
+"""What everything may use: devices, seeds, files, processes, memory limits, forecasts, and checks of arguments."""
