@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/kernels/* csrc/ops/*)
 CPP := $(wildcard csrc/*.cpp csrc/*/*)
-FALLBACK_TESTS := tests/ops tests/test_adjoints.py tests/test_matching.py tests/test_students.py
-ISA_TESTS := $(FALLBACK_TESTS) tests/test_evaluate.py tests/test_experts.py tests/test_methods.py tests/test_fused.py
+FALLBACK_TESTS := tests/ops tests/engine/test_adjoints.py tests/engine/test_unroll.py tests/engine/students/test_students.py
+ISA_TESTS := tests/ops tests/engine/test_adjoints.py tests/engine/test_unroll.py tests/engine/students \
+	tests/evaluation/test_evaluate.py tests/experts/test_experts.py tests/methods/test_methods.py tests/methods/test_recorded_values.py
 # a test process per core, each of one thread
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 

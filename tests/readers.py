@@ -1,6 +1,6 @@
 """The files that ddfast reads: for each kind a whole one, how it is read, and what makes two readings equal.
 
-A row more here is fuzzed like all others by `tests/test_fuzz.py`.
+A row more here is fuzzed like all others by `tests/compat/test_fuzz.py`.
 """
 
 import functools

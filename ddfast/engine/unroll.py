@@ -130,9 +130,9 @@ def match_trajectory(
 ) -> Tensor:  # [] or [S]
     """The matching loss of MTT (eq. 2): ‖θ_T − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖², with θ_T unrolled from θ*_t.
 
-    distance: another of ddfast.engine.distances.DISTANCES; weight: of the parameters in it. The other options, derivatives and
-    errors are those of `unroll`, save return_states. ValueError for a start that equals its target; on a device, where
-    looking would mean waiting, it gives inf or nan.
+    distance: another of ddfast.engine.distances.DISTANCES; weight: of the parameters in it. The other options,
+    derivatives and errors are those of `unroll`, save return_states. ValueError for a start that equals its target; on
+    a device, where looking would mean waiting, it gives inf or nan.
     """
     if "return_states" in options:
         raise TypeError("match_trajectory: return_states is not an option here; use unroll and ops.param_distance")

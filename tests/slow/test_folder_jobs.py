@@ -4,8 +4,8 @@ import json
 
 import numpy
 
+from tests.cli.test_cli import SMALL, ddfast
 from tests.pictures_for_tests import array_picture, picture
-from tests.test_cli import SMALL, ddfast
 
 
 def test_experts_distill_resume_and_evaluate_read_a_folder_alike(tmp_path):

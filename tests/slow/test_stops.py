@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.test_outer_step import STOPPED, assert_stops_leave_no_trace
+from tests.methods.test_outer_step import STOPPED, assert_stops_leave_no_trace
 
 
 @pytest.mark.parametrize("name, options", STOPPED)

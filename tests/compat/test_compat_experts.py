@@ -13,9 +13,9 @@ from ddfast import compat, networks
 from ddfast.data import load_dataset
 from ddfast.runtime import seeds
 from ddfast.runtime.files import read_json
+from tests.compat.test_compat import SHAPES, WIDTH, buffer, contents, flat
+from tests.compat.test_compat_sets import command
 from tests.conftest import uniform
-from tests.test_compat import SHAPES, WIDTH, buffer, contents, flat
-from tests.test_compat_sets import command
 
 
 @pytest.fixture(scope="module")

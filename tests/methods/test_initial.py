@@ -10,7 +10,8 @@ import torch
 import ddfast
 from ddfast import networks
 from ddfast.data import load_dataset
-from ddfast.methods import MatchingSettings, initial, initial_set
+from ddfast.methods import MatchingSettings, initial_set
+from ddfast.methods.trajectory import initial
 from ddfast.runtime import seeds
 from tests.conftest import SMALL, normal
 

@@ -11,7 +11,7 @@ from ddfast.data import load_dataset
 from ddfast.methods import DATM, MTT
 from ddfast.runtime import seeds
 from tests.conftest import SMALL, relative_error
-from tests.test_initial import SETTINGS
+from tests.methods.test_initial import SETTINGS
 
 PART = replace(SETTINGS, batch_syn=3, syn_steps=2, lr_img=10.0)  # 6 of 24 images
 

@@ -13,7 +13,8 @@ import ddfast
 from ddfast import networks
 from ddfast.data import load_dataset
 from ddfast.engine import adjoints
-from ddfast.methods import METHODS, trajectory
+from ddfast.methods import METHODS
+from ddfast.methods.trajectory import matching as trajectory
 from ddfast.methods.trajectory.descent import Descent
 from ddfast.run import loop as distillation
 from ddfast.run.loop import MOST_SKIPS, Distillation, DistillationDivergedError

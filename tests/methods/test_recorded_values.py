@@ -1,5 +1,5 @@
-"""The methods give the numbers that were written down: `python -m tests.test_recorded_values` writes them anew, after a
-change that is meant to change them."""
+"""The methods give the numbers that were written down: `python -m tests.methods.test_recorded_values` writes them anew,
+after a change that is meant to change them."""
 
 import json
 import tempfile
@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 import ddfast
 from ddfast.methods import METHODS
 from tests.conftest import uniform
-from tests.test_method_jobs import job
+from tests.methods.test_method_jobs import job
 
 FILE = Path(__file__).parent / "recorded_values.json"
 BOUND = 1e-3  # float32: a rounding error that moves a ReLU changes a gradient by about as much

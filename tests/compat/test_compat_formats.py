@@ -22,9 +22,9 @@ from ddfast.compat.dc import network_of
 from ddfast.compat.idc import decoded
 from ddfast.compat.labels import as_labels
 from ddfast.data.augment import FULL_STRATEGY
+from tests.compat.test_compat_sets import command, contents, same
 from tests.conftest import normal
 from tests.conftest import uniform as uniform_from_a_tenth
-from tests.test_compat_sets import command, contents, same
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ddfast
-from ddfast.methods import trajectory
+from ddfast.methods.trajectory import matching as trajectory
 from ddfast.runtime.devices import is_out_of_memory
 from tests.conftest import SMALL, relative_error
 

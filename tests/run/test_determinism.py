@@ -15,7 +15,7 @@ from ddfast.ops._scatter import add_rows
 from ddfast.runtime import seeds
 from tests.conftest import SMALL, normal
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 JOB = SMALL | {
     "iterations": 2,
     "num_eval": 1,
@@ -56,7 +56,7 @@ def job_bits(name: str, output, device: str, **options) -> list[str]:
 TWO_COUNTS_OF_THREADS = """
     import os, sys, tempfile, torch
     from pathlib import Path
-    from tests.test_determinism import METHODS, job_bits
+    from tests.run.test_determinism import METHODS, job_bits
 
     for threads in (1, 2):
         torch.set_num_threads(threads)

@@ -12,8 +12,8 @@ from ddfast.data import DSA, SeededAugment
 from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
 from ddfast.engine.planner import Plan
 from tests.conftest import normal, relative_error
+from tests.engine.test_drop_in import plain_loss
 from tests.networks_for_tests import SIDE, K, PlainConvNet, make
-from tests.test_drop_in import plain_loss
 
 EXACT = 1e-9  # float64, sums in another order
 I = 7  # noqa: E741
