@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ddfast
 from benchmarks.measure import described
-from ddfast.cli import _make_page_faults_rare
+from ddfast.cli.commands import make_page_faults_rare
 
 SMALL = {
     "dataset": "digits",
@@ -94,5 +94,5 @@ def main(folder: Path, iterations: int = 2000, every: int = 50) -> None:
 
 
 if __name__ == "__main__":
-    _make_page_faults_rare()  # as the command line does
+    make_page_faults_rare()  # as the command line does
     main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -42,7 +42,7 @@ EXPECTED = (ValueError, TypeError, OSError, NotImplementedError, MemoryError)  #
 
 def main() -> None:
     """Run `ddfast`; an error is one sentence on stderr and exit status 1, a traceback only with --traceback."""
-    _make_page_faults_rare()
+    make_page_faults_rare()
     told = _end_when_told()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # a name that cannot be shown is no reason to lose a result
@@ -81,7 +81,7 @@ def _end_when_told() -> list[int]:
     return told
 
 
-def _make_page_faults_rare() -> None:
+def make_page_faults_rare() -> None:
     """On a CPU they are up to half of the time of large tensors: let PyTorch ask for large pages, and glibc keep what
     is freed for the next tensor instead of giving it back to the system."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
