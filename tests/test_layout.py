@@ -93,6 +93,7 @@ def test_imports_follow_the_arrows(path):
         return
     used = {name for name in imports(path) if name.startswith("ddfast.")}
     assert not {name for name in used if not allowed(name, MAY_IMPORT[here] | {here, "runtime"})}
+    assert here == "ops" or not {name for name in used if name.startswith("ddfast.ops._")}
     assert not {name.partition(".")[0] for name in imports(path, only_at_the_top=True)} & LAZY
     inner = path.relative_to(PACKAGE).parts[1].removesuffix(".py")
     if here in WITHIN and inner != "__init__":

@@ -13,8 +13,7 @@ from ddfast.engine.planner import Plan, UnrollSize, make_plan, parse_budget
 from ddfast.engine.repeatable import Repeatable
 from ddfast.engine.students import ConvNetStudent, MicroBatches, Step, Student, Wanted
 from ddfast.engine.students.base import check_labels
-from ddfast.ops import Steps
-from ddfast.ops._scatter import add_rows
+from ddfast.ops import Steps, add_rows
 
 # One with `rows` [T, B, 16], the parameters of ops.dsa_augment for every step, may run inside ops.unroll.
 Augment = Callable[[Tensor, int], Tensor]

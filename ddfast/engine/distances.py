@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddfast.ops import param_distance
-from ddfast.ops._checks import expect_shape, expect_tensors
+from ddfast.ops import expect_shape, expect_tensors, param_distance
 from ddfast.runtime.arguments import expect_one_of, expect_whole
 
 DISTANCES = ("squared", "l1", "cosine", "layerwise", "unnormalised")

@@ -16,7 +16,7 @@ from ddfast.engine.distances import DISTANCES
 from ddfast.engine.distances import distance as distance_between
 from ddfast.engine.students import ModuleStudent, Student, student_of, unwrapped, why_not_fused
 from ddfast.engine.students.base import layer_sizes
-from ddfast.ops._checks import expect_tensors
+from ddfast.ops import expect_tensors
 from ddfast.runtime.arguments import expect_one_of, takes_plain_values
 
 log = logging.getLogger("ddfast")

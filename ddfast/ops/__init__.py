@@ -1,9 +1,11 @@
 """The ops: each a plain-PyTorch reference, the specification, with compiled kernels behind the same name."""
 
+from ddfast.ops._checks import expect_shape, expect_tensors
 from ddfast.ops._extension import EXTENSION
 from ddfast.ops._layout import channels_last
 from ddfast.ops._library import has_kernel, op_names, reference_mode
-from ddfast.ops._precision import PRECISIONS
+from ddfast.ops._precision import PRECISIONS, computing_in, expect_precision
+from ddfast.ops._scatter import add_rows
 from ddfast.ops.convnet import ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp
 from ddfast.ops.dsa_augment import dsa_augment
 from ddfast.ops.norm_relu_pool import norm_relu_pool
@@ -15,11 +17,16 @@ __all__ = [
     "PRECISIONS",
     "ConvNetLayout",
     "Steps",
+    "add_rows",
     "channels_last",
+    "computing_in",
     "convnet_forward",
     "convnet_grad",
     "convnet_grad_jvp",
     "dsa_augment",
+    "expect_precision",
+    "expect_shape",
+    "expect_tensors",
     "has_kernel",
     "norm_relu_pool",
     "op_names",

@@ -8,8 +8,7 @@ from ddfast.engine.adjoints import CheckpointedUnroll
 from ddfast.engine.planner import Plan
 from ddfast.engine.students import ConvNetStudent
 from ddfast.engine.unroll import unroll
-from ddfast.ops import PRECISIONS, ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp
-from ddfast.ops._precision import computing_in
+from ddfast.ops import PRECISIONS, ConvNetLayout, computing_in, convnet_forward, convnet_grad, convnet_grad_jvp
 from tests.conftest import normal
 from tests.networks_for_tests import SIDE, K, make
 

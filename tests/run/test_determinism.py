@@ -11,7 +11,7 @@ import torch
 
 import ddfast
 from ddfast import ops
-from ddfast.ops._scatter import add_rows
+from ddfast.ops import add_rows
 from ddfast.runtime import seeds
 from tests.conftest import SMALL, normal
 

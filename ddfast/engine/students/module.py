@@ -17,7 +17,7 @@ from ddfast.engine.students.base import GradientJvp, Step, StepBytes, Student, W
 from ddfast.engine.students.live import LiveBytes
 from ddfast.engine.students.replay import Replay
 from ddfast.engine.students.wrappers import unwrapped
-from ddfast.ops._precision import computing_in, expect_precision
+from ddfast.ops import computing_in, expect_precision
 
 
 class ModuleStudent(Student):
