@@ -12,20 +12,8 @@ from pathlib import Path
 
 from setuptools import setup
 
-CPU_SOURCES = [
-    "csrc/module.cpp",
-    "csrc/ops/param_distance.cpp",
-    "csrc/ops/norm_relu_pool.cpp",
-    "csrc/ops/dsa_augment.cpp",
-    "csrc/ops/conv_weight.cpp",
-    "csrc/ops/convnet.cpp",
-    "csrc/ops/unroll.cpp",
-]
-CUDA_SOURCES = [
-    "csrc/ops/param_distance_cuda.cu",
-    "csrc/ops/norm_relu_pool_cuda.cu",
-    "csrc/ops/dsa_augment_cuda.cu",
-]
+CPU_SOURCES = ["csrc/module.cpp", *sorted(str(p) for p in Path("csrc").glob("*/*.cpp") if p.name != "test.cpp")]
+CUDA_SOURCES = sorted(str(p) for p in Path("csrc").glob("*/*_cuda.cu"))
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 # psabi: vectors cross inlined calls only; maybe-uninitialized: false alarms on them; g0: a file 10 MB smaller.
 # fopenmp: without it at::parallel_for runs on one thread, silently. Not linked: torch brings the OpenMP library, once.

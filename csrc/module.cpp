@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
-#include "kernels/simd.h"
+#include "common/simd.h"
 
 // Read from the file's bytes where the module cannot be loaded (ddfast/ops/_library.py); used below, so that it is
 // kept.

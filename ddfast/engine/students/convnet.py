@@ -49,7 +49,7 @@ class ConvNetStudent(Student):
         )
 
     def step_bytes(self, images, students, dtype):
-        """Of block i, A is the size of the convolution's result and Y of the pooled map: what csrc/ops/convnet.cpp has
+        """Of block i, A is the size of the convolution's result and Y of the pooled map: what csrc/convnet/glue.cpp has
         alive at once, of x, z, g_z, g_y and their tangents, is most at one of the blocks of the backward pass."""
         B, C, H, W = images
         layout, b = self.layout, self.layout.border

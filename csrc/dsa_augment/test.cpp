@@ -1,12 +1,12 @@
 // dsa_augment: CPU and emulated CUDA kernels against dense matrices built tap by tap in double precision.
-#include "emulation.h"
+#include "../common/emulation.h"
 // emulation.h comes first: it stands in for the CUDA runtime
 #include <array>
 #include <utility>
 
-#include "../kernels/dsa_augment.cuh"
-#include "../kernels/dsa_augment.h"
-#include "check.h"
+#include "../common/test_check.h"
+#include "cpu.h"
+#include "cuda.cuh"
 
 namespace ddfast::test {
 

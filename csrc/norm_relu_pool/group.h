@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "norm_relu_pool_args.h"
-#include "simd.h"
+#include "../common/simd.h"
+#include "args.h"
 
 namespace ddfast {
 

@@ -8,9 +8,9 @@
 
 #include <cmath>
 
-#include "norm_relu_pool_args.h"
-#include "norm_relu_pool_group.h"
-#include "simd.h"
+#include "../common/simd.h"
+#include "args.h"
+#include "group.h"
 
 namespace ddfast {
 

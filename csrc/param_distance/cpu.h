@@ -3,8 +3,8 @@
 // A task is one chunk of one row; partial sums do not depend on how tasks are spread over threads.
 #pragma once
 
-#include "param_distance_args.h"
-#include "simd.h"
+#include "../common/simd.h"
+#include "args.h"
 
 namespace ddfast {
 

@@ -1,5 +1,7 @@
 // The checkpointed unroll of a ConvNet and its adjoint, the whole loop; the formulas are those of the reference in
 // ddfast/ops/unroll.py. One source for both devices.
+#include "../convnet/glue.h"
+
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <torch/library.h>
@@ -10,9 +12,8 @@
 #include <tuple>
 #include <vector>
 
-#include "../kernels/dsa_augment_args.h"
-#include "checks.h"
-#include "convnet.h"
+#include "../common/checks.h"
+#include "../dsa_augment/args.h"
 
 namespace ddfast {
 namespace {

@@ -1,9 +1,9 @@
 // CPU glue of param_distance.
-#include "param_distance.h"
+#include "glue.h"
 
 #include <ATen/Parallel.h>
 
-#include "../kernels/param_distance.h"
+#include "cpu.h"
 
 namespace ddfast {
 namespace {

@@ -1,7 +1,7 @@
 // CPU kernels of dsa_augment: a task is one image; sums run over its pixels row by row.
 #pragma once
 
-#include "dsa_augment_args.h"
+#include "args.h"
 
 namespace ddfast {
 

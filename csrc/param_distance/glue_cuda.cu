@@ -3,8 +3,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "../kernels/param_distance.cuh"
-#include "param_distance.h"
+#include "cuda.cuh"
+#include "glue.h"
 
 namespace ddfast {
 namespace {

@@ -1,9 +1,9 @@
 // param_distance: CPU kernels at every instruction set and emulated CUDA kernels, against double-precision loops.
-#include "emulation.h"
+#include "../common/emulation.h"
 // emulation.h comes first: it stands in for the CUDA runtime
-#include "../kernels/param_distance.cuh"
-#include "../kernels/param_distance.h"
-#include "check.h"
+#include "../common/test_check.h"
+#include "cpu.h"
+#include "cuda.cuh"
 
 namespace ddfast::test {
 

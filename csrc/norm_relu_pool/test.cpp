@@ -1,11 +1,11 @@
 // norm_relu_pool: CPU kernels at every instruction set and emulated CUDA kernels, against double-precision loops.
 #include <bit>
 
-#include "emulation.h"
+#include "../common/emulation.h"
 // emulation.h comes first: it stands in for the CUDA runtime
-#include "../kernels/norm_relu_pool.cuh"
-#include "../kernels/norm_relu_pool.h"
-#include "check.h"
+#include "../common/test_check.h"
+#include "cpu.h"
+#include "cuda.cuh"
 
 namespace ddfast::test {
 

@@ -1,8 +1,8 @@
 // CUDA kernels of dsa_augment: a block is one image; threads stride over its pixels, a tree joins their sums.
 #pragma once
 
-#include "block_sum.cuh"
-#include "dsa_augment_args.h"
+#include "../common/block_sum.cuh"
+#include "args.h"
 
 namespace ddfast {
 

@@ -5,7 +5,7 @@
 // that all students see keep their C channels, and the first convolution one group. With the precision bfloat16, maps
 // and the weights of convolutions are bfloat16, and everything else is float. The formulas, and their names, are those
 // of the reference in ddfast/ops/convnet.py.
-#include "convnet.h"
+#include "glue.h"
 
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
@@ -16,7 +16,7 @@
 #include <tuple>
 #include <vector>
 
-#include "checks.h"
+#include "../common/checks.h"
 #include "conv_weight.h"
 
 namespace ddfast {

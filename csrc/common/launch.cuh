@@ -1,4 +1,4 @@
-// How a CUDA kernel is launched and where its dynamic shared memory is; csrc/tests/emulation.h is the same for a CPU.
+// How a CUDA kernel is launched and where its dynamic shared memory is; csrc/common/emulation.h is the same for a CPU.
 #pragma once
 
 #ifndef DDFAST_EMULATION

@@ -1,7 +1,7 @@
 // Compiles every CUDA kernel for all types, without torch.
-#include "../kernels/dsa_augment.cuh"
-#include "../kernels/norm_relu_pool.cuh"
-#include "../kernels/param_distance.cuh"
+#include "../dsa_augment/cuda.cuh"
+#include "../norm_relu_pool/cuda.cuh"
+#include "../param_distance/cuda.cuh"
 
 namespace ddfast {
 

@@ -9,8 +9,8 @@
 #include <optional>
 #include <tuple>
 
-#include "../kernels/param_distance_args.h"
-#include "checks.h"
+#include "../common/checks.h"
+#include "args.h"
 
 namespace ddfast {
 

@@ -1,9 +1,9 @@
 // CPU glue of dsa_augment.
-#include "dsa_augment.h"
+#include "glue.h"
 
 #include <ATen/Parallel.h>
 
-#include "../kernels/dsa_augment.h"
+#include "cpu.h"
 
 namespace ddfast {
 namespace {

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "block_sum.cuh"
-#include "param_distance_args.h"
+#include "../common/block_sum.cuh"
+#include "args.h"
 
 namespace ddfast {
 

@@ -14,8 +14,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "../kernels/norm_relu_pool_args.h"
-#include "checks.h"
+#include "../common/checks.h"
+#include "args.h"
 
 namespace ddfast {
 

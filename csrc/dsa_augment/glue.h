@@ -8,8 +8,8 @@
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
-#include "../kernels/dsa_augment_args.h"
-#include "checks.h"
+#include "../common/checks.h"
+#include "args.h"
 
 namespace ddfast {
 

@@ -7,8 +7,8 @@
 // those of the op's reference in ddfast/ops/norm_relu_pool.py.
 #pragma once
 
-#include "launch.cuh"
-#include "norm_relu_pool_args.h"
+#include "../common/launch.cuh"
+#include "args.h"
 
 namespace ddfast {
 

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "bfloat16.h"
+#include "../common/bfloat16.h"
 
 namespace ddfast {
 

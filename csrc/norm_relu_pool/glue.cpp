@@ -1,9 +1,9 @@
 // CPU glue of norm_relu_pool.
-#include "norm_relu_pool.h"
+#include "glue.h"
 
 #include <ATen/Parallel.h>
 
-#include "../kernels/norm_relu_pool.h"
+#include "cpu.h"
 
 namespace ddfast {
 namespace {

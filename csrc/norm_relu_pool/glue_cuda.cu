@@ -3,8 +3,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "../kernels/norm_relu_pool.cuh"
-#include "norm_relu_pool.h"
+#include "cuda.cuh"
+#include "glue.h"
 
 namespace ddfast {
 namespace {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "../kernels/simd.h"
+#include "simd.h"
 
 namespace ddfast::test {
 
