@@ -382,7 +382,10 @@ class Thing:
         ),
         ([torch.zeros(3, 1, 4, 4), torch.zeros(2)], "a list of 2, its first a tensor"),
         ({"data": [torch.zeros(3)]}, "a dict with the entry data"),
-        (Thing(), r"holds more than tensors: objects of tests\.test_compat_formats\.Thing, whose code would be run"),
+        (
+            Thing(),
+            r"holds more than tensors: objects of tests\.compat\.test_compat_formats\.Thing, whose code would be run",
+        ),
     ],
 )
 def test_what_is_unknown_is_said_to_be_with_what_it_holds(value, sentence, tmp_path):

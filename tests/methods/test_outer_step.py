@@ -14,9 +14,9 @@ from ddfast import networks
 from ddfast.data import load_dataset
 from ddfast.engine import adjoints
 from ddfast.methods import METHODS
-from ddfast.methods.trajectory import matching as trajectory
+from ddfast.methods.trajectory import matching
 from ddfast.methods.trajectory.descent import Descent
-from ddfast.run import loop as distillation
+from ddfast.run import loop
 from ddfast.run.loop import MOST_SKIPS, Distillation, DistillationDivergedError
 from ddfast.run.resolve import resolve
 from ddfast.runtime import seeds
@@ -100,7 +100,7 @@ def reads(monkeypatch):
         numbers = [1.0, 0.05, 1.0, 1.0] + [0.0] * (len(tensors[0]) - 4)
         return [torch.tensor(numbers, dtype=torch.float64), *(torch.zeros(t.shape, dtype=t.dtype) for t in tensors[1:])]
 
-    monkeypatch.setattr(trajectory, "to_host", read)
+    monkeypatch.setattr(matching, "to_host", read)
     monkeypatch.setattr(adjoints, "_last_used", lambda grad: seen.append("last used") or 1)
     return seen
 
@@ -122,7 +122,7 @@ def test_a_whole_iteration_of_a_run_waits_once(pair, reads, name):
     given = {"dataset": pair, "method": name, "device": "cpu", "network": NETWORK} | SMALL | {"iterations": 3}
     job = resolve(given)
     store = ddfast.train_experts(job.data, network=NETWORK, num_experts=2, epochs=2, optimizer=job.config["optimizer"])
-    initial = distillation.initial_of(job, store)
+    initial = loop.initial_of(job, store)
     job.device = torch.device("meta")
     records = list(Distillation(job, store, initial))
     assert [record["iteration"] for record in records] == [1, 2, 3] and all(r["updated"] for r in records)
@@ -199,7 +199,7 @@ def test_between_steps_nothing_of_a_part_that_visited_is_on_the_device(make):
 
 # Stopping: at every line that an iteration runs, and at every operation.
 
-ROOMS = tuple(str(Path(distillation.__file__).parent / name) for name in ("methods", "distillation.py"))
+ROOMS = tuple(str(Path(loop.__file__).parents[1] / name) for name in ("methods", "run/loop.py"))
 
 
 class Stop(BaseException):
@@ -246,7 +246,7 @@ def assert_stops_leave_no_trace(pair, name, options, every):
     given |= SMALL | {"iterations": 4, "dsa_strategy": "none"} | options
     job = resolve(given)
     store = ddfast.train_experts(job.data, network=NETWORK, num_experts=2, epochs=2, optimizer=job.config["optimizer"])
-    initial = distillation.initial_of(job, store)
+    initial = loop.initial_of(job, store)
     whole = Distillation(job, store, initial)
     states = []
     for _ in whole:
@@ -334,7 +334,7 @@ def test_a_run_that_is_stopped_while_it_goes_back_goes_back_when_it_goes_on(pair
     given = {"dataset": pair, "device": "cpu", "network": NETWORK} | SMALL | {"iterations": 100}
     job = resolve(given)
     store = ddfast.train_experts(job.data, network=NETWORK, num_experts=2, epochs=2)
-    initial, ends = distillation.initial_of(job, store), []
+    initial, ends = loop.initial_of(job, store), []
     for stops in (False, True):
         run = Distillation(job, store, initial)
         compare, restore = run.method.compare, run.method.restore

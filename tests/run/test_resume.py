@@ -16,7 +16,7 @@ import torch
 import ddfast
 from ddfast.cli import USELESS
 from ddfast.methods.trajectory.descent import Descent
-from ddfast.run import recorder as recording
+from ddfast.run import recorder
 from ddfast.runtime.files import locking
 from tests.conftest import SMALL
 
@@ -67,7 +67,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(pair, whole, tmp_path, monkeypatch, p
         elif place == "checkpoint":
             patch.setattr(distill_module.RunFolder, "write_state", stopping(distill_module.RunFolder.write_state, 2))
         elif place == "evaluation":
-            patch.setattr(recording, "evaluate", stopping(recording.evaluate, 1))
+            patch.setattr(recorder, "evaluate", stopping(recorder.evaluate, 1))
         else:
             patch.setattr(distill_module, "evaluate_random_real", stopping(distill_module.evaluate_random_real, 1))
         with pytest.raises(stop):

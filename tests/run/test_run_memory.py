@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ddfast
-from ddfast.methods.trajectory import matching as trajectory
+from ddfast.methods.trajectory import matching
 from ddfast.runtime.devices import is_out_of_memory
 from tests.conftest import SMALL, relative_error
 
@@ -62,7 +62,7 @@ def test_precision_is_an_option_that_is_recorded(pair, tmp_path):
 @pytest.fixture
 def failing(monkeypatch):
     """failing(n, …): from now on the calls of these numbers, from 1, of an unroll run out of memory."""
-    calls, which, original = [], set(), trajectory.unroll
+    calls, which, original = [], set(), matching.unroll
 
     def unroll(*args, **options):
         calls.append(options["adjoint"].plan)
@@ -76,7 +76,7 @@ def failing(monkeypatch):
         which.update(numbers)
         return calls
 
-    monkeypatch.setattr(trajectory, "unroll", unroll)
+    monkeypatch.setattr(matching, "unroll", unroll)
     return arm
 
 
