@@ -1,5 +1,7 @@
 """ddfast: dataset distillation by trajectory matching, with exact meta-gradients in constant memory."""
 
+import sys
+
 from ddfast import compat, data, networks, ops
 from ddfast.data import SyntheticSet, load_dataset
 from ddfast.engine import adjoints, students
@@ -35,3 +37,6 @@ __all__ = [
     "train_experts",
     "unroll",
 ]
+
+# public modules that lie in a room: `from ddfast.adjoints import FullUnroll` works as `ddfast.adjoints.FullUnroll` does
+sys.modules |= {f"{__name__}.{module.__name__.rpartition('.')[2]}": module for module in (adjoints, students, ranks)}

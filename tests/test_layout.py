@@ -1,9 +1,12 @@
 """The package's rooms: which module may import which, and where things may happen."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
+
+import ddfast
 
 PACKAGE = Path(__file__).parent.parent / "ddfast"
 SURFACE = {"ddfast", "cli", "__main__"}  # may import everything
@@ -124,3 +127,11 @@ def test_house_rules_that_a_machine_can_check(path):
         for f in calls
         if ast.unparse(f) in ("torch.manual_seed", "torch.set_default_dtype", "warnings.filterwarnings")
     ]
+
+
+PUBLIC = ("adjoints", "students", "ranks", "ops", "networks", "data", "methods", "compat", "experts")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_modules_are_imported_by_their_public_names(name):
+    assert importlib.import_module(f"ddfast.{name}") is getattr(ddfast, name)
