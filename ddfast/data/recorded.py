@@ -30,8 +30,8 @@ def recorded_preprocessing(source: Any) -> Preprocessing:
     try:
         return Preprocessing.described(source)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{where}: expected how images were preprocessed; {why}") from None
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{where}: not a description of a preprocessing: {why}") from None
 
 
 def _read(path: Path) -> Any:
@@ -41,5 +41,5 @@ def _read(path: Path) -> Any:
     if said_in == path and SyntheticSet.is_at(synthetic):
         return SyntheticSet.load(synthetic)
     if not said_in.is_file():
-        raise FileNotFoundError(f"preprocessing: expected {EXPECTED}; there is none at {path}")
+        raise FileNotFoundError(f"preprocessing: expected {EXPECTED}, found none at {path}")
     return read_json(said_in)

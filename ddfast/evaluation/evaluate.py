@@ -114,7 +114,7 @@ def evaluate(
         data_options: root, download, test_folder, value_range, skip_unreadable and layout of load_dataset.
 
     A network that diverges, as with too large a rate, has an accuracy all the same, near chance: a warning says so, as
-    of one that does no better than a guess.
+    of one at chance level.
 
     Errors: ValueError for unknown networks, classes or channels that differ, a whitening fitted on other data, or
     images, labels or a learning rate that are not finite.
@@ -150,8 +150,8 @@ def evaluate(
 
 
 def _warn_of_chance(evaluation: Evaluation, data: Dataset, lr: float) -> None:
-    """Tell which networks do no better than a guess, within a standard error of it: a rate that was learned for one
-    network may be far too large for another."""
+    """Warn of networks within a standard error of chance level: a rate learned for one network may be far too large for
+    another."""
     count = len(data.test_labels)
     share = int(data.test_labels.bincount().max()) / count
     guess = 100 * (share + math.sqrt(share * (1 - share) / count))
@@ -160,8 +160,8 @@ def _warn_of_chance(evaluation: Evaluation, data: Dataset, lr: float) -> None:
             is_near = BASELINE_LR / 2 < lr < 2 * BASELINE_LR
             advice = f"{lr / 3:.2g} or {3 * lr:.2g}" if is_near else f"{BASELINE_LR:g}"
             log.warning(
-                "%s: %.1f%% is no better than a guess (%.1f%%) at the learning rate %.3g; try another, such as %s: "
-                "ddfast evaluate --lr, in Python lr",
+                "%s: accuracy %.1f%% is at chance level (%.1f%%) with learning rate %.3g; try another rate, for example "
+                "%s (ddfast evaluate --lr, in Python lr)",
                 name, row.mean, 100 * share, lr, advice,
             )  # fmt: skip
 

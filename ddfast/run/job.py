@@ -163,8 +163,8 @@ class Job:
         if not trained.matches(self.data.preprocessing):
             raise ValueError(
                 f"experts: {store.path} and this run preprocess images differently: "
-                f"{trained.difference(self.data.preprocessing)}; preprocessing={store.path} (--preprocessing) keeps "
-                f"the first"
+                f"{trained.difference(self.data.preprocessing)}; pass --preprocessing {store.path} (in Python "
+                f"preprocessing) to keep that of the former"
             )
         if store.epochs < self.settings.epochs_needed:
             raise ValueError(

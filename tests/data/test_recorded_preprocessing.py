@@ -85,7 +85,7 @@ def test_it_is_read_from_runs_experts_sets_and_files(photos, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"mean": [0.5]}', r"not\.json: expected how images were preprocessed; there is no 'std'"),
+        ('{"mean": [0.5]}', r"not\.json: not a description of a preprocessing: 'std' is missing"),
         ('{"mean": [0.5], "std": [0.1, 0.2]}', "expected a mean and a std per channel"),
         ('{"mean": [0.5, 0.5], "std": [0.1, 0.2]}', "expected 3 channels as in photos, got 2"),
         ('{"mean": "grey", "std": [1]}', "expected finite numbers"),
@@ -100,7 +100,7 @@ def test_what_says_no_preprocessing_is_refused(text, words, photos, tmp_path):
 
 
 def test_what_is_not_there_is_refused(photos, tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is none at"):
+    with pytest.raises(FileNotFoundError, match="found none at"):
         load_dataset(photos, preprocessing=tmp_path / "none")
     with pytest.raises(TypeError, match="got int"):
         load_dataset(photos, preprocessing=3)

@@ -146,8 +146,8 @@ def test_protocols_are_the_papers(data, good, monkeypatch):
 @pytest.mark.parametrize(
     ("counts", "percent"), [((100, 100, 100), 35.9), ((100, 100, 100), 0.0), ((240, 30, 30), 82.2)]
 )
-def test_a_network_that_is_no_better_than_a_guess_is_told_with_what_to_try(pair, good, caplog, counts, percent):
-    """A guess is the largest class: those within a standard error of it are told, better ones are not."""
+def test_a_network_at_chance_level_is_told_with_what_to_try(pair, good, caplog, counts, percent):
+    """Chance is the largest class: those within a standard error of it are told, better ones are not."""
     labels = torch.arange(3).repeat_interleave(torch.tensor(counts))
     data = load_dataset((pair[0], (uniform(300, 1, 16, 16).float() / 2, labels)))
     found = {"mlp": percent, "convnet": 100 * max(counts) / 300 + 3}
@@ -155,10 +155,10 @@ def test_a_network_that_is_no_better_than_a_guess_is_told_with_what_to_try(pair,
         patch.setattr(schedule, "accuracy", lambda net, test, what: found[what.split()[0]])
         result = evaluate(good, data, num_eval=2, epochs=1, networks=tuple(found), lr=0.3)
     assert result.of("mlp").mean == percent
-    told = [record.getMessage() for record in caplog.records if "guess" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "chance" in record.getMessage()]
     assert len(told) == 1
-    assert told[0].startswith(f"mlp: {percent:.1f}% is no better than a guess ({100 * max(counts) / 300:.1f}%)")
-    assert "at the learning rate 0.3; try another, such as 0.01: ddfast evaluate --lr" in told[0]
+    assert told[0].startswith(f"mlp: accuracy {percent:.1f}% is at chance level ({100 * max(counts) / 300:.1f}%)")
+    assert "with learning rate 0.3; try another rate, for example 0.01 (ddfast evaluate --lr" in told[0]
 
 
 def test_dropout_follows_the_seed_and_leaves_the_global_state_alone(data, good):

@@ -99,8 +99,8 @@ def load_init(settings: MatchingSettings, data: Dataset, ipc: int | Sequence[int
     if not saved.preprocessing.matches(data.preprocessing):
         differing = saved.preprocessing.difference(data.preprocessing)
         raise ValueError(
-            f"init: {path} and {data.name} are preprocessed differently: {differing}; preprocessing={path} "
-            f"(--preprocessing) keeps the first"
+            f"init: {path} and {data.name} are preprocessed differently: {differing}; pass --preprocessing {path} (in "
+            f"Python preprocessing) to keep that of the former"
         )
     if saved.is_hard and has != counts:
         k = next(k for k, count in enumerate(counts) if has[k] != count)
