@@ -160,7 +160,7 @@ def _warn_of_chance(evaluation: Evaluation, data: Dataset, lr: float) -> None:
             is_near = BASELINE_LR / 2 < lr < 2 * BASELINE_LR
             advice = f"{lr / 3:.2g} or {3 * lr:.2g}" if is_near else f"{BASELINE_LR:g}"
             log.warning(
-                "%s: accuracy %.1f%% is at chance level (%.1f%%) with learning rate %.3g; try another rate, for example "
+                "%s: accuracy %.1f%% is at chance level (%.1f%%) with learning rate %.3g; try another rate, such as "
                 "%s (ddfast evaluate --lr, in Python lr)",
                 name, row.mean, 100 * share, lr, advice,
             )  # fmt: skip

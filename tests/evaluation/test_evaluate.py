@@ -158,7 +158,7 @@ def test_a_network_at_chance_level_is_told_with_what_to_try(pair, good, caplog, 
     told = [record.getMessage() for record in caplog.records if "chance" in record.getMessage()]
     assert len(told) == 1
     assert told[0].startswith(f"mlp: accuracy {percent:.1f}% is at chance level ({100 * max(counts) / 300:.1f}%)")
-    assert "with learning rate 0.3; try another rate, for example 0.01 (ddfast evaluate --lr" in told[0]
+    assert "with learning rate 0.3; try another rate, such as 0.01 (ddfast evaluate --lr" in told[0]
 
 
 def test_dropout_follows_the_seed_and_leaves_the_global_state_alone(data, good):
