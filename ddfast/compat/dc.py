@@ -51,9 +51,15 @@ def hints(path: Path) -> dict[str, Any]:
         network += ":first_padding=3"
     found = {"dataset": DATASETS.get(dataset, dataset.lower()), "network": network}
     if method in ("DC", "DSA", "DM"):
-        of_dc = f"{DC}:crop_scale_rotate" if dataset == "MNIST" else NO_STRATEGY
-        found["dsa_strategy"] = of_dc if method == "DC" else f"dsa:{FULL_STRATEGY}"
+        found["dsa_strategy"] = _of_dc(dataset, named["model"]) if method == "DC" else f"dsa:{FULL_STRATEGY}"
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _of_dc(dataset: str, model: str) -> str:
+    """The strategy that DC's code evaluates a network with: it augments for batch norms, and MNIST."""
+    if model == "ConvNetBN":
+        return f"{DC}:crop_noise"
+    return f"{DC}:crop_scale_rotate" if dataset == "MNIST" else NO_STRATEGY
 
 
 def network_of(model: str) -> str | None:

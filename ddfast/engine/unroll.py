@@ -16,6 +16,7 @@ from ddfast.engine.distances import DISTANCES
 from ddfast.engine.distances import distance as distance_between
 from ddfast.engine.students import ModuleStudent, Student, student_of, unwrapped, why_not_fused
 from ddfast.engine.students.base import layer_sizes
+from ddfast.networks import ConvNet
 from ddfast.ops import expect_tensors
 from ddfast.runtime.arguments import expect_one_of, takes_plain_values
 
@@ -94,6 +95,7 @@ def unroll(
         raise TypeError(f"adjoint: expected an instance of a class of ddfast.adjoints, got {adjoint!r}")
     expect_tensors(start=start)
     if isinstance(student, nn.Module):
+        _refuse_unpadded(unwrapped(student), start)
         student = ModuleStudent(student) if isinstance(adjoint, FullUnroll) else _student_of(student, start.device)
     elif not isinstance(student, Student):
         raise TypeError(f"student: expected an nn.Module or a Student, got {type(student).__name__}")
@@ -159,6 +161,17 @@ def _student_of(network: nn.Module, device: torch.device) -> Student:
         log.info("%s runs by autograd: %s", type(bare).__name__, reason)
     _logged[network] = reason
     return ModuleStudent(bare) if autocast else student_of(bare)
+
+
+def _refuse_unpadded(network: nn.Module, start: Tensor) -> None:
+    """ValueError that says what to give for parameters of the field's ConvNet for 28-px images."""
+    if not isinstance(network, ConvNet) or not isinstance(network.classifier, nn.Linear) or start.dim() == 0:
+        return
+    P, linear = sum(parameter.numel() for parameter in network.parameters()), network.classifier
+    more, rest = divmod(start.shape[-1] - P, linear.out_features)
+    advice = "" if rest else network.padding_advice(linear.in_features + more)
+    if advice:
+        raise ValueError(f"start: expected [P] or [S, P] with P = {P}, got {list(start.shape)}. {advice}")
 
 
 def _check_tensors(student: Student, start: Tensor, images: Tensor, labels: Tensor, lr: Tensor) -> None:

@@ -16,7 +16,7 @@ ACTIVATIONS = {
     "swish": nn.SiLU,
 }
 POOLINGS = {"avgpooling": nn.AvgPool2d, "maxpooling": nn.MaxPool2d}
-PADDED = 3  # first_padding of the field's code for 28-px images
+PADDING_ADVICE = "The field's code pads 28-px images to 32: first_padding=3, or convnet:first_padding=3 by name"
 NORMALISATIONS = ("instancenorm", "batchnorm", "layernorm", "groupnorm", "none")
 
 
@@ -110,11 +110,19 @@ class ConvNet(nn.Module):
             return super().load_state_dict(state_dict, *args, **options)
         except RuntimeError as error:
             weight = state_dict.get("classifier.weight")
-            width, features = self.features[0].out_channels, self.classifier.in_features
-            with_a_row_more = width * (math.isqrt(features // width) + 1) ** 2
-            if self.border or weight is None or weight.shape[-1] != with_a_row_more:
+            advice = "" if weight is None else self.padding_advice(weight.shape[-1])
+            if not advice:
                 raise
-            raise RuntimeError(f"{error}\nThe field's code pads 28-px images to 32: first_padding={PADDED}") from None
+            raise RuntimeError(f"{error}\n{advice}") from None
+
+    def padding_advice(self, features: int) -> str:
+        """What to say of parameters whose classifier has so many inputs: those of a map a row and a column larger, as
+        of 28-px images that are padded to 32; "" for others."""
+        first, last = self.features[0], self.classifier
+        if self.border or not isinstance(first, nn.Conv2d) or not isinstance(last, nn.Linear):  # or changed by its user
+            return ""
+        width = first.out_channels
+        return PADDING_ADVICE if features == width * (math.isqrt(last.in_features // width) + 1) ** 2 else ""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits: [B, C, H, W] -> [B, K]."""

@@ -102,6 +102,8 @@ def test_names_of_models_become_names_of_networks(name, wanted, digits):
     ("name", "said"),
     [
         ("res_DC_MNIST_ConvNet_1ipc.pt", ("mnist", "convnet:first_padding=3", "dc:crop_scale_rotate")),
+        ("res_DC_CIFAR10_ConvNet_1ipc.pt", ("cifar10", "convnet", "none")),
+        ("res_DC_MNIST_ConvNetBN_1ipc.pt", ("mnist", "convnet:norm=batchnorm:first_padding=3", "dc:crop_noise")),
         ("res_DM_CIFAR100_ConvNetBN_10ipc.pt", ("cifar100", "convnet:norm=batchnorm", f"dsa:{FULL_STRATEGY}")),
         ("res_DM_TinyImageNet_ResNet18_10ipc.pt", ("tiny-imagenet", None, f"dsa:{FULL_STRATEGY}")),
         ("mine.pt", (None, None, None)),

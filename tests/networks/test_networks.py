@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
 from ddfast import match_trajectory
 from ddfast.engine.adjoints import CheckpointedUnroll, FullUnroll
@@ -268,3 +269,23 @@ def test_parameters_of_a_network_that_pads_more_are_refused_with_what_to_give():
         ours.load_state_dict(ConvNet(1, 10, 4, 3, (28, 28)).state_dict())
     assert "first_padding" not in str(caught.value)
     assert not ConvNet(1, 10, 8, 3, (28, 28), first_padding=3).load_state_dict(theirs.state_dict()).missing_keys
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_start_of_a_network_that_pads_more_is_refused_with_what_to_give(wrapped):
+    """In the place of a loop of one's own; a start of any other size is refused without a word of padding."""
+    theirs, ours = (ConvNet(1, 10, 8, 3, (28, 28), first_padding=padding) for padding in (3, 1))
+    start = parameters_to_vector(theirs.parameters()).detach()
+    student = torch.nn.DataParallel(ours) if wrapped else ours
+    rest = {"images": torch.zeros(2, 1, 28, 28), "labels": torch.arange(2), "lr": 0.1, "syn_steps": 1}
+    for given in (start, start.expand(3, -1)):
+        with pytest.raises(ValueError, match=r"start: expected .* with P = \d+, got .*first_padding=3"):
+            match_trajectory(student, given, given + 1, **rest)
+    assert match_trajectory(theirs, start, start + 1, **rest) > 0
+    for given in (start[:-1], start[:-10], torch.cat([start, start])):
+        with pytest.raises(ValueError, match="start: expected") as caught:
+            match_trajectory(student, given, given + 1, **rest)
+        assert "first_padding" not in str(caught.value)
+    ours.classifier = nn.Sequential(nn.Flatten(), ours.classifier)  # changed by its user
+    with pytest.raises(ValueError, match=r"start: expected .* with P = \d+, got \[\d+\]$"):
+        match_trajectory(student, start, start + 1, **rest)
