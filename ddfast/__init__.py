@@ -9,6 +9,7 @@ from ddfast.engine.distances import distance
 from ddfast.engine.unroll import match_trajectory, unroll
 from ddfast.evaluation import Evaluation, evaluate
 from ddfast.experts import TrajectoryStore, train_experts
+from ddfast.networks import register_network
 from ddfast.ops.installation import build_info
 from ddfast.run.distill import DistillResult, distill
 from ddfast.run.loop import Distillation, DistillationDivergedError
@@ -33,6 +34,7 @@ __all__ = [
     "networks",
     "ops",
     "ranks",
+    "register_network",
     "students",
     "train_experts",
     "unroll",

@@ -54,9 +54,10 @@ class Evaluation:
         """Number of trainings."""
         return sum(len(values) for values in self.accuracies.values())
 
-    def of(self, network: str) -> "Evaluation":
-        """That of one network."""
-        return Evaluation({network: self.accuracies[network]})
+    def of(self, network: Any) -> "Evaluation":
+        """That of one network, as it was given to `evaluate`."""
+        name = all_networks.name_of(network)
+        return Evaluation({name: self.accuracies[name]})
 
     def summary(self) -> dict:
         """As a row of summary.json: the first network, and all by name."""
@@ -74,7 +75,7 @@ def evaluate(
     synthetic: SyntheticSet,
     dataset,
     *,
-    networks: tuple[str, ...] | None = None,
+    networks: Sequence[Any] | None = None,
     num_eval: int = 5,
     epochs: int | None = None,
     lr: float | None = None,
@@ -97,7 +98,8 @@ def evaluate(
 
     Args:
         dataset: what to test on, as load_dataset takes it; images are brought to the set's size.
-        networks: names as ddfast.networks.create takes them; None for what the set was distilled for.
+        networks: names as ddfast.networks.create takes them, modules, or functions that return a new one; None for what
+            the set was distilled for.
         epochs, batch: None for the protocol's.
         lr: None for the set's own, or the protocol's where it has one.
         dsa_strategy: None for the set's own.
@@ -124,7 +126,7 @@ def evaluate(
         got = f"the option {', '.join(sorted(unknown))}" if unknown else f"{type(synthetic).__name__} for synthetic"
         raise TypeError(f"evaluate: expected a SyntheticSet and the options that its documentation lists, got {got}")
     synthetic.check_values()
-    networks = networks_of(synthetic) if networks is None else networks
+    networks = networks_of(synthetic) if networks is None else names_of(networks)
     if lr is None and protocol_named(protocol).lr is None:
         lr = float(synthetic.lr)
     dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
@@ -203,6 +205,11 @@ def begin_forecast(
     return forecast
 
 
+def names_of(networks: Any) -> Any:
+    """The names of networks, where a tuple or a list of names, modules or functions is given."""
+    return tuple(map(all_networks.name_of, networks)) if isinstance(networks, list | tuple) else networks
+
+
 def check_evaluation(networks: Sequence[str], protocol: str, data: Dataset) -> None:
     """ValueError for an unknown protocol or network, or images too small for it: before any training."""
     protocol_named(protocol)
@@ -233,7 +240,7 @@ def evaluate_random_real(
     dataset: Dataset,
     ipc: int | Sequence[int] | Mapping[str | int, int] | str | Path,
     *,
-    networks: tuple[str, ...] = ("convnet",),
+    networks: Sequence[Any] = ("convnet",),
     num_eval: int = 5,
     epochs: int | None = None,
     batch: int | None = None,
@@ -257,6 +264,7 @@ def evaluate_random_real(
     if ipc != asked:
         few = in_words(ipc), in_words(asked)
         log.info("random real images: %s instead of %s, for some classes have no more training images", *few)
+    networks = names_of(networks)
     check_evaluation(networks, protocol, dataset)
     schedule = schedule_of(protocol, epochs, batch, BASELINE_LR, dsa_strategy, sam_rho, num_eval, device, at_once)
     test = dataset.test_batches(schedule.device)
@@ -276,7 +284,7 @@ def evaluate_random_real(
 def evaluate_full_data(
     dataset: Dataset,
     *,
-    networks: tuple[str, ...] = ("convnet",),
+    networks: Sequence[Any] = ("convnet",),
     num_eval: int = 1,
     epochs: int,
     dsa_strategy: str = NO_STRATEGY,
@@ -287,6 +295,7 @@ def evaluate_full_data(
     forecast: Forecast | None = None,
 ) -> Evaluation:
     """As `evaluate`, on all training images: learning rate 0.01, cut to a tenth after half of the epochs."""
+    networks = names_of(networks)
     schedule = schedule_of("ddfast", epochs, None, BASELINE_LR, dsa_strategy, None, num_eval, device, None)
     train, test = dataset.train_batches(schedule.device), dataset.test_batches(schedule.device)
     augment, epoch_of = augmentation(dsa_strategy), partial(train.shuffled, schedule.protocol.batch)

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ class ExpertTraining:
 def train_experts(
     dataset,
     *,
-    network: str = "convnet",
+    network: str | nn.Module | Callable[..., nn.Module] = "convnet",
     num_experts: int = 100,
     epochs: int = 50,
     output: str | Path | None = None,
@@ -112,7 +113,7 @@ def train_experts(
 
     Args:
         dataset: a name, a folder, a pair of torch data sets or tensors, or a Dataset.
-        network: a name as ddfast.networks.create takes it.
+        network: a name as ddfast.networks.create takes it; a module, or a function that returns a new one.
         num_experts: experts 0 … num_experts − 1; those that the folder already holds are not trained again, and one
             whose training was interrupted goes on from the last epoch that was kept.
         epochs: E. A run of MTT uses the first max_start_epoch − 1 + expert_epochs only.
@@ -142,12 +143,15 @@ def train_experts(
     device = resolve_device(device)
     data = load_dataset(dataset, **data_options)
     # An unknown or impossible network is refused here, before anything is written.
+    network = networks.name_of(network)
     net = networks.create(network, generator=seeds.generator(seed), **data.network_arguments)
+    structure = networks.structure_of(network, net)
     settings = {
         "dataset": data.name,
         "fingerprint": data.fingerprint,
         "preprocessing": data.preprocessing.describe(),
         "network": network,
+        **({"structure": structure} if structure else {}),
         **how.settings(),
         "seed": seed,
         "device": device.type,

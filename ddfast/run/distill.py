@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ddfast.data import SyntheticSet
 from ddfast.evaluation import evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
@@ -57,7 +58,7 @@ def distill(
     precision: str | None = None,
     cuda_graph: bool | None = None,
     deterministic: bool | None = None,
-    network: str | None = None,
+    network: str | nn.Module | Callable[..., nn.Module] | None = None,
     seed: int | None = None,
     device: str | torch.device | None = None,
     resume: bool = False,
@@ -91,7 +92,10 @@ def distill(
         deterministic: on a GPU, let cuDNN use only algorithms that give the same bits every time, in the outer steps as
             in the training of experts and in the evaluation, where they always are; None for yes. docs/numerics.md
             says what gives the same bits where.
-        network: a name as ddfast.networks.create takes it, to distil with; None for the experts', or the preset's.
+        network: what to distil with: a name as ddfast.networks.create takes it (convnet:depth=4, torchvision:resnet18,
+            timm:…), a module whose copies are initialised anew, or a function that returns a new one, called with those
+            of channels, num_classes and image_size that it takes; None for the experts', or the preset's. A run with an
+            object is resumed when it is given again.
         seed: all random draws of the run come from it; None for 0.
         device: None for a GPU where there is one.
         resume: go on with the run in `output`, bit for bit as if it had never stopped, with its own settings (they need

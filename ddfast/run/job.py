@@ -150,7 +150,8 @@ class Job:
 
     def check_experts(self, store: TrajectoryStore) -> None:
         """ValueError for experts of other data, preprocessing or network, too few, too short, or damaged."""
-        wanted = {"fingerprint": self.data.fingerprint} | {n: self.config[n] for n in ("network", "optimizer")}
+        wanted = {"fingerprint": self.data.fingerprint, "structure": self.config.get("structure")}
+        wanted |= {n: self.config[n] for n in ("network", "optimizer")}
         for name, value in wanted.items():
             has = store.settings.get(name, EXPERT_TRAINING.get(name))
             if has != value and not (name == "optimizer" and has is None):  # not known

@@ -21,6 +21,7 @@ from ddfast.data import (
 from ddfast.evaluation import check_evaluation
 from ddfast.experts import FORMATS, ExpertTraining, TrajectoryStore
 from ddfast.methods import INITS, METHODS, check_initial, ipc_of, load_init
+from ddfast.networks import name_of, structure_of
 from ddfast.ops.installation import build_info
 from ddfast.run.job import EXPERT_STORAGE, EXPERT_TRAINING, NEEDED, Job
 from ddfast.run.own_data import BUDGET, Derived, amounts, derive
@@ -67,7 +68,7 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     Data without one get settings that are derived from them, or `derived` ones, of another process of this run.
     Errors: ValueError or TypeError for what cannot work, before anything is written.
     """
-    given = _without_paths({name: value for name, value in given.items() if value is not None})
+    given = _by_name({name: value for name, value in given.items() if value is not None})
     off = {name: None for name in MAY_BE_NONE if given.get(name) == NONE}
     method = method_named(given.get("method"), given.get("preset"))
     _check_names(given, METHODS[method].Settings)
@@ -171,7 +172,7 @@ def resolve_resumed(
     Errors: ValueError naming the first setting that differs, or a data set that has changed.
     """
     expect_one_of("method", saved["method"], METHODS)
-    given = _without_paths({name: value for name, value in given.items() if value is not None})
+    given = _by_name({name: value for name, value in given.items() if value is not None})
     dataset, ipc, preprocessing = (given.pop(name, None) for name in ("dataset", "ipc", "preprocessing"))
     if isinstance(given.get("experts"), TrajectoryStore):
         given["experts"] = str(given["experts"].path.resolve())
@@ -255,8 +256,12 @@ def tell_settings(preset: str, derived: Derived, own: bool) -> None:
         log.info("  %s %s: %s", name, derived.settings[name], reason)
 
 
-def _without_paths(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as JSON can hold them: folders absolute, for a run may be resumed from elsewhere."""
+def _by_name(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as JSON can hold them: networks by name, folders absolute, for a run may be resumed from elsewhere."""
+    if "network" in given:
+        given = given | {"network": name_of(given["network"])}
+    if isinstance(given.get("networks"), list | tuple):
+        given = given | {"networks": tuple(map(name_of, given["networks"]))}
     folders = {
         name: str(Path(given[name]).resolve())
         for name in ("data_root", "experts")
@@ -336,7 +341,12 @@ def _checked(
     if config["precision"] == "bfloat16" and not computes_bfloat16(device):
         log.warning("precision: this CPU has no bfloat16 convolutions, and takes about ten times longer for them")
     job = Job({**config, **asdict(settings), **facts}, data, settings, store, device, ranks)
-    job.network("check")  # refuses an unknown or impossible network
+    structure = structure_of(config["network"], job.network("check"))  # refuses an unknown or impossible network
+    if config.get("structure", structure) != structure:
+        raise ValueError(
+            f"network: {config['network']} has other layers than the run's; give the one that it began with"
+        )
+    job.config |= {"structure": structure} if structure else {}
     job.check_ranks()
     if store is not None:
         job.check_experts(store)
