@@ -21,7 +21,7 @@ import ddfast
 from benchmarks.measure import ROOT, _status, described
 from ddfast import networks
 from ddfast.data import load_dataset
-from ddfast.methods import METHODS
+from ddfast.methods import METHODS, Resources
 from ddfast.runtime import seeds
 
 SGD, ADAM = {}, {"img_optimizer": "adam", "lr_img": 0.01}
@@ -47,7 +47,7 @@ def method(name: str, side: int, ipc: int, options: dict):
     synthetic = ddfast.SyntheticSet(images, labels, torch.tensor(0.01), data.class_names, data.preprocessing)
     network = networks.create("convnet:width=8", generator=seeds.generator(1), **data.network_arguments)
     before = _status("VmRSS") - images.nbytes
-    return METHODS[name](settings, synthetic, experts, network, seeds.generator(2)), before
+    return METHODS[name](settings, synthetic, Resources(network, seeds.generator(2), experts=experts)), before
 
 
 def measured(row: str) -> dict[str, float]:

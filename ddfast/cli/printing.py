@@ -23,7 +23,7 @@ def progress(distillation):
     said = time.monotonic()
     with logging_redirect_tqdm([logging.getLogger("ddfast")]):
         for record in bar:
-            state = {"loss": f"{record['loss']:.3f}", "lr": f"{record['lr']:.4g}"}
+            state = {"loss": f"{record['loss']:.3f}"} | ({"lr": f"{record['lr']:.4g}"} if "lr" in record else {})
             state |= {"s/it": f"{record['seconds']:.2f}", "memory": f"{record['peak_bytes'] / 2**20:.0f}M"}
             state |= {name: record[name] for name in ("skipped", "gated", "floored") if record.get(name)}
             bar.set_postfix(state)
@@ -38,7 +38,7 @@ def progress(distillation):
 
 def print_table(result) -> None:
     """The accuracies of a run."""
-    accuracy, full = result.accuracy, result.accuracy["full_data"]
+    accuracy, full = result.accuracy, result.accuracy.get("full_data", {"epochs": "", "source": ""})
     ipc = RunFolder(result.path).read_config()["ipc"]
     count = in_words(ipc)
     rows = {

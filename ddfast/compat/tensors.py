@@ -13,6 +13,7 @@ from ddfast.compat.labels import labels_for
 from ddfast.compat.torch_files import WIDENED, expect_floats, expect_held, load, save
 from ddfast.data import Dataset, SyntheticSet
 from ddfast.data.augment import FULL_STRATEGY
+from ddfast.data.synthetic import DEFAULT_LR
 from ddfast.runtime.arguments import expect_one_of, expect_positive, is_number
 
 log = logging.getLogger("ddfast")
@@ -181,5 +182,6 @@ def write_tensors(synthetic: SyntheticSet, folder: Path, names: tuple[str, str, 
 def tensors_of(synthetic: SyntheticSet, labels: str | None) -> list[Tensor]:
     """Images, labels as they are to be written, and learning rate; copies: a view would be written with all that it is
     a view of."""
-    of_set = synthetic.images, labels_for(synthetic, labels), synthetic.lr
+    rate = torch.tensor(DEFAULT_LR) if synthetic.lr is None else synthetic.lr
+    of_set = synthetic.images, labels_for(synthetic, labels), rate
     return [value.detach().cpu().clone(memory_format=torch.contiguous_format) for value in of_set]

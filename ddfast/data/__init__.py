@@ -7,6 +7,7 @@ from ddfast.data.datasets import READING, Dataset, is_folder, known_name, load_d
 from ddfast.data.dc_augment import DCAugmentation, augmentation
 from ddfast.data.ipc import counts_of, images_per_class
 from ddfast.data.named import DATASETS
+from ddfast.data.parameterisation import PARAMETERISATIONS, Pixels, Texture
 from ddfast.data.preprocessing import Preprocessing
 from ddfast.data.recorded import recorded_preprocessing
 from ddfast.data.seeded_augment import SeededAugment
@@ -17,14 +18,17 @@ from ddfast.data.zca import ZCA
 __all__ = [
     "DATASETS",
     "DSA",
+    "PARAMETERISATIONS",
     "READING",
     "ZCA",
     "Batches",
     "DCAugmentation",
     "Dataset",
+    "Pixels",
     "Preprocessing",
     "SeededAugment",
     "SyntheticSet",
+    "Texture",
     "augmentation",
     "counts_of",
     "images_per_class",

@@ -11,16 +11,19 @@ from torch import Tensor
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.dc_augment import augmentation
 from ddfast.data.ipc import images_per_class
+from ddfast.data.parameterisation import PIXELS, Pixels, described, with_canvas
 from ddfast.data.preprocessing import Preprocessing
-from ddfast.runtime.arguments import expect_whole
+from ddfast.runtime.arguments import takes_old_names
 from ddfast.runtime.files import read_json, read_tensors, write_json, write_tensors
 
 log = logging.getLogger("ddfast")
 
 FORMAT = "ddfast-synthetic-set-1"
+DEFAULT_LR = 0.01  # to train on sets that have no learning rate of their own
 LARGEST = 1e9  # of pixels: beyond it the squares that a norm or a distance sums soon overflow float32
 
 
+@takes_old_names(canvas="parameterisation")
 @dataclass
 class SyntheticSet:
     """A tiny training set: I images, their labels, and the learning rate and augmentation that they were distilled for.
@@ -29,28 +32,31 @@ class SyntheticSet:
     counts, and `<path>.json` (how to use them), for people.
     """
 
-    images: Tensor  # [I, C, H, W], preprocessed; or an array
+    images: Tensor  # [I, C, H, W], preprocessed, or what the parameterisation decodes; or an array
     labels: Tensor  # classes, int64 [I] or other whole numbers; or label logits, float [I, K]
-    lr: Tensor  # []; or a number
+    lr: Tensor | None  # []; or a number; None where the method learns none
     class_names: tuple[str, ...]  # [K]
     preprocessing: Preprocessing
     dsa_strategy: str = NO_STRATEGY  # augmentation when training on it
-    canvas: int = 1  # how many times the sides of what networks see: random crops of the images where more than 1
+    parameterisation: Pixels = PIXELS  # how networks see the images; a number is a Texture's canvas
     network: str | None = None  # what it was distilled for, as ddfast.networks.create takes it; None where not known
 
     def __post_init__(self):
         labels = torch.as_tensor(self.labels)
         given = {"images": torch.as_tensor(self.images), "class_names": tuple(map(str, self.class_names))}
         given["labels"] = labels if labels.is_floating_point() else labels.long()
-        given["lr"] = self.lr if isinstance(self.lr, Tensor) else torch.tensor(self.lr, dtype=torch.float32)
+        if not isinstance(self.lr, Tensor | None):
+            given["lr"] = torch.tensor(self.lr, dtype=torch.float32)
+        if isinstance(self.parameterisation, int):
+            given["parameterisation"] = with_canvas(self.parameterisation)
         for name, value in given.items():
             object.__setattr__(self, name, value)
         count, K = len(self.images), len(self.class_names)
         if self.images.dim() != 4 or count == 0:
             raise ValueError(f"images: expected [I, C, H, W], got {list(self.images.shape)}")
-        for name in ("images", "lr"):
-            if not getattr(self, name).is_floating_point():
-                raise ValueError(f"{name}: expected floating-point numbers, got {getattr(self, name).dtype}")
+        for name, values in (("images", self.images), ("lr", self.lr)):
+            if values is not None and not values.is_floating_point():
+                raise ValueError(f"{name}: expected floating-point numbers, got {values.dtype}")
         if self.images.shape[1] != len(self.preprocessing.mean):
             raise ValueError(
                 f"images: expected {len(self.preprocessing.mean)} channels as in the preprocessing, "
@@ -63,20 +69,16 @@ class SyntheticSet:
             )
         if self.is_hard and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < K:
             raise ValueError(f"labels: expected classes 0 to {K - 1}, got {self.labels.unique()[:10].tolist()}")
-        if self.lr.shape != ():
+        if self.lr is not None and self.lr.shape != ():
             raise ValueError(f"lr: expected [], got {list(self.lr.shape)}")
         self.check_values()
-        expect_whole(canvas=self.canvas)
-        if any(side % self.canvas for side in self.images.shape[2:]):
-            raise ValueError(
-                f"canvas: expected a divisor of both sides, {list(self.images.shape[2:])}, got {self.canvas}"
-            )
+        _ = self.image_size  # refuses what cannot be decoded
 
     def check_values(self) -> None:
         """ValueError for images, label logits or a learning rate that are not finite, or pixels that are too large:
         the tensors may have changed."""
-        for name in ("images", "labels", "lr"):
-            if not getattr(self, name).isfinite().all():
+        for name, values in (("images", self.images), ("labels", self.labels), ("lr", self.lr)):
+            if values is not None and not values.isfinite().all():
                 raise ValueError(f"{name}: expected finite values, got some that are not")
         if self.images.abs().max() > LARGEST:
             raise ValueError(f"images: expected values up to {LARGEST:g}, got {float(self.images.abs().max()):g}")
@@ -87,8 +89,13 @@ class SyntheticSet:
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) in pixels of what networks see."""
-        H, W = (side // self.canvas for side in self.images.shape[2:])
-        return H, W
+        H, W = self.images.shape[2:]
+        return self.parameterisation.image_size((H, W))
+
+    @property
+    def canvas(self) -> int:
+        """The side of an image over the side of what networks see of it: more than 1 for textures."""
+        return self.parameterisation.canvas
 
     @property
     def is_hard(self) -> bool:
@@ -119,10 +126,11 @@ class SyntheticSet:
             return len(self) // K
         return images_per_class(self.classes.bincount(minlength=K), self.class_names, least=0)
 
-    def with_values(self, images: Tensor, labels: Tensor, lr: Tensor) -> "SyntheticSet":
+    def with_values(self, images: Tensor, labels: Tensor, lr: Tensor | None) -> "SyntheticSet":
         """This set with copies of other tensors, on the CPU."""
-        tensors = (t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in (images, labels, lr))
-        return replace(self, **dict(zip(("images", "labels", "lr"), tensors, strict=True)))
+        tensors = {"images": images, "labels": labels} | ({} if lr is None else {"lr": lr})
+        copies = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+        return replace(self, **({"lr": None} | copies))
 
     def detached(self) -> "SyntheticSet":
         """A copy on the CPU that shares nothing with this one."""
@@ -138,11 +146,12 @@ class SyntheticSet:
             "class_names": list(self.class_names),
             "preprocessing": self.preprocessing.describe(),
             "dsa_strategy": self.dsa_strategy,
-            "canvas": self.canvas,
+            "parameterisation": self.parameterisation.describe(),
         }
         if self.network is not None:
             about["network"] = self.network
-        write_tensors(tensors_path, {"images": self.images, "labels": self.labels, "lr": self.lr}, about)
+        rate = {} if self.lr is None else {"lr": self.lr}
+        write_tensors(tensors_path, {"images": self.images, "labels": self.labels, **rate}, about)
         write_json(about_path, about)
 
     @staticmethod
@@ -174,11 +183,11 @@ class SyntheticSet:
             return cls(
                 tensors["images"],
                 tensors["labels"],
-                tensors["lr"],
+                tensors.get("lr"),
                 _names(about["class_names"]),
                 Preprocessing.described(about["preprocessing"]),
                 _strategy(about.get("dsa_strategy")),
-                about.get("canvas", 1),  # sets of ddfast 0.1.0 have none
+                _parameterisation(about),
                 _network(about.get("network")),  # as have those whose network is not known
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -194,6 +203,12 @@ def _names(names: Any) -> tuple[str, ...]:
 def _strategy(strategy: Any) -> str:
     augmentation(strategy)  # refuses an unknown one
     return strategy or NO_STRATEGY
+
+
+def _parameterisation(about: dict[str, Any]) -> Pixels:
+    """Of what a set's file says; those of ddfast 0.1 have a canvas or nothing."""
+    named = about.get("parameterisation")
+    return with_canvas(about.get("canvas", 1)) if named is None else described(named)
 
 
 def _network(name: Any) -> str | None:

@@ -17,6 +17,7 @@ from ddfast import networks as all_networks
 from ddfast.data import READING, Dataset, SyntheticSet, augmentation, known_name, load_dataset, take_statistics
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.ipc import images_per_class, in_words
+from ddfast.data.synthetic import DEFAULT_LR
 from ddfast.engine.timing import time_training
 from ddfast.evaluation.cache import run_trainings
 from ddfast.evaluation.protocols import Schedule, accuracy, protocol_named, schedule_of, train_networks
@@ -29,7 +30,7 @@ from ddfast.runtime.ranks import ALONE, Ranks
 
 log = logging.getLogger("ddfast")
 
-BASELINE_LR = 0.01  # for sets that bring no learning rate of their own
+BASELINE_LR = DEFAULT_LR  # of random real images and full data
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def evaluate(
         networks: names as ddfast.networks.create takes them, modules, or functions that return a new one; None for what
             the set was distilled for.
         epochs, batch: None for the protocol's.
-        lr: None for the set's own, or the protocol's where it has one.
+        lr: None for the set's own, or the protocol's where it has one; 0.01 for a set without one.
         dsa_strategy: None for the set's own.
         protocol: ddfast (1000 epochs, minibatches of 256; momentum is kept when the rate drops); mtt (MTT's published
             code: 1001 epochs, momentum is lost there); datm (as mtt, minibatches of 128); simplified (200 epochs,
@@ -128,7 +129,7 @@ def evaluate(
     synthetic.check_values()
     networks = networks_of(synthetic) if networks is None else names_of(networks)
     if lr is None and protocol_named(protocol).lr is None:
-        lr = float(synthetic.lr)
+        lr = DEFAULT_LR if synthetic.lr is None else float(synthetic.lr)
     dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
     schedule = schedule_of(protocol, epochs, batch, lr, dsa_strategy, sam_rho, num_eval, device, at_once)
     data = data_for(synthetic, dataset, **data_options)
@@ -139,7 +140,8 @@ def evaluate(
 
     def train(name: str, numbers: list[int]) -> Iterator[float]:
         generators = [seeds.generator(seed, "evaluate", name, n) for n in numbers]
-        return schedule.accuracies(name, data, test, len(numbers) * [pair], generators)
+        how = synthetic.parameterisation
+        return schedule.accuracies(name, data, test, len(numbers) * [pair], generators, how)
 
     def about() -> dict[str, Any]:
         tensors = {"images": synthetic.images.cpu(), "labels": synthetic.labels.cpu()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ddfast import networks as all_networks
 from ddfast.data import DSA, Batches, Dataset, DCAugmentation, augmentation
-from ddfast.data.texture import random_crops
+from ddfast.data.parameterisation import PIXELS, Pixels
 from ddfast.engine.students import GSAM, Training, side_by_side
 from ddfast.ops.installation import build_info
 from ddfast.runtime import seeds
@@ -72,6 +72,7 @@ class Schedule:
         test: Batches,
         sets: list[tuple[Tensor, Tensor]],  # images [I, C, H, W] and targets, of each network
         generators: list[torch.Generator],  # of each network
+        parameterisation: Pixels = PIXELS,
     ) -> Iterator[float]:
         """Test accuracies of networks after it."""
         augment = augmentation(self.dsa_strategy)
@@ -84,7 +85,7 @@ class Schedule:
             size = torch.Size((min(self.protocol.batch, len(sets[0][0])), data.channels, *data.image_size))
             together = side_by_side(first, len(generators), size, self.device, self.at_once)
             now, generators = generators[:together], generators[together:]
-            epochs_of = [partial(self._epoch, *pair, data.image_size) for pair in sets[:together]]
+            epochs_of = [partial(self._epoch, *pair, parameterisation) for pair in sets[:together]]
             nets, sets = [first, *map(create, now[1:])], sets[together:]
             train_networks(nets, epochs_of, augment, self.protocol, now, sharpness=self.sharpness)
             for net in nets:
@@ -106,13 +107,13 @@ class Schedule:
 
     def _epoch(
         self,
-        images: Tensor,  # [I, C, cH, cW]
+        images: Tensor,  # [I, C, …], what the parameterisation decodes
         targets: Tensor,  # int64 [I], or [I, K]
-        size: tuple[int, int],  # (H, W)
+        parameterisation: Pixels,
         generator: torch.Generator,
     ) -> Iterable[tuple[Tensor, Tensor]]:  # images [B, C, H, W], targets
         for chosen in torch.randperm(len(images), generator=generator).to(self.device).split(self.protocol.batch):
-            yield random_crops(images[chosen], size, generator), targets[chosen]
+            yield parameterisation.see(images[chosen], generator), targets[chosen]
 
 
 def schedule_of(

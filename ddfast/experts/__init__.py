@@ -2,11 +2,13 @@
 
 from ddfast.experts.segments import SegmentReader, Segments
 from ddfast.experts.snapshots import FORMATS, kept_epochs, predicted_bytes, words
-from ddfast.experts.train import ExpertTraining, train_experts
+from ddfast.experts.train import OPTIMIZERS, SCHEDULES, ExpertTraining, train_experts
 from ddfast.experts.trajectories import TrajectoryStore
 
 __all__ = [
     "FORMATS",
+    "OPTIMIZERS",
+    "SCHEDULES",
     "ExpertTraining",
     "SegmentReader",
     "Segments",

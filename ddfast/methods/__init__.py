@@ -1,22 +1,26 @@
 """The methods: each says how one outer step changes a SyntheticSet."""
 
+import warnings
+
+from ddfast.methods.base import METHODS, Method, Needs, RealImages, Resources, method_class, register
+from ddfast.methods.initial import check_initial, initial_set, ipc_of, load_init
+from ddfast.methods.learned_set import LearnedSet
+from ddfast.methods.settings import INITS, SetSettings
 from ddfast.methods.trajectory.att import ATT
 from ddfast.methods.trajectory.datm import DATM
 from ddfast.methods.trajectory.edf import EDF
 from ddfast.methods.trajectory.ftd import FTD
-from ddfast.methods.trajectory.initial import check_initial, initial_set, ipc_of, load_init
 from ddfast.methods.trajectory.matching import TrajectoryMatching
 from ddfast.methods.trajectory.mtt import MTT
 from ddfast.methods.trajectory.pad import PAD
 from ddfast.methods.trajectory.pp import PP
-from ddfast.methods.trajectory.settings import INITS, MatchingSettings
+from ddfast.methods.trajectory.settings import TrajectorySettings
 from ddfast.methods.trajectory.simplified import Simplified
 from ddfast.methods.trajectory.tesla import TESLA
 from ddfast.methods.trajectory.texture import Texture
 
-METHODS: dict[str, type[TrajectoryMatching]] = {
-    method.__name__.lower(): method for method in (MTT, FTD, DATM, TESLA, ATT, PP, PAD, EDF, Texture, Simplified)
-}
+for method in (MTT, FTD, DATM, TESLA, ATT, PP, PAD, EDF, Texture, Simplified):
+    register(method)
 
 __all__ = [
     "ATT",
@@ -29,12 +33,27 @@ __all__ = [
     "PAD",
     "PP",
     "TESLA",
-    "MatchingSettings",
+    "LearnedSet",
+    "Method",
+    "Needs",
+    "RealImages",
+    "Resources",
+    "SetSettings",
     "Simplified",
     "Texture",
     "TrajectoryMatching",
+    "TrajectorySettings",
     "check_initial",
     "initial_set",
     "ipc_of",
     "load_init",
+    "method_class",
+    "register",
 ]
+
+
+def __getattr__(name: str) -> type[TrajectorySettings]:
+    if name == "MatchingSettings":
+        warnings.warn("MatchingSettings is called TrajectorySettings now", FutureWarning, stacklevel=2)
+        return TrajectorySettings
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -143,7 +143,7 @@ def distill(
         run.write_config(job.config)
         try:
             forecast = _forecast(run, job)
-            store = _train_experts(job, forecast) if job.experts is None else job.experts
+            store = _train_experts(job, forecast) if job.needs.experts and job.experts is None else job.experts
             distillation = _distillation(run, job, store, goes_on)
         except Exception:
             if not goes_on:
@@ -152,9 +152,10 @@ def distill(
         except KeyboardInterrupt:
             log.info("stopped while experts were trained; resume goes on from there: %s", run.path)
             raise
-        trained = {"path": str(store.path.resolve()), "epochs": store.epochs, "error": store.error, **store.settings}
-        job.config["trained_experts"] = trained
-        run.write_config(job.config)
+        if store is not None:
+            trained = {"path": str(store.path.resolve()), "epochs": store.epochs, "error": store.error}
+            job.config["trained_experts"] = trained | store.settings
+            run.write_config(job.config)
         history = _run(run, job, distillation, progress, forecast)
         log.info("evaluating")
         synthetic, averaged = distillation.synthetic, distillation.averaged
@@ -223,7 +224,7 @@ def _summary(run: RunFolder, job: Job, accuracy: dict[str, Any], history: list[d
     }
 
 
-def _with_probed_rates(job: Job, initial: SyntheticSet, store: TrajectoryStore) -> SyntheticSet:
+def _with_probed_rates(job: Job, initial: SyntheticSet, store: TrajectoryStore | None) -> SyntheticSet:
     """The initial set with its learning rate, once the job has the rates that it probes for."""
     if job.config.get("probed") and "probed_rates" not in job.config:
         apply_rates(job, job.ranks.first(lambda: _probed_rates(job, initial, store)))
@@ -248,7 +249,7 @@ def _forecast(run: RunFolder, job: Job) -> Forecast:
     """How long the run takes; told here where no experts are to be trained."""
     done = (run.read_state() or {"iteration": 0})["iteration"]
     forecast = forecast_of(job, job.config["iterations"] - done)
-    if job.experts is not None:
+    if job.experts is not None or not job.needs.experts:
         forecast.say()
     return forecast
 
@@ -265,12 +266,13 @@ def _train_experts(job: Job, forecast: Forecast) -> TrajectoryStore:
     return train_experts(job.data, epochs=job.train_epochs, ranks=job.ranks, forecast=forecast, **same, **own)
 
 
-def _distillation(run: RunFolder, job: Job, store: TrajectoryStore, goes_on: bool) -> Distillation:
+def _distillation(run: RunFolder, job: Job, store: TrajectoryStore | None, goes_on: bool) -> Distillation:
     """The outer loop, at its start."""
     saved, ranks = run.path / "initial", job.ranks
     is_saved = ranks.first(lambda: goes_on and saved.with_suffix(".json").is_file())
-    ranks.together(lambda: job.check_experts(store))
-    ranks.first(lambda: check_that_experts_learned(job, store))
+    if store is not None:
+        ranks.together(lambda: job.check_experts(store))
+        ranks.first(lambda: check_that_experts_learned(job, store))
     # the first process's set, the same bits for all
     initial = ranks.first(lambda: SyntheticSet.load(saved) if is_saved else initial_of(job, store))
     initial = _with_probed_rates(job, initial, store)
@@ -326,9 +328,10 @@ def _finished(run: RunFolder, job: Job) -> DistillResult | None:
 
 
 def _accuracy(
-    sets: dict[str, SyntheticSet | None], job: Job, experts: TrajectoryStore, run: RunFolder, forecast: Forecast
+    sets: dict[str, SyntheticSet | None], job: Job, experts: TrajectoryStore | None, run: RunFolder, forecast: Forecast
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy of the distilled sets, of as many random real images, and of full data."""
+    """Accuracy of the distilled sets, of as many random real images, and of full data, where networks for it are there
+    or asked for."""
     config, options = job.config, evaluation_options(job, run, forecast)
     distilled = {name: evaluate(s, job.data, **options).summary() for name, s in sets.items() if s is not None}
     random_real = evaluate_random_real(
@@ -342,6 +345,8 @@ def _accuracy(
             dsa_strategy=config["dsa_strategy"],
             **{name: options[name] for name in ("networks", "seed", "device", "output", "ranks", "forecast")},
         )
+    elif experts is None:
+        return {**distilled, "random_real": random_real}
     else:
         epochs = experts.epochs
         some = range(min(config["num_experts"], config["num_eval"]))

@@ -6,12 +6,12 @@ from typing import Any
 from ddfast import networks
 from ddfast.data import images_per_class, load_dataset
 from ddfast.experts import FORMATS, predicted_bytes
-from ddfast.methods import METHODS
+from ddfast.methods import method_class
+from ddfast.run.config import NEEDED
 from ddfast.run.job import EXPERT_STORAGE
 from ddfast.run.resolve import (
     DATA,
     LOADED,
-    NEEDED,
     OF_EXPERTS,
     RUN,
     check_sharpness,
@@ -34,6 +34,8 @@ def expert_options(
     names = LOADED | {"download": "download"}
     data = load_dataset(dataset or DATA["dataset"], **{names[n]: v for n, v in given.items() if n in names})
     check_whitening(given, data)
+    if not method_class(method_named(method, preset)).needs.experts:
+        raise ValueError(f"method: {method} needs no experts")
     ipc = images_per_class(RUN["ipc"] if ipc is None else ipc, data.class_names)
     chosen = preset_for(method_named(method, preset), data, ipc, preset)
     asked = {"ipc": ipc, "preset": preset} | {name: given[name] for name in given if name not in names} | budget
@@ -49,7 +51,7 @@ def expert_options(
     merged = defaults | {name: value for name, value in given.items() if name not in names}
     check_sharpness(given, merged["optimizer"])
     if merged["keep_epochs"] == NEEDED:
-        settings_class = METHODS[method_named(method, preset)].Settings
+        settings_class = method_class(method_named(method, preset)).Settings
         names = {field.name for field in fields(settings_class)}
         settings = settings_class(**{name: value for name, value in row.items() if name in names})
         if merged["epochs"] < settings.epochs_needed:

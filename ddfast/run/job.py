@@ -11,16 +11,16 @@ from ddfast.data import Dataset, Preprocessing, counts_of
 from ddfast.engine.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
 from ddfast.engine.students import RankBatches, Student, student_of
 from ddfast.experts import TrajectoryStore, kept_epochs
-from ddfast.methods import METHODS
+from ddfast.methods import Needs, method_class
+from ddfast.run.config import NEEDED, ExpertOptions, defaults_of
 from ddfast.runtime import seeds
 from ddfast.runtime.ranks import ALONE, Ranks
 
 log = logging.getLogger("ddfast")
 
-EXPERT_TRAINING = {"batch_train": 256, "mom": 0.0, "l2": 0.0}
-EXPERT_TRAINING |= {"optimizer": "sgd", "rho": 0.01, "alpha": 1.0, "schedule": "constant"}
-EXPERT_STORAGE = {"keep_epochs": "all", "snapshots": "float32"}
-NEEDED = "needed"  # train_epochs, keep_epochs: only those that the run can use
+TRAINING = ("batch_train", "mom", "l2", "optimizer", "rho", "alpha", "schedule")
+EXPERT_TRAINING = {name: value for name, value in defaults_of(ExpertOptions).items() if name in TRAINING}
+EXPERT_STORAGE = {name: defaults_of(ExpertOptions)[name] for name in ("keep_epochs", "snapshots")}
 
 
 @dataclass
@@ -33,6 +33,11 @@ class Job:
     experts: TrajectoryStore | None  # given ones
     device: torch.device
     ranks: Ranks = ALONE  # the processes of the run
+
+    @property
+    def needs(self) -> Needs:
+        """Those of the method."""
+        return method_class(self.config["method"]).needs
 
     @property
     def shares_a_segment(self) -> bool:
@@ -52,7 +57,7 @@ class Job:
     def _unroll(self) -> tuple[Student, UnrollSize]:
         images = torch.Size((self.num_images, *self.data.train_images.shape[1:]))
         student = student_of(self.network("plan"), self.config["precision"])
-        states = METHODS[self.config["method"]].compares_states
+        states = method_class(self.config["method"]).compares_states
         size = self.settings.unroll_size(images, self.device, return_states=states)
         if self.shares_a_segment:
             return RankBatches(student, self.ranks), size
@@ -60,6 +65,8 @@ class Job:
 
     def check_ranks(self) -> None:
         """ValueError where this many processes cannot share an outer step."""
+        if not self.needs.unroll:
+            return
         segments, count = self.settings.segments, self.ranks.size
         if segments > 1 and segments % count:
             raise ValueError(f"segments: expected 1 or a multiple of the {count} processes, got {segments}")
@@ -69,6 +76,9 @@ class Job:
 
     def plan_for_budget(self, *, asked: bool) -> None:
         """Set the plan of an outer step; ValueError where nothing fits, or none can be made that was asked for."""
+        if not self.needs.unroll:
+            self.config["memory_plan"] = asdict(Plan())
+            return
         student, size = self._unroll()
         sharers = self.ranks.size if self.device.type == "cpu" else 1  # they may all be on this machine
         budget, plan = parse_budget(self.config["memory_budget"], self.device, sharers), Plan()
@@ -82,8 +92,11 @@ class Job:
     def plan_again(self, iteration: int, cause: BaseException) -> None:
         """After memory ran out in an iteration: a plan for half of it, once in a run.
 
-        MemoryError the second time, and where no plan needs less.
+        MemoryError the second time, and where no plan needs less, or the method has none.
         """
+        if not self.needs.unroll:
+            words = f"memory ran out in iteration {iteration} ({str(cause).splitlines()[0]})"
+            raise MemoryError(f"{words}; begin a run with fewer images per class, or a smaller network") from cause
         student, size = self._unroll()
         before, reason = self.plan, str(cause).splitlines()[0]
         advice = "resume the run with a smaller memory_budget, or begin one with a smaller batch_syn"
@@ -137,7 +150,7 @@ class Job:
 
     def check_expansion(self, asked: bool) -> None:
         """Refuse, or where it was not asked for tell, that start epochs never expand as far as they should."""
-        end, iterations = self.settings.expansion_end, self.config["iterations"]
+        end, iterations = getattr(self.settings, "expansion_end", None), self.config["iterations"]
         if end is None or end <= iterations:
             return
         _, high = self.settings.start_epochs(iterations - 1)

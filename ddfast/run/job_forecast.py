@@ -2,8 +2,8 @@
 
 from ddfast.data import DSA
 from ddfast.engine.timing import time_unroll
-from ddfast.evaluation import evaluation_seconds, schedule_of
 from ddfast.run.job import Job
+from ddfast.run.step_cost import evaluation_seconds_of, seconds_a_step
 from ddfast.runtime.forecast import Forecast
 
 EXPERTS, IMAGES, EVALUATION = "experts", "images", "evaluation"  # stages
@@ -18,14 +18,17 @@ def forecast_of(job: Job, iterations: int) -> Forecast:
         return Forecast()
     config, settings, plan = job.config, job.settings, job.plan
     count = job.num_images
+    evaluation, sets = evaluation_seconds_of(job, count), 1 if settings.ema_decay is None else 2
+    every = config["eval_every"]
+    on_the_way = (iterations - 1) // every * sets * evaluation if every else 0.0
+    if not job.needs.unroll:
+        seconds = iterations * seconds_a_step(job) if iterations else 0.0
+        return Forecast({IMAGES: seconds + on_the_way, EVALUATION: (sets + 1) * evaluation})
     batch = min(settings.batch_syn or count, count)
     stored = 2 * plan.stored_steps > settings.syn_steps
     sizes, augment = job.data.network_arguments, DSA(settings.dsa_strategy)
     inner = time_unroll(config["network"], sizes, batch, augment, job.device, stored=stored)
-    evaluation, sets = _evaluation_seconds(job, count), 1 if settings.ema_decay is None else 2
-    every, seconds = config["eval_every"], iterations * settings.syn_steps * settings.segments * inner
-    if every:
-        seconds += (iterations - 1) // every * sets * evaluation
+    seconds = iterations * settings.syn_steps * settings.segments * inner + on_the_way
     images = seconds / job.ranks.size if iterations else 0.0
     return Forecast({EXPERTS: 0.0, IMAGES: images, EVALUATION: (sets + 1) * evaluation})  # and random real images
 
@@ -34,20 +37,3 @@ def trainings(job: Job) -> int:
     """How many networks this process trains for the last evaluation."""
     sets = 2 if job.settings.ema_decay is None else 3
     return -(-sets * len(job.config["networks"]) * job.config["num_eval"] // job.ranks.size)
-
-
-def _evaluation_seconds(job: Job, count: int) -> float:
-    """Of the evaluation of one set."""
-    config = job.config
-    schedule = schedule_of(
-        config["protocol"],
-        config["eval_epochs"],
-        config["eval_batch"],
-        1.0,
-        config["dsa_strategy"],
-        config["sam_rho"],
-        config["num_eval"],
-        job.device,
-        None,
-    )
-    return evaluation_seconds(job.data, count, config["networks"], config["num_eval"], schedule, job.ranks)

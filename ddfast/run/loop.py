@@ -1,6 +1,7 @@
 """The outer loop of a run."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,8 +10,8 @@ from typing import Any
 from ddfast.data import SyntheticSet
 from ddfast.data.synthetic import LARGEST
 from ddfast.experts import TrajectoryStore
-from ddfast.methods import METHODS, initial_set
-from ddfast.methods.trajectory.descent import LR_FLOOR
+from ddfast.methods import Resources, initial_set, method_class
+from ddfast.methods.descent import LR_FLOOR
 from ddfast.run.job import Job
 from ddfast.runtime import seeds
 from ddfast.runtime.devices import is_out_of_memory, peak_bytes
@@ -25,11 +26,11 @@ class DistillationDivergedError(ValueError):
     """Too many updates in a row had no finite gradient or result; the synthetic set is the last good one again."""
 
 
-def initial_of(job: Job, experts: TrajectoryStore) -> SyntheticSet:
+def initial_of(job: Job, experts: TrajectoryStore | None) -> SyntheticSet:
     """The set that a run begins with, as its settings say."""
     config, judge = job.config, job.network("init").to(job.device)
     generator = seeds.generator(config["seed"], "init")
-    made = initial_set(job.settings, job.data, config["ipc"], experts, config["num_experts"], judge, generator)
+    made = initial_set(job.settings, job.data, config["ipc"], experts, config.get("num_experts"), judge, generator)
     return replace(made, network=config["network"])
 
 
@@ -42,27 +43,28 @@ class Distillation:
     `rollback` goes back to the end of the one before.
     """
 
-    def __init__(self, job: Job, experts: TrajectoryStore, initial: SyntheticSet | None = None):
-        job.check_experts(experts)
+    def __init__(self, job: Job, experts: TrajectoryStore | None = None, initial: SyntheticSet | None = None):
+        if job.needs.experts:
+            job.check_experts(experts)
         self._job = job
         config, settings = job.config, job.settings
         initial = initial_of(job, experts) if initial is None else initial
         self.iterations, self.iteration, self.device = config["iterations"], 0, job.device
         self._skips = 0  # updates skipped in a row
         self._told_of_floor = False
-        self.method = METHODS[config["method"]](
-            settings,
-            initial,
-            experts,
+        resources = Resources(
             job.network("student"),
             seeds.generator(config["seed"], "distill"),
-            num_experts=config["num_experts"],
             device=job.device,
+            data=job.data,
+            experts=experts,
+            num_experts=config.get("num_experts"),
             plan=job.plan,
             precision=config["precision"],
             cuda_graph=config["cuda_graph"],
             ranks=job.ranks,
         )
+        self.method = method_class(config["method"])(settings, initial, resources)
         self.forecast = Forecast()  # of the run that this is a part of
         self._marked = (0, 0, self.method.mark())
         self.on_record: Callable[[dict[str, Any]], None] = lambda record: None  # called before a record is yielded
@@ -106,18 +108,21 @@ class Distillation:
             if diverged:
                 raise DistillationDivergedError(
                     f"distillation: {self._skips} updates in a row had no finite gradient, or one that leads beyond "
-                    f"{LARGEST:g}; try a smaller lr_teacher, lr_img or lr_lr, or fewer syn_steps"
+                    f"{LARGEST:g}; try a smaller {self._advice()}"
                 )
+
+    def _advice(self) -> str:
+        return "lr_teacher, lr_img or lr_lr, or fewer syn_steps" if self._job.needs.unroll else "lr_img"
 
     def _tell(self, record: dict[str, Any]) -> None:
         """Warn of what keeps a run from learning."""
-        if record["lr"] <= 1.01 * LR_FLOOR and not self._told_of_floor:
+        if record.get("lr", math.inf) <= 1.01 * LR_FLOOR and not self._told_of_floor:
             self._told_of_floor = True
             log.warning(
                 "iteration %d: the learning rate fell to its floor, %g, where images learn nothing; "
                 "try a smaller lr_lr or lr_teacher", self.iteration, LR_FLOOR,
             )  # fmt: skip
-        left_out = self.method.descent.counts()
+        left_out = self.method.learned.counts()
         if self.iteration == self.iterations == left_out["skipped"] + left_out.get("gated", 0):
             reasons = f"{left_out['skipped']} were not finite, {left_out.get('gated', 0)} above the threshold"
             log.warning("no update of %d was made: %s; the images are the first ones", self.iterations, reasons)

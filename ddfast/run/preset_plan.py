@@ -9,7 +9,7 @@ from ddfast import networks
 from ddfast.engine.planner import Plan, make_plan, parse_budget, predict
 from ddfast.engine.students import student_of, why_not_fused
 from ddfast.experts import FORMATS, predicted_bytes, words
-from ddfast.methods import METHODS, MatchingSettings
+from ddfast.methods import METHODS, TrajectorySettings
 from ddfast.run.presets import choose_preset
 from ddfast.run.resolve import RUN
 from ddfast.runtime import seeds
@@ -64,7 +64,7 @@ def plan_of_preset(
     }
 
 
-def _disk(experts: dict[str, Any], row: MatchingSettings, num_parameters: int) -> dict[str, Any]:
+def _disk(experts: dict[str, Any], row: TrajectorySettings, num_parameters: int) -> dict[str, Any]:
     """What a preset's experts take, by the format of their snapshots, with all epochs and with those it needs."""
     needed = row.min_start_epoch, row.epochs_needed
     size = {"num_parameters": num_parameters, "epochs": experts["train_epochs"], "num_experts": experts["num_experts"]}

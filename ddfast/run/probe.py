@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddfast.data import SyntheticSet
 from ddfast.experts import TrajectoryStore
-from ddfast.methods import METHODS, TrajectoryMatching
+from ddfast.methods import Resources, TrajectoryMatching, method_class
 from ddfast.run.job import Job
 from ddfast.runtime import seeds
 
@@ -76,9 +76,16 @@ def _method(job: Job, initial: SyntheticSet, experts: TrajectoryStore) -> Trajec
     if count < len(initial):
         chosen = torch.randperm(len(initial), generator=generator)[:count].sort().values
         initial = replace(initial, images=initial.images[chosen], labels=initial.labels[chosen])
-    network, plan = job.network("student"), None if job.ranks.size > 1 else job.plan
-    how = {"num_experts": job.config["num_experts"], "device": job.device, "precision": job.config["precision"]}
-    return METHODS[job.config["method"]](settings, initial, experts, network, generator, plan=plan, **how)
+    resources = Resources(
+        job.network("student"),
+        generator,
+        device=job.device,
+        experts=experts,
+        num_experts=job.config["num_experts"],
+        plan=None if job.ranks.size > 1 else job.plan,
+        precision=job.config["precision"],
+    )
+    return method_class(job.config["method"])(settings, initial, resources)
 
 
 @torch.no_grad()

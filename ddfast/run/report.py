@@ -61,8 +61,9 @@ def save_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     iterations = [record["iteration"] for record in history]
-    panels = (("loss", "matching loss"), ("lr", "learning rate α"))
-    for axes, (key, label) in zip(figure.subplots(2, 1, sharex=True), panels, strict=True):
+    panels = [("loss", "loss"), ("lr", "learning rate α")][: 2 if "lr" in history[0] else 1]
+    drawn = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (key, label) in zip(drawn, panels, strict=True):
         values = [float("nan") if record[key] is None else record[key] for record in history]
         many = len(values) > MOST_POINTS
         axes.plot(iterations, values, linewidth=0.8, alpha=0.4 if many else 1)

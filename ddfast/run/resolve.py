@@ -2,14 +2,13 @@
 
 import logging
 import platform
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddfast.data import (
-    READING,
     Dataset,
     counts_of,
     images_per_class,
@@ -19,47 +18,43 @@ from ddfast.data import (
     recorded_preprocessing,
 )
 from ddfast.evaluation import check_evaluation
-from ddfast.experts import FORMATS, ExpertTraining, TrajectoryStore
-from ddfast.methods import INITS, METHODS, check_initial, ipc_of, load_init
+from ddfast.experts import ExpertTraining, TrajectoryStore
+from ddfast.methods import INITS, METHODS, Method, check_initial, ipc_of, load_init, method_class
 from ddfast.networks import name_of, structure_of
 from ddfast.ops.installation import build_info
-from ddfast.run.job import EXPERT_STORAGE, EXPERT_TRAINING, NEEDED, Job
+from ddfast.run.config import (
+    NEEDED,
+    DataOptions,
+    EvaluationOptions,
+    LoopOptions,
+    RunOptions,
+    check_names,
+    defaults_of,
+    run_options,
+)
+from ddfast.run.job import EXPERT_STORAGE, EXPERT_TRAINING, Job
 from ddfast.run.own_data import BUDGET, Derived, amounts, derive
 from ddfast.run.presets import Preset, choose_preset
 from ddfast.run.probe import RATES
-from ddfast.runtime.arguments import expect_one_of, expect_positive, expect_whole
+from ddfast.run.step_cost import iterations_within
+from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.devices import computes_bfloat16, resolve_device
 from ddfast.runtime.forecast import parse_budget_of_time
+from ddfast.runtime.options import NONE, check_option, options_of
 from ddfast.runtime.ranks import ALONE, Ranks
 
 log = logging.getLogger("ddfast")
 
-DATA = {"dataset": "digits", "data_root": None, "image_size": None, "resize": None, "zca": None}
-DATA["preprocessing"] = None  # fitted
-DATA |= dict.fromkeys(READING) | {"skip_unreadable": False}
+DATA = defaults_of(DataOptions)
 LOADED = {"data_root": "root"} | {name: name for name in DATA if name not in ("dataset", "data_root", "zca")}
-RUN = {"method": "mtt", "ipc": 1, "preset": None, "experts": None, "network": None, "seed": 0, "device": None}
-RUN |= {"memory_budget": "50%", "precision": "default"}  # the budget: of what is free
-RUN |= {"cuda_graph": False, "deterministic": True, "budget": None}
+RUN = defaults_of(RunOptions)
 OF_EXPERTS = EXPERT_TRAINING | EXPERT_STORAGE
-FROM_PRESET = ("iterations", "num_experts", "train_epochs", "train_lr", "train_dsa_strategy", *OF_EXPERTS)
-REPORT = {
-    "networks": None,
-    "num_eval": 5,
-    "eval_epochs": None,
-    "eval_batch": None,
-    "protocol": "ddfast",
-    "sam_rho": None,
-    "full_epochs": None,
-    "eval_every": None,
-    "checkpoint_every": 100,
-    "keep_checkpoints": None,
-}
+REPORT = {n: v for n, v in (defaults_of(LoopOptions) | defaults_of(EvaluationOptions)).items() if n != "iterations"}
 AMOUNTS = ("iterations", "num_experts", "batch_train", "train_epochs", "expert_epochs", "max_start_epoch", "syn_steps")
 AMOUNTS += ("batch_syn", "segments", "num_eval", "eval_epochs")  # that others are derived from
 FREE = {"iterations", "data_root", "experts", "memory_budget", *REPORT}  # may be others when a run is resumed
-NONE = "none"  # switches off what a preset has
-MAY_BE_NONE = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
+OF_METHODS = ("Unroll", "Outer step")  # sections
+UNCHECKED = {"keep_epochs", "image_size", "value_range", "init"}  # checked where they are used, lists among them
 
 
 def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE, derived: Derived | None = None) -> Job:
@@ -69,13 +64,14 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     Errors: ValueError or TypeError for what cannot work, before anything is written.
     """
     given = _by_name({name: value for name, value in given.items() if value is not None})
-    off = {name: None for name in MAY_BE_NONE if given.get(name) == NONE}
     method = method_named(given.get("method"), given.get("preset"))
-    _check_names(given, METHODS[method].Settings)
+    check_names(given, method)
+    known = run_options(method_class(method))
+    off = {name: None for name, value in given.items() if known[name].switches_off and _is_none(value)}
+    given = {name: value for name, value in given.items() if name not in off or known[name].section in OF_METHODS}
+    _check_values(given | off, known)
     config = DATA | RUN | REPORT | given
-    if isinstance(config["seed"], bool) or not isinstance(config["seed"], int):
-        raise ValueError(f"seed: expected a whole number, got {config['seed']!r}")
-    dataset, experts = config["dataset"], config["experts"]
+    dataset, experts = config["dataset"], given.get("experts")
     data = load_dataset(dataset, download=download, **{LOADED[name]: config[name] for name in LOADED})
     check_whitening(given, data)
     store = experts if isinstance(experts, TrajectoryStore) or experts is None else TrajectoryStore(experts)
@@ -83,12 +79,13 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     given["ipc"] = images_per_class(ipc, data.class_names)
     preset = preset_for(method, data, given["ipc"], config["preset"])
     derived = derived_for(given | off, data, preset, store) if derived is None else derived
-    config = DATA | RUN | REPORT | OF_EXPERTS | preset.settings | derived.settings
+    of_experts = OF_EXPERTS if method_class(method).needs.experts else {}
+    config = DATA | RUN | REPORT | of_experts | preset.settings | derived.settings
     config |= _of_experts(store, given, config) | given | off
     expansion = ("current_max_start_epoch", "expansion_end")
     if not any(name in given and name not in off for name in expansion) and (
         any(name in off for name in expansion)
-        or (config.get("current_max_start_epoch") or 0) > config["max_start_epoch"]
+        or (config.get("current_max_start_epoch") or 0) > config.get("max_start_epoch", 0)
     ):
         config |= dict.fromkeys(expansion)  # the preset's does not fit what was given
     if config.get("labels", "hard") != "soft" and "lr_label" not in given:
@@ -96,22 +93,31 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     own = is_own(data, preset, given)
     config |= {"method": method, "preset": f"own data, else {preset.name}" if own else preset.name}
     config |= {"dataset": _spec(dataset), "derived": derived.reasons, "derived_settings": derived.settings}
-    config["probed"] = [name for name in RATES if own and name not in given]
+    probes = own and method_class(method).needs.unroll
+    config["probed"] = [name for name in RATES if probes and name not in given]
     tell_settings(preset.name, derived, own)
-    config["experts"] = None if store is None else str(store.path.resolve())
+    if of_experts:
+        config["experts"] = None if store is None else str(store.path.resolve())
     if config["zca"] and "preprocessing" not in given and data.preprocessing.zca is None:
         data = data.whitened()
     config["zca"] = data.preprocessing.zca is not None
-    check_sharpness(given, config["optimizer"])
-    job = _checked(config, data, METHODS[method].Settings, store, ranks)
+    if of_experts:
+        check_sharpness(given, config["optimizer"])
+    job = _checked(config, data, method_class(method), store, ranks)
     job.check_expansion("expansion_end" in given)
     if job.settings.init not in INITS:
-        lr = load_init(job.settings, data, config["ipc"]).lr.item()  # refuses one that does not fit
-        job.config["probed"] = [name for name in job.config["probed"] if name != "lr_teacher"]
-        if "lr_teacher" in given:
+        lr = load_init(job.settings, data, config["ipc"]).lr  # refuses one that does not fit
+        if lr is not None:
+            job.config["probed"] = [name for name in job.config["probed"] if name != "lr_teacher"]
+        if "lr_teacher" in given and lr is not None:
             raise ValueError(f"lr_teacher: the set in {job.settings.init} brings its own, {lr:.4g}; expected none")
         job.config["init"] = str(Path(job.settings.init).resolve())
     job.plan_for_budget(asked="memory_budget" in given)
+    if "budget" in given and "iterations" not in given | derived.settings:
+        count, reason = iterations_within(job, parse_budget_of_time(given["budget"]))
+        log.info("  iterations %d: %s", count, reason)
+        job.config |= {"iterations": count, "derived": job.config["derived"] | {"iterations": reason}}
+        job.config["derived_settings"] = job.config["derived_settings"] | {"iterations": count}
     return job
 
 
@@ -149,7 +155,7 @@ def derived_for(given: dict[str, Any], data: Dataset, preset: Preset, store: Tra
         if store is not None:
             given = _of_experts(store, given, OF_EXPERTS | preset.settings) | given
         return derive(data, count, given, preset.settings, device, budget, experts)
-    if "budget" not in given:
+    if "budget" not in given or not method_class(preset.method).needs.unroll:  # which times its own steps
         return Derived({}, {})
     return amounts(data, count, given, DATA | RUN | preset.settings, device, budget, experts)
 
@@ -158,7 +164,7 @@ def method_named(method: str | None, preset: str | None) -> str:
     """The method that is meant, by its own name or that of a preset."""
     named = str(preset).split("/")[0] if preset is not None else method or RUN["method"]
     method = (named if named in METHODS else RUN["method"]) if method is None else method
-    expect_one_of("method", method, METHODS)
+    method_class(method)  # refuses an unknown one
     if named in METHODS and named != method:
         raise ValueError(f"preset: {preset} is one of {named}, not of {method}")
     return method
@@ -171,7 +177,8 @@ def resolve_resumed(
 
     Errors: ValueError naming the first setting that differs, or a data set that has changed.
     """
-    expect_one_of("method", saved["method"], METHODS)
+    method = method_class(saved["method"])
+    known = run_options(method)
     given = _by_name({name: value for name, value in given.items() if value is not None})
     dataset, ipc, preprocessing = (given.pop(name, None) for name in ("dataset", "ipc", "preprocessing"))
     if isinstance(given.get("experts"), TrajectoryStore):
@@ -180,15 +187,22 @@ def resolve_resumed(
         given["device"] = str(resolve_device(given["device"]))
     if given.get("init", INITS[0]) not in INITS:
         given["init"] = str(Path(given["init"]).resolve())
-    _check_names(given, METHODS[saved["method"]].Settings)
+    check_names(given, saved["method"])
     for name, value in given.items():
-        value = None if name in MAY_BE_NONE and value == NONE else value
+        value = None if known[name].switches_off and _is_none(value) else value
         if name not in FREE and _as_json(name, value) != saved.get(name):
             raise ValueError(
                 f"{name}: the run in {path} has {saved.get(name)!r}, got {value!r}; "
                 f"a run is resumed with its own settings"
             )
-    config = DATA | RUN | REPORT | OF_EXPERTS | saved | {name: value for name, value in given.items() if name in FREE}
+    config = (
+        DATA
+        | RUN
+        | REPORT
+        | (OF_EXPERTS if method.needs.experts else {})
+        | saved
+        | {name: value for name, value in given.items() if name in FREE}
+    )
     if dataset is None and saved["dataset"] == "custom":
         raise ValueError(f"dataset: the run in {path} had one that was given from Python; give it again")
     spec = saved["dataset"] if dataset is None else dataset
@@ -218,14 +232,14 @@ def resolve_resumed(
             log.warning(
                 "the run began with %d %s, now there are %d: last bits may differ", saved.get(what, 1), what, now
             )
-    store = None if config["experts"] is None else TrajectoryStore(config["experts"])
+    store = None if config.get("experts") is None else TrajectoryStore(config["experts"])
     trained = saved.get("trained_experts")
     if store is not None and trained is not None:
         has, had = EXPERT_STORAGE | store.settings, EXPERT_STORAGE | trained
         differing = [name for name, value in has.items() if had.get(name) != value]
         if differing or trained["epochs"] != store.epochs:
             raise ValueError(f"experts: the run in {path} had others than {store.path} ({', '.join(differing)})")
-    job = _checked(config, data, METHODS[saved["method"]].Settings, store, ranks)
+    job = _checked(config, data, method, store, ranks)
     # those that it began with
     job.config |= {name: saved[name] for name in ("threads", "versions")}
     if config["memory_budget"] == saved.get("memory_budget") and ranks.size == saved.get("processes", 1):
@@ -279,51 +293,43 @@ def test_folder_of(saved: dict[str, Any], dataset: Any) -> str | None:
     return source.rstrip("/") if is_there else saved.get("test_folder")
 
 
-def _check_names(given: dict[str, Any], settings_class: type) -> None:
-    known = [field.name for field in fields(settings_class)] + list(FROM_PRESET)
-    for name in given:
-        of = [m for m, method in METHODS.items() if name in {field.name for field in fields(method.Settings)}]
-        if of and name not in known:
-            raise ValueError(f"{name}: an option of {', '.join(of)} only")
-    unknown = [name for name in given if name not in (*DATA, *RUN, *REPORT, *known)]
-    if unknown:
-        raise ValueError(f"options: {', '.join(unknown)} is none; expected some of {', '.join(known)}")
+def _is_none(value: Any) -> bool:
+    return isinstance(value, str) and value == NONE
+
+
+def _check_values(given: dict[str, Any], known: dict[str, Any]) -> None:
+    """ValueError for the first value that its option does not take."""
+    for name, value in given.items():
+        if name not in UNCHECKED and (value is not None or known[name].optional):
+            check_option(known[name], value)
 
 
 def _checked(
-    config: dict[str, Any], data: Dataset, settings_class: type, store: TrajectoryStore | None, ranks: Ranks
+    config: dict[str, Any], data: Dataset, method: type[Method], store: TrajectoryStore | None, ranks: Ranks
 ) -> Job:
     """The job of a config whose values all stand, once they are known to make sense."""
-    names = [field.name for field in fields(settings_class)]
-    settings = settings_class(**{name: config[name] for name in names if name in config})
+    names = [field.name for field in fields(method.Settings)]
+    for name, option in options_of(method.Settings).items():
+        if option.default is MISSING and name not in config:
+            raise ValueError(f"{name}: {config['method']} has no default for it; give one")
+    settings = method.Settings(**{name: config[name] for name in names if name in config})
     if settings.canvas > 1 and config["zca"]:
         raise ValueError(f"canvas: whitening is of whole images; expected zca off or canvas 1, got {settings.canvas}")
-    strategy = config.get("train_dsa_strategy") or config["dsa_strategy"]
-    how = {"lr_teacher": config["train_lr"], **{name: config[name] for name in EXPERT_TRAINING}}
-    known = {name: value for name, value in how.items() if value is not None}  # of given experts not all may be
-    ExpertTraining(**({"lr_teacher": 1.0, **EXPERT_TRAINING} | known), dsa_strategy=strategy)
-    expect_one_of("snapshots", config["snapshots"], FORMATS)
-    device = resolve_device(config.get("device"))
     if isinstance(config.get("networks"), str):
         raise ValueError(f"networks: expected a tuple of names, got {config['networks']!r}")
     config["networks"] = list(config.get("networks") or [config["network"]])
-    epochs = None if config["train_epochs"] == NEEDED else config["train_epochs"]
-    wholes = {name: config[name] for name in ("iterations", "num_experts", "num_eval")}
-    maybe = {
-        name: config.get(name)
-        for name in ("eval_every", "checkpoint_every", "keep_checkpoints", "full_epochs", "eval_epochs", "eval_batch")
-    }
-    maybe |= {"train_epochs": epochs, "batch_train": how["batch_train"]}
-    expect_whole(**wholes, **{name: value for name, value in maybe.items() if value is not None})
+    if method.needs.experts:
+        _check_experts(config)
+    elif settings.init == "correct" or (settings.labels != "hard" and settings.init in INITS):
+        what = "init: correct" if settings.init == "correct" else f"labels: {settings.labels}"
+        raise ValueError(f"{what} is by experts, and {config['method']} has none; expected another, or a saved set")
+    known = run_options(method)
+    _check_values({n: v for n, v in config.items() if n in known and n not in names}, known)
     if config.get("keep_checkpoints") is not None and config.get("eval_every") is None:
         raise ValueError(
             "keep_checkpoints: says how many of the sets that eval_every evaluates stay; give eval_every too"
         )
-    if config.get("sam_rho") is not None:
-        expect_positive("sam_rho", config["sam_rho"])
-    for name in ("cuda_graph", "deterministic"):
-        if not isinstance(config[name], bool):
-            raise ValueError(f"{name}: expected True or False, got {config[name]!r}")
+    device = resolve_device(config.get("device"))
     check_initial(settings, data, config["ipc"])
     check_evaluation(config["networks"], config["protocol"], data)
     facts = {
@@ -350,9 +356,17 @@ def _checked(
     job.check_ranks()
     if store is not None:
         job.check_experts(store)
-    else:
+    elif method.needs.experts:
         _ = job.keep_epochs  # refuses those that leave out what the run can use
     return job
+
+
+def _check_experts(config: dict[str, Any]) -> None:
+    """ValueError for experts that cannot be trained like this."""
+    strategy = config.get("train_dsa_strategy") or config["dsa_strategy"]
+    how = {"lr_teacher": config["train_lr"], **{name: config[name] for name in EXPERT_TRAINING}}
+    given = {name: value for name, value in how.items() if value is not None}  # of given experts not all may be known
+    ExpertTraining(**({"lr_teacher": 1.0, **EXPERT_TRAINING} | given), dsa_strategy=strategy)
 
 
 def _of_experts(store: TrajectoryStore | None, given: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch.nn.utils import vector_to_parameters
 
 from ddfast.data import take_statistics
 from ddfast.experts import TrajectoryStore
-from ddfast.methods.trajectory.descent import LR_FLOOR
+from ddfast.methods.descent import LR_FLOOR
 from ddfast.run.job import Job
 from ddfast.runtime import seeds
 
@@ -70,34 +70,41 @@ def is_better(distilled: dict[str, Any], random_real: dict[str, Any]) -> bool:
 def verdict(job: Job, accuracy: dict[str, dict[str, Any]], history: list[dict[str, Any]]) -> str | None:
     """One sentence where the distilled images are no better than random real ones, with what to change; else None."""
     best = max((accuracy[name] for name in ("distilled", "averaged") if name in accuracy), key=lambda row: row["mean"])
-    random_real, full = accuracy["random_real"], accuracy["full_data"]
+    random_real, full = accuracy["random_real"], accuracy.get("full_data")
     if is_better(best, random_real):
         return None
     numbers = f"{best['mean']:.1f}% ± {best['std']:.1f} against {random_real['mean']:.1f}% ± {random_real['std']:.1f}"
-    if random_real["mean"] >= full["mean"] - AS_GOOD and random_real["mean"] > CHANCES / job.data.num_classes:
+    if (
+        full is not None
+        and random_real["mean"] >= full["mean"] - AS_GOOD
+        and random_real["mean"] > CHANCES / job.data.num_classes
+    ):
         advice = f"these reach what full data do, {full['mean']:.1f}%; ask for fewer images per class (ipc)"
     else:
         advice = _advice(job, full, history)
     return f"the distilled images are no better than random real ones ({numbers}): {advice}"
 
 
-def _advice(job: Job, full: dict[str, Any], history: list[dict[str, Any]]) -> str:
+def _advice(job: Job, full: dict[str, Any] | None, history: list[dict[str, Any]]) -> str:
     """What most probably helps, by what the run shows."""
     settings, chance = job.settings, 100 / job.data.num_classes
     losses = [record["loss"] for record in history if math.isfinite(record["loss"])]
-    floored = sum(record["lr"] <= 1.01 * LR_FLOOR for record in history)
+    floored = sum(record.get("lr", math.inf) <= 1.01 * LR_FLOOR for record in history)
     left_out = sum(not record.get("updated", True) for record in history)
-    if full["mean"] < 1.2 * chance:
+    unrolls = job.needs.unroll
+    if unrolls and full is not None and full["mean"] < 1.2 * chance:
         return f"the experts themselves reach {full['mean']:.1f}%; train them longer (train_epochs) or on more images"
     if floored > len(history) / 4:
         return f"the student's rate was at its floor in {floored} of {len(history)} iterations; lower lr_lr"
     if left_out > len(history) / 4:
-        return f"{left_out} of {len(history)} updates were left out; lower lr_teacher or lr_img"
+        return f"{left_out} of {len(history)} updates were left out; lower {'lr_teacher or ' if unrolls else ''}lr_img"
     if len(history) < FEW_ITERATIONS:
         return f"{len(history)} iterations are few; give more (iterations, or a longer budget)"
     tenth = max(1, len(losses) // 10)
     if losses and sum(losses[-tenth:]) > 0.95 * sum(losses[:tenth]):
-        return "the loss did not fall; lower lr_img, or give more syn_steps"
+        return f"the loss did not fall; lower lr_img{', or give more syn_steps' if unrolls else ''}"
+    if not job.needs.experts:
+        return "give more iterations, or another lr_img"
     if job.config["num_experts"] < 3:
         return "the experts are few; give more (num_experts, or a longer budget)"
     later = 2 * settings.max_start_epoch

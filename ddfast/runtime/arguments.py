@@ -1,6 +1,7 @@
 """Checks of plain arguments, as they come from a caller or a command line."""
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, TypeVar
@@ -39,6 +40,31 @@ def takes_plain_numbers(function: F) -> F:
         return function(*arguments, **{name: as_number(value) for name, value in options.items()})
 
     return takes_plain_values(called)
+
+
+def takes_old_names(**renamed: str) -> Callable[[F], F]:
+    """Have a function or a class take keyword arguments by the names that they had in the version before, with a
+    FutureWarning that says the new one. TypeError where both are given."""
+
+    def decorate(target: F) -> F:
+        function = target.__init__ if isinstance(target, type) else target
+
+        @functools.wraps(function)
+        def called(*arguments: Any, **options: Any) -> Any:
+            for old in [name for name in options if name in renamed]:
+                new = renamed[old]
+                if new in options:
+                    raise TypeError(f"{old}: is called {new} now, and both are given")
+                warnings.warn(f"{old} is called {new} now", FutureWarning, stacklevel=2)
+                options[new] = options.pop(old)
+            return function(*arguments, **options)
+
+        if not isinstance(target, type):
+            return called
+        target.__init__ = called
+        return target
+
+    return decorate
 
 
 def expect_whole(**values: object) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ddfast.data import Preprocessing, SyntheticSet, load_dataset
+from ddfast.data import Preprocessing, SyntheticSet, Texture, load_dataset
 from ddfast.runtime import seeds
 from tests.conftest import assert_close, uniform
 
@@ -183,7 +183,7 @@ def test_soft_labels_and_how_to_train_come_back_too(synthetic, tmp_path):
 
 def test_a_canvas_comes_back_and_says_what_networks_see(synthetic, tmp_path):
     assert synthetic.image_size == tuple(synthetic.images.shape[2:])
-    canvases = replace(synthetic, images=uniform(4, 1, 8, 12).float(), canvas=2)
+    canvases = replace(synthetic, images=uniform(4, 1, 8, 12).float(), parameterisation=Texture(2))
     assert canvases.image_size == (4, 6) and canvases.detached().canvas == 2
     canvases.save(tmp_path / "set")
     assert SyntheticSet.load(tmp_path / "set").canvas == 2
@@ -213,7 +213,7 @@ def save_as_before_there_were_checksums(synthetic, path):
     save_file(values, path.with_suffix(".safetensors"))
     synthetic.save(path.with_name("new"))
     about = json.loads(path.with_name("new.json").read_text())
-    del about["canvas"], about["sha256"]
+    del about["parameterisation"], about["sha256"]
     path.with_suffix(".json").write_text(json.dumps(about))
 
 
@@ -272,9 +272,9 @@ def test_a_failed_save_leaves_the_old_files(synthetic, tmp_path, monkeypatch):
         ({"images": torch.zeros(4, 3, 8, 8)}, "images: expected 1 channels as in the preprocessing, got 3"),
         ({"labels": torch.tensor([0, 1, 2, 0])}, "labels: expected classes 0 to 1"),
         ({"lr": torch.zeros(2)}, r"lr: expected \[\], got \[2\]"),
-        ({"canvas": 0}, "canvas: expected a whole number of at least 1, got 0"),
+        ({"parameterisation": 0}, "canvas: expected a whole number of at least 1, got 0"),
         (
-            {"images": torch.zeros(4, 1, 8, 6), "canvas": 4},
+            {"images": torch.zeros(4, 1, 8, 6), "parameterisation": 4},
             r"canvas: expected a divisor of both sides, \[8, 6\], got 4",
         ),
     ],

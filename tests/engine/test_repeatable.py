@@ -10,7 +10,7 @@ from torch.nn.utils import parameters_to_vector
 
 import ddfast
 from ddfast.data import DSA, SeededAugment
-from ddfast.data.texture import Crops
+from ddfast.data.parameterisation import Seen, Texture
 from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
 from ddfast.engine.planner import Plan
 from ddfast.engine.repeatable import Repeatable
@@ -198,7 +198,7 @@ def test_distributions_and_classes_are_taken_in_silence():
 def test_what_was_drawn_beforehand_is_not_watched(monkeypatch):
     """A look at a device's images would wait for it."""
     draws = DSA("crop").draw_steps(3, 6, (SIDE, SIDE), torch.Generator().manual_seed(0))
-    crops = Crops(torch.zeros(3, 6, 2).long(), (SIDE, SIDE), draws)
+    crops = Seen(Texture(2), torch.zeros(3, 6, 2).long(), draws)
     for name in ("__call__", "finish"):
         monkeypatch.setattr(Repeatable, name, lambda *arguments: pytest.fail("watched"))
     for augment in (draws, crops):

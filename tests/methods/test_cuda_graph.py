@@ -11,12 +11,12 @@ import ddfast
 from ddfast import networks
 from ddfast.data import load_dataset
 from ddfast.engine.planner import Plan
-from ddfast.methods import METHODS, MatchingSettings
+from ddfast.methods import METHODS, Resources, TrajectorySettings
 from ddfast.methods.trajectory.cuda_graph import Replayed
 from ddfast.runtime import seeds
 from tests.conftest import SMALL
 
-SETTINGS = MatchingSettings(
+SETTINGS = TrajectorySettings(
     syn_steps=3, expert_epochs=1, max_start_epoch=2, lr_img=10.0, lr_lr=1e-3, lr_teacher=0.05, batch_syn=5
 )
 
@@ -35,7 +35,8 @@ def method(pair, experts, settings=SETTINGS, network="convnet", name="mtt", **op
         images, labels, torch.tensor(0.05), data.class_names, data.preprocessing, settings.dsa_strategy
     )
     network = networks.create(network, generator=seeds.generator(1), **data.network_arguments)
-    return METHODS[name](settings, synthetic, experts, network, seeds.generator(2), **options)
+    options["device"] = torch.device(options.get("device", "cpu"))
+    return METHODS[name](settings, synthetic, Resources(network, seeds.generator(2), experts=experts, **options))
 
 
 PLANS = [Plan(), Plan(stored_steps=3), Plan(stored_steps=1), Plan(micro_batch=2)]

@@ -10,13 +10,12 @@ import torch
 import ddfast
 from ddfast import networks
 from ddfast.data import load_dataset
-from ddfast.methods import MatchingSettings, initial_set
-from ddfast.methods.trajectory import initial
+from ddfast.methods import TrajectorySettings, initial, initial_set
 from ddfast.runtime import seeds
 from tests.conftest import SMALL, normal
 
 NETWORK = "convnet:width=8"
-SETTINGS = MatchingSettings(
+SETTINGS = TrajectorySettings(
     syn_steps=3, expert_epochs=1, max_start_epoch=2, lr_img=1.0, lr_lr=1e-3, lr_teacher=0.05, dsa_strategy="none"
 )
 

@@ -150,7 +150,7 @@ def test_a_presets_protocol_and_number_of_networks_hold_unless_others_are_given(
         ({"train_lr": 5.0, "experts": True}, r"train_lr: the experts in .* were trained with 0\.01, got 5\.0"),
         ({"method": "mtt", "drop_ratio": 0.1}, "drop_ratio: an option of pad, edf only"),
         ({"method": "datm", "preset": "mtt/digits/ipc1"}, "preset: mtt/digits/ipc1 is one of mtt, not of datm"),
-        ({"threshold": "1"}, "threshold: expected a number, got '1'"),
+        ({"threshold": "1"}, "threshold: expected a positive number, got '1'"),
         ({"rho": "x", "optimizer": "gsam"}, "rho: expected a positive number, got 'x'"),
         ({"sam_rho": "a"}, "sam_rho: expected a positive number, got 'a'"),
         ({"init": 3}, "init: expected one of real, .*, got int; save it first"),

@@ -9,13 +9,13 @@ from torch.nn.functional import cross_entropy
 import ddfast
 from ddfast import networks
 from ddfast.data import load_dataset
-from ddfast.methods import METHODS, MatchingSettings
-from ddfast.methods.trajectory.descent import Adam, Descent, Learned, Momentum, Verdict
+from ddfast.methods import METHODS, Resources, TrajectorySettings
+from ddfast.methods.descent import Adam, Descent, Learned, Momentum, Verdict
 from ddfast.runtime import seeds
 from tests.conftest import normal, relative_error
 
 COMMON = {"syn_steps": 4, "expert_epochs": 1, "max_start_epoch": 2, "lr_img": 10.0, "lr_lr": 1e-3, "lr_teacher": 0.05}
-SETTINGS = MatchingSettings(**COMMON, dsa_strategy="none")
+SETTINGS = TrajectorySettings(**COMMON, dsa_strategy="none")
 
 
 NETWORK = "convnet:width=8"
@@ -37,9 +37,9 @@ def make(pair):
         about = data.class_names, data.preprocessing, settings.dsa_strategy, settings.canvas
         synthetic = ddfast.SyntheticSet(images, labels, lr, *about)
         network = networks.create(NETWORK, generator=seeds.generator(1), **data.network_arguments)
-        return METHODS[name](
-            settings, synthetic, experts, network, seeds.generator(2), device=device, cuda_graph=cuda_graph
-        )
+        how = {"experts": experts, "cuda_graph": cuda_graph}
+        resources = Resources(network, seeds.generator(2), torch.device(device or "cpu"), **how)
+        return METHODS[name](settings, synthetic, resources)
 
     return made
 
@@ -324,14 +324,14 @@ def test_the_simplified_variant_is_as_described(make):
         ("datm", {"current_max_start_epoch": 3, "expansion_end": 5}, "current_max_start_epoch: .* got 3"),
         ("datm", {"current_max_start_epoch": 1}, "the start epochs would never expand from 1 to 2"),
         ("datm", {"expansion_end": 5}, "the start epochs have nothing to expand from; .* below max_start_epoch, 2"),
-        ("datm", {"threshold": 0.0}, "threshold: expected a positive loss, got 0.0"),
+        ("datm", {"threshold": 0.0}, "threshold: expected a positive number, got 0.0"),
         ("mtt", {"distance": "l3"}, "distance: expected one of squared, l1, .*, got 'l3'"),
-        ("mtt", {"start_noise": -1.0}, "start_noise: expected 0 to 1e[+]30, got -1.0"),
-        ("mtt", {"syn_momentum": 1.0}, "syn_momentum: expected 0 to below 1, got 1.0"),
+        ("mtt", {"start_noise": -1.0}, "start_noise: expected a number from 0 to 1e[+]30, got -1.0"),
+        ("mtt", {"syn_momentum": 1.0}, "syn_momentum: expected a number from 0 to below 1, got 1.0"),
         ("mtt", {"starts": "any"}, "starts: expected one of random, in_turn, got 'any'"),
         ("mtt", {"img_optimizer": "lion"}, "img_optimizer: expected one of sgd, adam, got 'lion'"),
-        ("pp", {"pruning_threshold": 1.0}, "pruning_threshold: expected 0 to below 1, got 1.0"),
-        ("pad", {"drop_ratio": 1.0}, "drop_ratio: expected 0 to below 1, got 1.0"),
+        ("pp", {"pruning_threshold": 1.0}, "pruning_threshold: expected a number from 0 to below 1, got 1.0"),
+        ("pad", {"drop_ratio": 1.0}, "drop_ratio: expected a number from 0 to below 1, got 1.0"),
         ("mtt", {"canvas": 0}, "canvas: expected a whole number of at least 1, got 0"),
     ],
 )  # fmt: skip

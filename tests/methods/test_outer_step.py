@@ -13,9 +13,8 @@ import ddfast
 from ddfast import networks
 from ddfast.data import load_dataset
 from ddfast.engine import adjoints
-from ddfast.methods import METHODS
-from ddfast.methods.trajectory import matching
-from ddfast.methods.trajectory.descent import Descent
+from ddfast.methods import METHODS, Resources, learned_set
+from ddfast.methods.descent import Descent
 from ddfast.run import loop
 from ddfast.run.loop import MOST_SKIPS, Distillation, DistillationDivergedError
 from ddfast.run.resolve import resolve
@@ -53,7 +52,8 @@ def make(pair):
         about = data.class_names, data.preprocessing, settings.dsa_strategy, settings.canvas
         network = networks.create(NETWORK, generator=seeds.generator(1), **data.network_arguments)
         synthetic = ddfast.SyntheticSet(images, labels, lr, *about)
-        return METHODS[name](settings, synthetic, experts, network, seeds.generator(2), device=device)
+        resources = Resources(network, seeds.generator(2), torch.device(device or "cpu"), experts=experts)
+        return METHODS[name](settings, synthetic, resources)
 
     return made
 
@@ -61,7 +61,7 @@ def make(pair):
 def state_of(method):
     average = method.averaged()
     sets = [method.current(), *([] if average is None else [average])]
-    return [tensor for s in sets for tensor in (s.images, s.labels, s.lr)], method.descent.counts()
+    return [tensor for s in sets for tensor in (s.images, s.labels, s.lr)], method.learned.descent.counts()
 
 
 def assert_the_same(got, expected):
@@ -100,7 +100,7 @@ def reads(monkeypatch):
         numbers = [1.0, 0.05, 1.0, 1.0] + [0.0] * (len(tensors[0]) - 4)
         return [torch.tensor(numbers, dtype=torch.float64), *(torch.zeros(t.shape, dtype=t.dtype) for t in tensors[1:])]
 
-    monkeypatch.setattr(matching, "to_host", read)
+    monkeypatch.setattr(learned_set, "to_host", read)
     monkeypatch.setattr(adjoints, "_last_used", lambda grad: seen.append("last used") or 1)
     return seen
 
@@ -194,7 +194,7 @@ def test_between_steps_nothing_of_a_part_that_visited_is_on_the_device(make):
     with ImageSized(size) as images:
         for _ in range(3):
             method.step()
-    assert images.count() == 2 and method.descent.now()[0] is None
+    assert images.count() == 2 and method.learned.descent.now()[0] is None
 
 
 # Stopping: at every line that an iteration runs, and at every operation.
@@ -325,7 +325,7 @@ def test_a_run_of_skipped_updates_ends_with_the_images_before_the_one_that_led_t
             torch.testing.assert_close(state_of(run)[0], good)
         else:
             assert all(torch.equal(a, b) for a, b in zip(state_of(run)[0], good, strict=True))
-        assert run.descent.counts()["skipped"] == 2
+        assert run.learned.descent.counts()["skipped"] == 2
     assert method.step() == other.step()
     assert_the_same(state_of(method), state_of(other))
 

@@ -8,7 +8,7 @@ import torch
 import ddfast
 from ddfast import networks
 from ddfast.data import load_dataset
-from ddfast.methods import DATM, MTT
+from ddfast.methods import DATM, MTT, Resources
 from ddfast.runtime import seeds
 from tests.conftest import SMALL, relative_error
 from tests.methods.test_initial import SETTINGS
@@ -27,7 +27,8 @@ def make(pair):
             labels = torch.nn.functional.one_hot(labels).float()
         synthetic = ddfast.SyntheticSet(images, labels, torch.tensor(0.05), data.class_names, data.preprocessing)
         network = networks.create("convnet", generator=seeds.generator(1), **data.network_arguments)
-        return method(settings, synthetic, experts, network, seeds.generator(2), **options)
+        options["device"] = torch.device(options.get("device", "cpu"))
+        return method(settings, synthetic, Resources(network, seeds.generator(2), experts=experts, **options))
 
     return made
 
@@ -36,11 +37,11 @@ def make(pair):
 def test_images_that_visit_end_as_if_all_stayed(make, soft, monkeypatch):
     settings = replace(PART, labels="soft", lr_label=0.5) if soft else PART
     visiting = make(settings)
-    assert visiting.visiting is not None
+    assert visiting.learned.visiting is not None
     records = [visiting.step() for _ in range(8)]
     monkeypatch.setattr(type(settings), "on_device", lambda self, count: count)
     staying = make(settings)
-    assert staying.visiting is None
+    assert staying.learned.visiting is None
     for record in records:
         assert staying.step()["loss"] == pytest.approx(record["loss"], rel=1e-4)
     before = make(settings).current()
@@ -53,8 +54,10 @@ def test_images_that_visit_end_as_if_all_stayed(make, soft, monkeypatch):
 def test_only_the_images_of_a_step_are_touched(make, monkeypatch):
     run = make()
     seen = []
-    original = run.visiting.visit
-    monkeypatch.setattr(run.visiting, "visit", lambda batches: seen.append(batches.flatten()) or original(batches))
+    original = run.learned.visiting.visit
+    monkeypatch.setattr(
+        run.learned.visiting, "visit", lambda batches: seen.append(batches.flatten()) or original(batches)
+    )
     before = run.current().images
     run.step()
     changed = (run.current().images != before).flatten(1).any(1).nonzero()[:, 0]
@@ -122,7 +125,7 @@ def test_a_checkpoint_and_a_rollback_are_bit_for_bit(make, monkeypatch):
     third = make()
     third.load_state_dict(state)
     assert torch.equal(other.current().images, third.current().images)
-    monkeypatch.setattr(other.visiting, "leave", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(other.learned.visiting, "leave", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         other.step()
     monkeypatch.undo()
@@ -132,8 +135,8 @@ def test_a_checkpoint_and_a_rollback_are_bit_for_bit(make, monkeypatch):
 
 def test_an_average_or_adam_moves_all_images_so_they_all_stay(make):
     for change in ({"ema_decay": 0.9}, {"img_optimizer": "adam"}):
-        assert make(replace(PART, **change)).visiting is None
-    assert make(DATM.Settings(**vars(replace(PART, labels="soft"))), DATM).visiting is not None
+        assert make(replace(PART, **change)).learned.visiting is None
+    assert make(DATM.Settings(**vars(replace(PART, labels="soft"))), DATM).learned.visiting is not None
 
 
 def test_a_run_of_visiting_images_resumes_bit_for_bit(pair, tmp_path):

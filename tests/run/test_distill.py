@@ -11,14 +11,14 @@ from torch.nn.functional import one_hot
 import ddfast
 from ddfast import networks, ops
 from ddfast.data import load_dataset
-from ddfast.methods import MTT, MatchingSettings
-from ddfast.methods.trajectory.descent import LR_FLOOR
+from ddfast.methods import MTT, Resources, TrajectorySettings
+from ddfast.methods.descent import LR_FLOOR
 from ddfast.run.loop import MOST_SKIPS, Distillation, DistillationDivergedError
 from ddfast.run.resolve import resolve
 from ddfast.runtime import seeds
 from tests.conftest import SMALL, relative_error
 
-SETTINGS = MatchingSettings(
+SETTINGS = TrajectorySettings(
     syn_steps=3, expert_epochs=1, max_start_epoch=2, lr_img=10.0, lr_lr=1e-3, lr_teacher=0.05, dsa_strategy="none"
 )
 
@@ -44,7 +44,7 @@ def mtt(data, experts, settings, ipc=4):
     if settings.labels == "soft":
         synthetic = replace(synthetic, labels=4 * one_hot(synthetic.labels).float())
     network = networks.create("convnet", generator=seeds.generator(0), **data.network_arguments)
-    return MTT(settings, synthetic, experts, network, seeds.generator(3))
+    return MTT(settings, synthetic, Resources(network, seeds.generator(3), experts=experts))
 
 
 def test_a_run_writes_its_folder_and_returns_what_is_in_it(pair, tmp_path):
@@ -279,7 +279,7 @@ def test_too_many_such_updates_end_the_run_with_the_last_good_images_saved(pair,
 
 def test_a_result_that_is_not_finite_is_taken_back(data, experts):
     method = mtt(data, experts, SETTINGS)
-    method.descent.learned[0] = method.descent.learned[0]._replace(rate=float("inf"))
+    method.learned.descent.learned[0] = method.learned.descent.learned[0]._replace(rate=float("inf"))
     before = method.current()
     assert not method.step()["updated"]
     assert torch.equal(method.current().images, before.images)
@@ -290,10 +290,10 @@ def test_an_overflow_does_not_spoil_the_momentum(data, experts):
     method, other = (mtt(data, experts, SETTINGS) for _ in range(2))
     for run in (method, other):
         run.step()
-    method.descent.learned[0] = method.descent.learned[0]._replace(rate=float("inf"))
+    method.learned.descent.learned[0] = method.learned.descent.learned[0]._replace(rate=float("inf"))
     state, segments = method.generator.get_state(), method.segments.state()
     assert not method.step()["updated"]
-    method.descent.learned[0] = method.descent.learned[0]._replace(rate=10.0)
+    method.learned.descent.learned[0] = method.learned.descent.learned[0]._replace(rate=10.0)
     method.generator.set_state(state)
     method.segments.load_state(segments)
     assert method.step()["loss"] == other.step()["loss"]
@@ -335,14 +335,14 @@ def test_more_experts_in_the_cache_do_not_change_a_run(pair, tmp_path):
         ({"preset": "mtt/digits/ipc7"}, "preset: expected one of .*mtt/digits/ipc1.*, got 'mtt/digits/ipc7'"),
         ({"ipc": 9}, "ipc: expected at most the 8 training images of class '0', got 9"),
         ({"ipc": 0}, "ipc: expected a whole number of at least 1, got 0"),
-        ({"syn_step": 3}, "options: syn_step is none; expected some of syn_steps, "),
+        ({"syn_step": 3}, r"unknown option 'syn_step'; did you mean 'syn_steps'\?"),
         ({"syn_steps": 2.5}, "syn_steps: expected a whole number of at least 1, got 2.5"),
         ({"ipc": 1.5}, "ipc: expected a whole number of at least 1, got 1.5"),
         ({"syn_steps": 0}, "syn_steps: expected a whole number of at least 1, got 0"),
-        ({"lr_teacher": -1.0}, "lr_teacher: expected a positive number up to 1e[+]30, got -1.0"),
-        ({"lr_img": float("nan")}, "lr_img: expected 0 to 1e[+]30, got nan"),
+        ({"lr_teacher": -1.0}, "lr_teacher: expected a number above 0 up to 1e[+]30, got -1.0"),
+        ({"lr_img": float("nan")}, "lr_img: expected a number from 0 to 1e[+]30, got nan"),
         ({"iterations": 0}, "iterations: expected a whole number of at least 1, got 0"),
-        ({"lr_lr": 1e40}, "lr_lr: expected 0 to 1e[+]30, got 1e[+]40"),
+        ({"lr_lr": 1e40}, "lr_lr: expected a number from 0 to 1e[+]30, got 1e[+]40"),
         ({"num_experts": 0}, "num_experts: expected a whole number of at least 1, got 0"),
         ({"batch_train": 0}, "batch_train: expected a whole number of at least 1, got 0"),
         ({"num_eval": 0}, "num_eval: expected a whole number of at least 1, got 0"),
@@ -357,10 +357,10 @@ def test_more_experts_in_the_cache_do_not_change_a_run(pair, tmp_path):
         ({"networks": ("vgg11",)}, "image_size: expected at least 32 pixels a side for vgg11"),
         ({"protocol": "dc"}, "protocol: expected one of ddfast, mtt, datm, simplified, got 'dc'"),
         ({"eval_every": 0}, "eval_every: expected a whole number of at least 1, got 0"),
-        ({"train_epochs": "all"}, "train_epochs: expected a whole number of at least 1, got 'all'"),
-        ({"train_lr": 0.0}, "lr_teacher: expected a positive number, got 0.0"),
+        ({"train_epochs": "all"}, "train_epochs: expected a whole number of at least 1 or needed, got 'all'"),
+        ({"train_lr": 0.0}, "train_lr: expected a positive number, got 0.0"),
         ({"zca": True, "image_size": 160}, "zca: expected images of at most 20000 values"),
-        ({"mom": 1.0}, "mom: expected 0 to below 1, got 1.0"),
+        ({"mom": 1.0}, "mom: expected a number from 0 to below 1, got 1.0"),
         ({"lr_label": 1.0}, "lr_label: hard labels are not learned; expected 0, got"),
         ({"networks": "convnet"}, "networks: expected a tuple of names, got 'convnet'"),
         ({"resume": True, "output": None}, "resume: expected the output folder"),

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import ddfast
 from ddfast.cli import USELESS, cli
 from ddfast.data import load_dataset
-from ddfast.methods.trajectory.settings import INITS
+from ddfast.methods import INITS
 from ddfast.run import own_data, verdict
 from ddfast.run.loop import initial_of
 from ddfast.run.presets import choose_preset

@@ -15,7 +15,7 @@ import torch
 
 import ddfast
 from ddfast.cli import USELESS
-from ddfast.methods.trajectory.descent import Descent
+from ddfast.methods.descent import Descent
 from ddfast.run import recorder
 from ddfast.runtime.files import locking
 from tests.conftest import SMALL

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from ddfast.methods.trajectory.matching import TrajectoryMatching
-from ddfast.methods.trajectory.settings import MatchingSettings
+from ddfast.methods.trajectory.settings import TrajectorySettings
 
 
-@dataclass(frozen=True)
-class DATMSettings(MatchingSettings):
+@dataclass(frozen=True, kw_only=True)
+class DATMSettings(TrajectorySettings):
     """Those of the family; min_start_epoch, current_max_start_epoch, max_start_epoch and expansion_end are T⁻, T,
     T⁺ and the iteration at which T has grown to T⁺; threshold is the gate."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ddfast.methods.trajectory.pad import PAD, PADSettings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EDFSettings(PADSettings):
     """Those of DATM; drop_ratio: the share of parameters that is left out."""
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from ddfast.methods.trajectory.matching import TrajectoryMatching
-from ddfast.methods.trajectory.settings import MatchingSettings
+from ddfast.methods.trajectory.settings import TrajectorySettings
 
 
-@dataclass(frozen=True)
-class FTDSettings(MatchingSettings):
+@dataclass(frozen=True, kw_only=True)
+class FTDSettings(TrajectorySettings):
     """Those of the family; ema_decay is β of the average."""
 
     ema_decay: float | None = 0.999

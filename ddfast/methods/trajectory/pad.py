@@ -1,23 +1,23 @@
 """PAD: the parameters that are nearest already are left out of the distance."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from ddfast.methods.trajectory.datm import DATM, DATMSettings
+from ddfast.runtime.options import Option
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PADSettings(DATMSettings):
     """Those of DATM; drop_ratio: the share of parameters that is left out."""
 
-    drop_ratio: float = 0.5
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.drop_ratio < 1:
-            raise ValueError(f"drop_ratio: expected 0 to below 1, got {self.drop_ratio}")
+    drop_ratio: Annotated[
+        float, Ge(0), Lt(1), Option("Unroll", "The share of near parameters that is left out of the distance.")
+    ] = 0.5
 
 
 class PAD(DATM):

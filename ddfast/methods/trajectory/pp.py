@@ -1,24 +1,24 @@
 """PP: parameters that are hard to match are left out of the distance."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from ddfast.methods.trajectory.matching import TrajectoryMatching
-from ddfast.methods.trajectory.settings import MatchingSettings
+from ddfast.methods.trajectory.settings import TrajectorySettings
+from ddfast.runtime.options import Option
 
 
-@dataclass(frozen=True)
-class PPSettings(MatchingSettings):
+@dataclass(frozen=True, kw_only=True)
+class PPSettings(TrajectorySettings):
     """Those of the family; pruning_threshold: ε."""
 
-    pruning_threshold: float = 0.1
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.pruning_threshold < 1:
-            raise ValueError(f"pruning_threshold: expected 0 to below 1, got {self.pruning_threshold}")
+    pruning_threshold: Annotated[
+        float, Ge(0), Lt(1), Option("Unroll", "Parameters with smaller ratios are left out of the distance.")
+    ] = 0.1
 
 
 class PP(TrajectoryMatching):

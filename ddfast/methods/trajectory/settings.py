@@ -1,110 +1,54 @@
-"""The settings that all methods of the family have, by the names of their published codes."""
+"""The settings that all methods of the trajectory family have, by the names of their published codes."""
 
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 
-from ddfast.data import DSA
-from ddfast.data.augment import FULL_STRATEGY
 from ddfast.engine.distances import DISTANCES
 from ddfast.engine.planner import UnrollSize
-from ddfast.runtime.arguments import expect_one_of, expect_whole, is_number
+from ddfast.methods.settings import LARGEST_LR, OUTER, Rate, SetSettings
+from ddfast.runtime.arguments import expect_whole
+from ddfast.runtime.options import AtLeast0, AtLeast1, NotNegative, Option
 
-LARGEST_LR = 1e30  # float32 has to hold it, and its products with gradients
-INITS = ("real", "noise", "first", "correct")
+UNROLL = "Unroll"
 
 
-@dataclass(frozen=True)
-class MatchingSettings:
-    """The options of trajectory matching.
+@dataclass(frozen=True, kw_only=True)
+class TrajectorySettings(SetSettings):
+    """The options of trajectory matching: the unroll, and the segment of an expert's trajectory that it matches.
 
-    The unroll: syn_steps, inner steps T; batch_syn, images per step (None: all); syn_momentum, of the student's SGD;
-    dsa_strategy, augmentation of the synthetic images; canvas, how many times the side of what networks see an image
-    has, of which every use takes a random part (textures).
-
-    The segment: expert_epochs between start and target; the start is drawn from min_start_epoch … max_start_epoch − 1,
-    or takes them in turn (starts); with current_max_start_epoch the upper bound begins there and reaches
-    max_start_epoch at iteration expansion_end; start_noise, the standard deviation of what is added to the student's
-    start; segments per outer step, whose losses are averaged; distance, one of ddfast.engine.distances.DISTANCES.
-
-    What is learned: init, real (random training images), noise, first (of each class), correct (real ones that the
-    experts classify correctly), or the path of a SyntheticSet, whose labels and learning rate are taken too; labels,
-    hard, or soft (logits, which begin as the experts' and are learned at lr_label with momentum 0.9); lr_img and
-    lr_lr, of the images and of the student's learning rate, with momentum 0.5; img_optimizer, sgd, or adam with betas
-    (0.5, 0.999); lr_teacher, the student's first learning rate; threshold, the loss above which an update is left out;
-    ema_decay, of an average of the images that is kept and evaluated beside them.
+    Starts are drawn from min_start_epoch … max_start_epoch − 1; with current_max_start_epoch the upper bound begins
+    there and reaches max_start_epoch at iteration expansion_end. The student's learning rate is learned with momentum
+    0.5. Losses of several segments are averaged.
     """
 
-    syn_steps: int
-    expert_epochs: int
-    max_start_epoch: int
-    lr_img: float
-    lr_lr: float
-    lr_teacher: float
-    batch_syn: int | None = None
-    syn_momentum: float = 0.0
-    dsa_strategy: str = FULL_STRATEGY
-    canvas: int = 1
-    min_start_epoch: int = 0
-    current_max_start_epoch: int | None = None
-    expansion_end: int | None = None
-    starts: str = "random"
-    start_noise: float = 0.0
-    segments: int = 1
-    distance: str = "squared"
-    init: str = "real"
-    labels: str = "hard"
-    lr_label: float = 0.0
-    img_optimizer: str = "sgd"
-    threshold: float | None = None
-    ema_decay: float | None = None
-
-    LABELS: ClassVar[tuple[str, ...]] = ("hard", "soft")  # those that a method has
+    syn_steps: Annotated[AtLeast1, Option(UNROLL, "Inner steps.")]
+    batch_syn: Annotated[AtLeast1 | None, Option(UNROLL, "Synthetic images per inner step; none: all.")] = None
+    syn_momentum: Annotated[float, Ge(0), Lt(1), Option(UNROLL, "Momentum of the inner steps.")] = (
+        0.0  # of the student's SGD
+    )
+    expert_epochs: Annotated[AtLeast1, Option(UNROLL, "Epochs between start and target.")]
+    min_start_epoch: Annotated[AtLeast0, Option(UNROLL, "Starts are drawn from this epoch on.")] = 0
+    max_start_epoch: Annotated[AtLeast1, Option(UNROLL, "Starts are drawn from below this epoch.")]
+    current_max_start_epoch: Annotated[
+        AtLeast1 | None, Option(UNROLL, "At first from below this one.", "max_start_epoch")
+    ] = None
+    expansion_end: Annotated[
+        AtLeast1 | None, Option(UNROLL, "The iteration at which max_start_epoch is reached.", "none")
+    ] = None
+    starts: Annotated[Literal["random", "in_turn"], Option(UNROLL, "How starts are drawn.")] = "random"
+    start_noise: Annotated[NotNegative, Le(LARGEST_LR), Option(UNROLL, "Gaussian noise on the student's start.")] = 0.0
+    segments: Annotated[AtLeast1, Option(UNROLL, "Experts' segments per outer step.")] = 1
+    distance: Annotated[Literal[DISTANCES], Option(UNROLL, "Between student and target.")] = "squared"
+    lr_teacher: Annotated[float, Gt(0), Le(LARGEST_LR), Option(OUTER, "The student's first learning rate.")]
+    lr_lr: Annotated[Rate, Option(OUTER, "Learning rate of the student's learning rate.")]
 
     def __post_init__(self):
-        for field in fields(self):
-            value, may_be_none = getattr(self, field.name), field.type == float | None
-            if (field.type is float or may_be_none) and not (is_number(value) or (may_be_none and value is None)):
-                raise ValueError(f"{field.name}: expected a number, got {value!r}")
-        expect_whole(
-            syn_steps=self.syn_steps,
-            expert_epochs=self.expert_epochs,
-            max_start_epoch=self.max_start_epoch,
-            segments=self.segments,
-            canvas=self.canvas,
-            batch_syn=1 if self.batch_syn is None else self.batch_syn,
-        )
-        for name in ("lr_img", "lr_lr", "lr_label", "start_noise"):
-            if not 0 <= getattr(self, name) <= LARGEST_LR:
-                raise ValueError(f"{name}: expected 0 to {LARGEST_LR:g}, got {getattr(self, name)}")
-        if not 0 < self.lr_teacher <= LARGEST_LR:
-            raise ValueError(f"lr_teacher: expected a positive number up to {LARGEST_LR:g}, got {self.lr_teacher}")
-        if not 0 <= self.syn_momentum < 1:
-            raise ValueError(f"syn_momentum: expected 0 to below 1, got {self.syn_momentum}")
-        if self.threshold is not None and not self.threshold > 0:
-            raise ValueError(f"threshold: expected a positive loss, got {self.threshold}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay: expected more than 0 and less than 1, got {self.ema_decay}")
-        expect_one_of("distance", self.distance, DISTANCES)
-        expect_one_of("starts", self.starts, ("random", "in_turn"))
-        expect_one_of("img_optimizer", self.img_optimizer, ("sgd", "adam"))
-        if not isinstance(self.init, str) or not self.init:
-            got = repr(self.init) if isinstance(self.init, str) else f"{type(self.init).__name__}; save it first"
-            raise ValueError(f"init: expected one of {', '.join(INITS)}, or a saved set's path, got {got}")
-        DSA(self.dsa_strategy)  # refuses an unknown one
-        self._check_labels()
-        self._check_starts()
-
-    def _check_labels(self) -> None:
-        if self.labels not in self.LABELS:
-            raise ValueError(f"labels: expected {' or '.join(self.LABELS)} for this method, got {self.labels!r}")
-        if self.lr_label and self.labels != "soft":
-            raise ValueError(f"lr_label: {self.labels} labels are not learned; expected 0, got {self.lr_label}")
-
-    def _check_starts(self) -> None:
+        super().__post_init__()
         low, now, high = self.min_start_epoch, self.current_max_start_epoch, self.max_start_epoch
-        if isinstance(low, bool) or not isinstance(low, int) or not 0 <= low < high:
+        if not low < high:
             raise ValueError(f"min_start_epoch: expected 0 to below max_start_epoch, {high}, got {low}")
         if now is None:
             if self.expansion_end is not None:
@@ -124,7 +68,6 @@ class MatchingSettings:
                 f"expansion_end: the start epochs would never expand from {now} to {high}; "
                 f"say at which iteration they have"
             )
-        expect_whole(expansion_end=1 if self.expansion_end is None else self.expansion_end)
 
     def start_epochs(self, iteration: int) -> tuple[int, int]:
         """The bounds that the start of an iteration, counted from 0, is drawn from; the upper one is excluded.

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ddfast.methods.trajectory.matching import TrajectoryMatching
-from ddfast.methods.trajectory.settings import MatchingSettings
+from ddfast.methods.trajectory.settings import TrajectorySettings
 
 
-@dataclass(frozen=True)
-class SimplifiedSettings(MatchingSettings):
+@dataclass(frozen=True, kw_only=True)
+class SimplifiedSettings(TrajectorySettings):
     """Those of the family, with the variant's choices."""
 
     init: str = "first"

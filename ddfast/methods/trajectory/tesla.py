@@ -10,13 +10,13 @@ from torch.nn.utils import vector_to_parameters
 
 from ddfast.engine.adjoints import DetachedUnroll
 from ddfast.methods.trajectory.matching import TrajectoryMatching
-from ddfast.methods.trajectory.settings import MatchingSettings
+from ddfast.methods.trajectory.settings import TrajectorySettings
 
 CHUNK = 256  # images that the target network sees at a time
 
 
-@dataclass(frozen=True)
-class TESLASettings(MatchingSettings):
+@dataclass(frozen=True, kw_only=True)
+class TESLASettings(TrajectorySettings):
     """Those of the family; labels may also be "target"."""
 
     LABELS: ClassVar[tuple[str, ...]] = ("hard", "soft", "target")
@@ -47,9 +47,9 @@ class TESLA(TrajectoryMatching):
         "twice that of the published code, so lr_img is half of the published one"
     )
 
-    def __init__(self, settings, synthetic, experts, network, *args, **options):
-        super().__init__(settings, synthetic, experts, network, *args, **options)
-        self._teacher = copy.deepcopy(network).eval()
+    def __init__(self, settings, synthetic, resources):
+        super().__init__(settings, synthetic, resources)
+        self._teacher = copy.deepcopy(resources.network).eval()
         for module in self._teacher.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train()  # by the statistics of the images, as the student's

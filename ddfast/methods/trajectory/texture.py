@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from ddfast.methods.trajectory.matching import TrajectoryMatching
-from ddfast.methods.trajectory.settings import MatchingSettings
+from ddfast.methods.trajectory.settings import TrajectorySettings
 
 
-@dataclass(frozen=True)
-class TextureSettings(MatchingSettings):
+@dataclass(frozen=True, kw_only=True)
+class TextureSettings(TrajectorySettings):
     """Those of the family; canvas: its side over an image's."""
 
     canvas: int = 2

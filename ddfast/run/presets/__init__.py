@@ -7,6 +7,11 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
+from ddfast.methods import METHODS
+from ddfast.runtime.options import did_you_mean
+
+WITHOUT_PRESETS = {"network": "convnet", "zca": False, "iterations": 1000}  # settings of a method that has none
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -20,9 +25,14 @@ class Preset:
     channels: int
     settings: dict[str, Any]
 
+    @property
+    def method(self) -> str:
+        """Whose settings they are."""
+        return self.name.partition("/")[0]
+
 
 def load_presets(method: str) -> dict[str, Preset]:
-    """All presets of a method, by name: `<method>/<dataset>/ipc<n>`.
+    """All presets of a method, by name: `<method>/<dataset>/ipc<n>`; none of a method that brings none.
 
     A file's [defaults] are under each of its rows. Its [inherit] takes the rows of another method, those of `datasets`
     or all, with [inherit.settings] over them; a row of the file itself then changes the inherited one of its name (not
@@ -33,7 +43,10 @@ def load_presets(method: str) -> dict[str, Preset]:
     else:
         import tomli as tomllib
 
-    tables = tomllib.loads(files("ddfast.run.presets").joinpath(f"{method}.toml").read_text(encoding="utf-8"))
+    file = files("ddfast.run.presets").joinpath(f"{method}.toml")
+    of_method = METHODS[method].presets if method in METHODS else None
+    text = of_method or (file.read_text(encoding="utf-8") if file.is_file() else "")
+    tables = tomllib.loads(text)
     defaults, inherit = tables.pop("defaults", {}), tables.pop("inherit", None)
     presets = {} if inherit is None else {preset.name: preset for preset in _inherited(method, **inherit)}
     for dataset, key, table in _rows(tables):
@@ -80,8 +93,11 @@ def choose_preset(
     presets = load_presets(method)
     if name is not None:
         if name not in presets:
-            raise ValueError(f"preset: expected one of {', '.join(presets)}, got {name!r}")
+            listed = ", ".join(presets) or f"none, for {method} has no presets"
+            raise ValueError(f"preset: expected one of {listed}, got {name!r}{did_you_mean(name, presets)}")
         return presets[name]
+    if not presets:
+        return Preset(f"{method}/defaults", dataset, max(1, round(ipc)), side, classes, 3, WITHOUT_PRESETS)
 
     def distance(preset: Preset) -> tuple[bool, float, float, float]:
         pairs = ((preset.side, side), (preset.classes, classes), (preset.ipc, ipc))

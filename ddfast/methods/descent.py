@@ -68,7 +68,7 @@ class Verdict(NamedTuple):
     """What came of an update, on the host."""
 
     loss: float
-    lr: float  # α after it
+    lr: float  # α after it; 0 where none is learned
     finite: bool  # loss and gradient were
     updated: bool
     skipped: bool  # left out, for it was not finite or too large
@@ -115,7 +115,7 @@ class Descent:
         self,
         tensors: Sequence[Tensor],  # as they begin
         learned: Sequence[Learned],  # how each of them is learned
-        at: int,  # the place of α among them
+        at: int | None,  # the place of α among them; None: not learned
         threshold: float | None = None,
         ema_decay: float | None = None,
         elsewhere: Sequence[int] = (),  # the places of those that VisitingRows keep
@@ -160,7 +160,8 @@ class Descent:
         gradients: list[Tensor],  # of `now`; given up
     ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:  # float64 [7], what Verdict.read takes; the slots after the update
         """What an update comes to."""
-        finite, after, within, below, lr = _finite([loss, *gradients]), [], [], None, None
+        finite, after, within = _finite([loss, *gradients]), [], []
+        below, lr = torch.zeros_like(finite), torch.zeros_like(loss)  # where no learning rate is learned
         for place, x in enumerate(now):
             rate, rule = self.learned[place]
             after.append(rule.follow(gradients[place], *slots[place]))
@@ -174,7 +175,7 @@ class Descent:
         gated = finite & (loss > self._threshold) if self._threshold is not None else torch.zeros_like(finite)
         computable = finite & torch.stack(within).all() & _finite([slot for slots in after for slot in slots])
         updated = computable & ~gated
-        lr = torch.where(updated, lr, now[self._at])
+        lr = lr if self._at is None else torch.where(updated, lr, now[self._at])
         flags = [finite, updated, ~computable & ~gated, updated & below, gated]
         return torch.stack([number.double() for number in (loss, lr, *flags)]), after
 

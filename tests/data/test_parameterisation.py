@@ -9,7 +9,7 @@ import torch
 import ddfast
 from ddfast import SyntheticSet
 from ddfast.data import DSA, load_dataset
-from ddfast.data.texture import Crops, crop, draw_rolls
+from ddfast.data.parameterisation import PIXELS, Seen, Texture, crop, draw_rolls
 from ddfast.engine.adjoints import FullUnroll
 from ddfast.evaluation import evaluate
 from ddfast.runtime import seeds
@@ -67,16 +67,16 @@ def test_an_unroll_crops_then_augments_and_its_gradient_reaches_the_canvases():
     start = torch.nn.utils.parameters_to_vector(student.parameters()).detach()
     gradients = []
     for canvas, augment in (
-        (canvases.clone(), Crops(rolls, (SIDE, SIDE), draws)),
+        (canvases.clone(), Seen(Texture(2), rolls, draws)),
         (canvases.clone(), lambda images, n: draws(_rolled(images, rolls[n]), n)),
     ):
-        adjoint = None if isinstance(augment, Crops) else FullUnroll()
+        adjoint = None if isinstance(augment, Seen) else FullUnroll()
         canvas.requires_grad_()
         end = ddfast.unroll(student, start, canvas, labels, 0.1, syn_steps=T, augment=augment, adjoint=adjoint)
         gradients.append(torch.autograd.grad(end.square().sum(), canvas)[0])
     assert_close(*gradients)
     assert gradients[0].abs().sum() > 0
-    crops = Crops(rolls, (SIDE, SIDE))
+    crops = Seen(Texture(2), rolls)
     assert torch.equal(crops(canvases, 1), crop(canvases, rolls[1], (SIDE, SIDE)))  # without draws: crops alone
 
 
@@ -93,7 +93,9 @@ def data(pair):
 def tiled(data) -> SyntheticSet:
     images, labels = data.random_real(3, seeds.generator(0))
     images = images.repeat(1, 1, 2, 2)
-    return SyntheticSet(images, labels, torch.tensor(0.01), data.class_names, data.preprocessing, canvas=2)
+    return SyntheticSet(
+        images, labels, torch.tensor(0.01), data.class_names, data.preprocessing, parameterisation=Texture(2)
+    )
 
 
 def test_networks_are_trained_on_crops_of_canvases(pair, data):
@@ -101,7 +103,7 @@ def test_networks_are_trained_on_crops_of_canvases(pair, data):
     assert evaluate(good, data, num_eval=1, epochs=60).mean > 90
     assert evaluate(good, pair, num_eval=1, epochs=60, networks=("mlp",)).mean > 90  # resized to what networks see
     with pytest.raises(ValueError, match=r"expected images \[1, 16, 16\] as in custom, got \[1, 32, 32\]"):
-        evaluate(replace(good, canvas=1), data)
+        evaluate(replace(good, parameterisation=PIXELS), data)
 
 
 def test_every_minibatch_is_cropped_anew_before_it_is_augmented(data, monkeypatch):

@@ -11,7 +11,7 @@ from torch.nn.utils import vector_to_parameters
 
 from ddfast.data import Dataset, SyntheticSet, counts_of, take_statistics
 from ddfast.experts import TrajectoryStore
-from ddfast.methods.trajectory.settings import INITS, MatchingSettings
+from ddfast.methods.settings import INITS, SetSettings
 
 log = logging.getLogger("ddfast")
 
@@ -20,11 +20,11 @@ STATISTICS = 4096  # training images, for its batch norms
 
 
 def initial_set(
-    settings: MatchingSettings,
+    settings: SetSettings,
     data: Dataset,
     ipc: int | Sequence[int],  # of every class; or [K]
-    experts: TrajectoryStore,
-    num_experts: int,
+    experts: TrajectoryStore | None,
+    num_experts: int | None,
     network: nn.Module,  # of the experts, on the device where they classify
     generator: torch.Generator,
 ) -> SyntheticSet:
@@ -40,6 +40,8 @@ def initial_set(
     judges = _Judges(network, experts, num_experts, data)
     if settings.init not in INITS:
         saved = load_init(settings, data, ipc)
+        if saved.lr is None and hasattr(settings, "lr_teacher"):
+            saved = replace(saved, lr=torch.tensor(settings.lr_teacher))
         if saved.is_soft or settings.labels == "hard":
             return saved
         logits = judges.logits(0, _tiles(saved.images, settings.canvas)).unflatten(0, (-1, settings.canvas**2))
@@ -63,12 +65,13 @@ def initial_set(
     return _made(settings, data, _mosaics(images, settings.canvas), labels)
 
 
-def _made(settings: MatchingSettings, data: Dataset, images: Tensor, labels: Tensor) -> SyntheticSet:
-    lr, about = torch.tensor(settings.lr_teacher), (data.class_names, data.preprocessing)
-    return SyntheticSet(images, labels, lr, *about, settings.dsa_strategy, settings.canvas)
+def _made(settings: SetSettings, data: Dataset, images: Tensor, labels: Tensor) -> SyntheticSet:
+    rate = getattr(settings, "lr_teacher", None)
+    lr, about = None if rate is None else torch.tensor(rate), (data.class_names, data.preprocessing)
+    return SyntheticSet(images, labels, lr, *about, settings.dsa_strategy, settings.parameterisation)
 
 
-def check_initial(settings: MatchingSettings, data: Dataset, ipc: int | Sequence[int]) -> None:
+def check_initial(settings: SetSettings, data: Dataset, ipc: int | Sequence[int]) -> None:
     """ValueError where a set is to begin with more real images of a class than there are."""
     if settings.init not in INITS or settings.init == "noise":
         return
@@ -83,7 +86,7 @@ def check_initial(settings: MatchingSettings, data: Dataset, ipc: int | Sequence
         ) from None
 
 
-def load_init(settings: MatchingSettings, data: Dataset, ipc: int | Sequence[int]) -> SyntheticSet:
+def load_init(settings: SetSettings, data: Dataset, ipc: int | Sequence[int]) -> SyntheticSet:
     """The saved set that a run begins with, its labels, learning rate and all; ValueError where it does not fit."""
     path, saved = _saved(settings.init)
     counts, has = counts_of(ipc, data.num_classes), saved.classes.bincount(minlength=data.num_classes).tolist()
@@ -164,7 +167,7 @@ class _Judges:
     """The last snapshots of experts, to classify images with; batch norms by statistics of some training images, for
     snapshots hold none."""
 
-    def __init__(self, network: nn.Module, experts: TrajectoryStore, count: int, data: Dataset):
+    def __init__(self, network: nn.Module, experts: TrajectoryStore | None, count: int | None, data: Dataset):
         self.count, self._network, self._experts, self._data = count, network, experts, data
         self._device = next(network.parameters()).device
         self._loaded: int | None = None

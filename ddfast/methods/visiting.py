@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.methods.trajectory.descent import Learned, Verdict
+from ddfast.methods.descent import Learned, Verdict
 from ddfast.runtime.devices import to_device
 
 

@@ -1,0 +1,74 @@
+"""The settings that every method has: what the synthetic set begins as, and how it is learned."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
+
+from ddfast.data import DSA, Pixels
+from ddfast.data.augment import FULL_STRATEGY
+from ddfast.data.parameterisation import with_canvas
+from ddfast.runtime.options import AtLeast1, Option, check_options
+
+LARGEST_LR = 1e30  # float32 has to hold it, and its products with gradients
+INITS = ("real", "noise", "first", "correct")
+
+Rate = Annotated[float, Ge(0), Le(LARGEST_LR)]
+OUTER = "Outer step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetSettings:
+    """How a synthetic set begins and is learned. A method's Settings are a subclass with its own options.
+
+    Images are learned with momentum 0.5 (sgd) or by Adam with betas (0.5, 0.999); label logits with momentum 0.9.
+
+    Errors: ValueError for a value that its field does not take.
+    """
+
+    init: Annotated[
+        str, Option(OUTER, "real, noise, first, correct (of the experts), or a saved set or run to go on from.")
+    ] = "real"
+    labels: Annotated[
+        str, Option(OUTER, "hard, soft (learned logits), or target (tesla).", "the preset's, or hard")
+    ] = "hard"
+    lr_img: Annotated[Rate, Option(OUTER, "Learning rate of the images.")]
+    lr_label: Annotated[Rate, Option(OUTER, "Learning rate of soft labels.")] = 0.0
+    img_optimizer: Annotated[Literal["sgd", "adam"], Option(OUTER, "Of the images.")] = "sgd"
+    threshold: Annotated[
+        Annotated[float, Gt(0)] | None, Option(OUTER, "Updates with a larger loss are left out.", "none")
+    ] = None
+    ema_decay: Annotated[
+        float | None, Option(OUTER, "Of an average of the images, which is kept and evaluated beside them.", "none")
+    ] = None
+    dsa_strategy: Annotated[
+        str,
+        Option("Data", "color_crop: one of them is drawn; crop+flip: both; dsa:… as DSA draws; none.", "the preset's"),
+    ] = FULL_STRATEGY
+    canvas: Annotated[
+        AtLeast1, Option(OUTER, "Side of an image over what networks see of it; more than 1: textures.")
+    ] = 1
+
+    LABELS: ClassVar[tuple[str, ...]] = ("hard", "soft")  # those that a method has
+
+    def __post_init__(self):
+        if not isinstance(self.init, str) or not self.init:  # a set, perhaps
+            got = repr(self.init) if isinstance(self.init, str) else f"{type(self.init).__name__}; save it first"
+            raise ValueError(f"init: expected one of {', '.join(INITS)}, or a saved set's path, got {got}")
+        check_options(self)
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected more than 0 and less than 1, got {self.ema_decay}")
+        DSA(self.dsa_strategy)  # refuses an unknown one
+        if self.labels not in self.LABELS:
+            raise ValueError(f"labels: expected {' or '.join(self.LABELS)} for this method, got {self.labels!r}")
+        if self.lr_label and self.labels != "soft":
+            raise ValueError(f"lr_label: {self.labels} labels are not learned; expected 0, got {self.lr_label}")
+
+    @property
+    def parameterisation(self) -> Pixels:
+        """How learned tensors become images."""
+        return with_canvas(self.canvas)
+
+    def on_device(self, count: int) -> int:
+        """How many of `count` images an outer step needs there: all, unless a method says otherwise."""
+        return count
