@@ -45,7 +45,7 @@ def compared(data: Dataset, store: ddfast.TrajectoryStore, steps: int, draw: int
 def main() -> None:
     """Print the table."""
     data = subset()
-    store = ddfast.train_experts(data, num_experts=1, epochs=3, batch_train=64, lr_teacher=0.01)
+    store = ddfast.train_experts(data, num_experts=1, train_epochs=3, batch_train=64, train_lr=0.01)
     print(described("python -m benchmarks.detached"), "\n")
     print("| steps | cosine of the image gradients | ratio of their norms | ratio of the gradients in α |")
     print("|---|---|---|---|")

@@ -70,8 +70,8 @@ def distilled(data: Dataset, method: str, ipc: int, seed: int, options: dict) ->
         data,
         network=NETWORK,
         seed=seed,
-        epochs=EXPERTS["train_epochs"],
-        lr_teacher=EXPERTS["train_lr"],
+        train_epochs=EXPERTS["train_epochs"],
+        train_lr=EXPERTS["train_lr"],
         **{name: job.config[name] for name in ("num_experts", "batch_train", "optimizer", "rho", "alpha", "snapshots")},
     )
     run = ddfast.Distillation(job, experts)

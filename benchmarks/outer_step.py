@@ -41,7 +41,7 @@ def method(name: str, side: int, ipc: int, options: dict):
     images = torch.rand(10 * ipc, 3, side, side, generator=seeds.generator(0))
     labels = torch.arange(10).repeat_interleave(ipc)
     data = load_dataset((torch.utils.data.TensorDataset(images[::ipc], labels[::ipc]),) * 2)
-    experts = ddfast.train_experts(data, network="convnet:width=8", num_experts=1, epochs=1, dsa_strategy="none")
+    experts = ddfast.train_experts(data, network="convnet:width=8", num_experts=1, train_epochs=1, dsa_strategy="none")
     given = {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 1, "lr_img": 1.0, "lr_lr": 1e-6, "lr_teacher": 0.01}
     settings = METHODS[name].Settings(**given | {"dsa_strategy": "none"} | options)
     synthetic = ddfast.SyntheticSet(images, labels, torch.tensor(0.01), data.class_names, data.preprocessing)

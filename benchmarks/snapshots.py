@@ -66,7 +66,7 @@ def gradients(data: Dataset, network: str, draw: int) -> Callable[[Tensor, Tenso
 def main() -> None:
     """Print the table."""
     data, network = ddfast.load_dataset("cifar10"), "convnet:width=32"
-    store = ddfast.train_experts(data, network=network, num_experts=1, epochs=EPOCHS)
+    store = ddfast.train_experts(data, network=network, num_experts=1, train_epochs=EPOCHS)
     snapshots = torch.stack([store.snapshot(0, epoch) for epoch in store.kept_epochs])
     print(described("python -m benchmarks.snapshots"), "\n")
     print(f"without loss: {compressed(snapshots) / snapshots.numel():.2f} bytes a parameter\n")

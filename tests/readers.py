@@ -153,7 +153,7 @@ def _tiny(folder: Path) -> None:
 
 
 def _tiny_values(folder: Path) -> list[Any]:
-    data = load_dataset("tiny-imagenet", root=folder)
+    data = load_dataset("tiny-imagenet", data_root=folder)
     return [*_values_of_data(data), data.class_names]
 
 
@@ -281,14 +281,14 @@ READERS = {
     "mnist images": Reader(
         "MNIST/raw/train-images-idx3-ubyte",
         _mnist,
-        lambda f: _values_of_data(load_dataset("mnist", root=f)),
+        lambda f: _values_of_data(load_dataset("mnist", data_root=f)),
         checked=False,
         named="mnist",
     ),
     "mnist labels": Reader(
         "MNIST/raw/t10k-labels-idx1-ubyte",
         _mnist,
-        lambda f: _values_of_data(load_dataset("mnist", root=f)),
+        lambda f: _values_of_data(load_dataset("mnist", data_root=f)),
         checked=False,
         named="mnist",
     ),

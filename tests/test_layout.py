@@ -35,16 +35,19 @@ WITHIN = {  # a room, in which some may be imported by others
     },
     "run": {
         "folder": set(),
+        "config": set(),
         "presets": set(),
         "report": {"folder"},
-        "own_data": set(),
-        "job": set(),
+        "own_data": {"config"},
+        "job": {"config"},
         "probe": {"job"},
         "verdict": {"job"},
-        "job_forecast": {"job"},
         "loop": {"job"},
-        "resolve": {"job", "own_data", "presets", "probe"},
-        "expert_options": {"job", "resolve"},
+        "step_cost": {"job", "loop", "own_data"},
+        "job_forecast": {"job", "step_cost"},
+        "resolve": {"config", "job", "own_data", "presets", "probe", "step_cost"},
+        "resume": {"config", "job", "resolve"},
+        "expert_options": {"config", "job", "resolve"},
         "preset_plan": {"resolve", "presets"},
         "recorder": {"job", "loop", "folder", "report"},
         "distill": {
@@ -56,12 +59,13 @@ WITHIN = {  # a room, in which some may be imported by others
             "recorder",
             "report",
             "resolve",
+            "resume",
             "folder",
             "verdict",
         },
     },
 }
-LAZY = {"torchvision", "kornia", "matplotlib", "sklearn", "PIL", "safetensors", "tqdm", "click"}
+LAZY = {"torchvision", "kornia", "matplotlib", "sklearn", "PIL", "safetensors", "tqdm", "yaml"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

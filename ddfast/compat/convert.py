@@ -22,6 +22,7 @@ from ddfast.compat.tensors import Use
 from ddfast.compat.torch_files import load
 from ddfast.data import READING, Dataset, SyntheticSet, known_name, load_dataset, set_of_release
 from ddfast.experts import TrajectoryStore
+from ddfast.runtime.arguments import takes_old_names
 
 log = logging.getLogger("ddfast")
 
@@ -44,8 +45,8 @@ WRITERS: dict[str, Callable[..., Any]] = {
 EXPERT_READERS = {"replay-buffer": read_replay_buffers, "state-dict": read_state_dicts}
 FORMATS = (OWN, *EXPERT_READERS, *READERS)
 
-DATA = {"dataset", "root", "image_size", "resize", "zca", "preprocessing", "download", *READING}
-TRAINING = {"lr_teacher", "mom", "l2", "batch_train", "dsa_strategy", "optimizer", "rho", "alpha", "schedule"}
+DATA = {"dataset", "data_root", "image_size", "resize", "zca", "preprocessing", "download", *READING}
+TRAINING = {"train_lr", "mom", "l2", "batch_train", "dsa_strategy", "optimizer", "rho", "alpha", "schedule"}
 USE = {field.name for field in fields(Use)}
 OF_EXPERTS, OF_SET = DATA | TRAINING | {"network", "check"}, DATA | USE
 READING = {  # the options that each source takes
@@ -75,6 +76,7 @@ def recognise(path: str | Path) -> str:
     return find(path).kind
 
 
+@takes_old_names(root="data_root", lr_teacher="train_lr")
 def convert(
     source: str | Path,
     output: str | Path,
@@ -118,6 +120,7 @@ def convert(
         write(store, output, data, **_only(given, WRITING[to]))
     elif kind in EXPERT_READERS:
         data, training = _data(given, kind), _only(given, TRAINING)
+        training = {"lr_teacher" if name == "train_lr" else name: value for name, value in training.items()}
         read = EXPERT_READERS[kind]
         read(found.path, output, data, **_only(given, {"network", "check"}), training=training)
     elif given.get("experiment") == ALL:

@@ -26,7 +26,7 @@ from ddfast.data.preprocessing import RESIZES, Preprocessing
 from ddfast.data.recorded import recorded_preprocessing
 from ddfast.data.summary import span, summary
 from ddfast.data.zca import ZCA
-from ddfast.runtime.arguments import expect_one_of, expect_whole, takes_plain_numbers
+from ddfast.runtime.arguments import expect_one_of, expect_whole, takes_old_names, takes_plain_numbers
 
 log = logging.getLogger("ddfast")
 
@@ -186,10 +186,11 @@ class Dataset:
 
 
 @takes_plain_numbers
+@takes_old_names(root="data_root")
 def load_dataset(
     dataset,
     *,
-    root: str | Path | None = None,
+    data_root: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
     resize: str | None = None,
     zca: bool = False,
@@ -208,7 +209,7 @@ def load_dataset(
             test), each of them a torch data set or DataLoader that yields (image, label), (images, labels) tensors or
             arrays, or a Hugging Face data set; one of these alone, of which a test part is drawn; a mapping with train
             and test. docs/data.md says which values and labels are read how.
-        root: where the files of named data sets are; None for DDFAST_DATA, else a folder in the user's cache.
+        data_root: where the files of named data sets are; None for DDFAST_DATA, else a folder in the user's cache.
         image_size: side or (H, W) in pixels; None for their own, 128 for the ImageNet subsets.
         resize: how images get there: stretch, or crop (short side resized, middle kept); None for stretch.
         zca: whiten instead of normalising.
@@ -258,7 +259,7 @@ def load_dataset(
         if value is not None and name:
             raise ValueError(f"{option}: expected with a folder or data of your own only, got {value!r}")
     if name:
-        raw = read_named(name, root, size, resize, download, skip_unreadable)
+        raw = read_named(name, data_root, size, resize, download, skip_unreadable)
         name = raw.name
         if Path(str(dataset)).is_dir():
             raw.notes.append(f"the folder {dataset}/ here is another: ./{dataset} reads it")

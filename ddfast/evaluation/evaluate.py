@@ -22,7 +22,7 @@ from ddfast.engine.timing import time_training
 from ddfast.evaluation.cache import run_trainings
 from ddfast.evaluation.protocols import Schedule, accuracy, protocol_named, schedule_of, train_networks
 from ddfast.runtime import seeds
-from ddfast.runtime.arguments import takes_plain_numbers
+from ddfast.runtime.arguments import takes_old_names, takes_plain_numbers
 from ddfast.runtime.devices import resolve_device
 from ddfast.runtime.files import digest_of_tensors
 from ddfast.runtime.forecast import Forecast
@@ -71,6 +71,7 @@ class Evaluation:
         return {**row, "networks": networks}
 
 
+@takes_old_names(epochs="eval_epochs", lr="eval_lr", batch="eval_batch", root="data_root")
 @takes_plain_numbers
 def evaluate(
     synthetic: SyntheticSet,
@@ -78,9 +79,9 @@ def evaluate(
     *,
     networks: Sequence[Any] | None = None,
     num_eval: int = 5,
-    epochs: int | None = None,
-    lr: float | None = None,
-    batch: int | None = None,
+    eval_epochs: int | None = None,
+    eval_lr: float | None = None,
+    eval_batch: int | None = None,
     dsa_strategy: str | None = None,
     protocol: str = "ddfast",
     sam_rho: float | None = None,
@@ -94,15 +95,15 @@ def evaluate(
 ) -> Evaluation:
     """Train `num_eval` networks of each name from scratch on the synthetic set, and test each after its last epoch.
 
-    SGD with momentum 0.9, weight decay 5e-4 and DSA; learning rate `lr`, cut to a tenth after half of the epochs. The
-    test images get the preprocessing that the set was distilled with.
+    SGD with momentum 0.9, weight decay 5e-4 and DSA; learning rate `eval_lr`, a tenth of it after half of the epochs.
+    The test images get the preprocessing that the set was distilled with.
 
     Args:
         dataset: what to test on, as load_dataset takes it; images are brought to the set's size.
         networks: names as ddfast.networks.create takes them, modules, or functions that return a new one; None for what
             the set was distilled for.
-        epochs, batch: None for the protocol's.
-        lr: None for the set's own, or the protocol's where it has one; 0.01 for a set without one.
+        eval_epochs, eval_batch: None for the protocol's.
+        eval_lr: None for the set's own, or the protocol's where it has one; 0.01 for a set without one.
         dsa_strategy: None for the set's own.
         protocol: ddfast (1000 epochs, minibatches of 256; momentum is kept when the rate drops); mtt (MTT's published
             code: 1001 epochs, momentum is lost there); datm (as mtt, minibatches of 128); simplified (200 epochs,
@@ -114,7 +115,7 @@ def evaluate(
         output: a file of JSON lines to which every accuracy is added as soon as it is known; those that it has are not
             computed again, so that an evaluation that was stopped goes on. None for none.
         ranks: the processes that make this call together (ddfast.ranks); each trains some of the networks.
-        data_options: root, download, test_folder, value_range, skip_unreadable and layout of load_dataset.
+        data_options: data_root, download, test_folder, value_range, skip_unreadable and layout of load_dataset.
 
     A network that diverges, as with too large a rate, has an accuracy all the same, near chance: a warning says so, as
     of one at chance level.
@@ -122,16 +123,16 @@ def evaluate(
     Errors: ValueError for unknown networks, classes or channels that differ, a whitening fitted on other data, or
     images, labels or a learning rate that are not finite.
     """
-    unknown = set(data_options) - {"root", "download", "image_size", "resize", *READING}
+    unknown = set(data_options) - {"data_root", "download", "image_size", "resize", *READING}
     if unknown or not isinstance(synthetic, SyntheticSet):
         got = f"the option {', '.join(sorted(unknown))}" if unknown else f"{type(synthetic).__name__} for synthetic"
         raise TypeError(f"evaluate: expected a SyntheticSet and the options that its documentation lists, got {got}")
     synthetic.check_values()
     networks = networks_of(synthetic) if networks is None else names_of(networks)
-    if lr is None and protocol_named(protocol).lr is None:
-        lr = DEFAULT_LR if synthetic.lr is None else float(synthetic.lr)
+    if eval_lr is None and protocol_named(protocol).lr is None:
+        eval_lr = DEFAULT_LR if synthetic.lr is None else float(synthetic.lr)
     dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
-    schedule = schedule_of(protocol, epochs, batch, lr, dsa_strategy, sam_rho, num_eval, device, at_once)
+    schedule = schedule_of(protocol, eval_epochs, eval_batch, eval_lr, dsa_strategy, sam_rho, num_eval, device, at_once)
     data = data_for(synthetic, dataset, **data_options)
     check_evaluation(networks, protocol, data)
     pair = synthetic.images.to(schedule.device), synthetic.targets.to(schedule.device)
@@ -165,7 +166,7 @@ def _warn_of_chance(evaluation: Evaluation, data: Dataset, lr: float) -> None:
             advice = f"{lr / 3:.2g} or {3 * lr:.2g}" if is_near else f"{BASELINE_LR:g}"
             log.warning(
                 "%s: accuracy %.1f%% is at chance level (%.1f%%) with learning rate %.3g; try another rate, such as "
-                "%s (ddfast evaluate --lr, in Python lr)",
+                "%s (ddfast evaluate --eval-lr, in Python eval_lr)",
                 name, row.mean, 100 * share, lr, advice,
             )  # fmt: skip
 
@@ -238,14 +239,15 @@ def data_for(synthetic: SyntheticSet, dataset, **data_options) -> Dataset:
     return dataset.preprocessed_like(synthetic.preprocessing)
 
 
+@takes_old_names(epochs="eval_epochs", batch="eval_batch")
 def evaluate_random_real(
     dataset: Dataset,
     ipc: int | Sequence[int] | Mapping[str | int, int] | str | Path,
     *,
     networks: Sequence[Any] = ("convnet",),
     num_eval: int = 5,
-    epochs: int | None = None,
-    batch: int | None = None,
+    eval_epochs: int | None = None,
+    eval_batch: int | None = None,
     dsa_strategy: str = NO_STRATEGY,
     protocol: str = "ddfast",
     sam_rho: float | None = None,
@@ -268,7 +270,9 @@ def evaluate_random_real(
         log.info("random real images: %s instead of %s, for some classes have no more training images", *few)
     networks = names_of(networks)
     check_evaluation(networks, protocol, dataset)
-    schedule = schedule_of(protocol, epochs, batch, BASELINE_LR, dsa_strategy, sam_rho, num_eval, device, at_once)
+    schedule = schedule_of(
+        protocol, eval_epochs, eval_batch, BASELINE_LR, dsa_strategy, sam_rho, num_eval, device, at_once
+    )
     test = dataset.test_batches(schedule.device)
 
     def train(name: str, numbers: list[int]) -> Iterator[float]:

@@ -118,9 +118,9 @@ class Schedule:
 
 def schedule_of(
     name: str,  # of the protocol
-    epochs: int | None,
-    batch: int | None,
-    lr: float | None,
+    eval_epochs: int | None,
+    eval_batch: int | None,
+    eval_lr: float | None,
     dsa_strategy: str,
     sam_rho: float | None,
     num_eval: int,
@@ -128,11 +128,11 @@ def schedule_of(
     at_once: int | None,
 ) -> Schedule:
     """A protocol, with what was given in the place of its own; ValueError for what makes no sense."""
-    given = {"epochs": epochs, "batch": batch, "lr": lr}
+    given = {"epochs": eval_epochs, "batch": eval_batch, "lr": eval_lr}
     protocol = replace(protocol_named(name), **{field: value for field, value in given.items() if value is not None})
     at_once_or_1 = 1 if at_once is None else at_once
-    expect_whole(num_eval=num_eval, epochs=protocol.epochs, batch=protocol.batch, at_once=at_once_or_1)
-    for option, value in (("lr", protocol.lr), ("sam_rho", sam_rho)):
+    expect_whole(num_eval=num_eval, eval_epochs=protocol.epochs, eval_batch=protocol.batch, at_once=at_once_or_1)
+    for option, value in (("eval_lr", protocol.lr), ("sam_rho", sam_rho)):
         if value is not None:
             expect_positive(option, value)
     sharpness = None if sam_rho is None else GSAM(sam_rho, alpha=0.0)

@@ -21,7 +21,7 @@ from ddfast.engine.timing import time_training
 from ddfast.experts.snapshots import WHOLE, storage_settings
 from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.runtime import seeds
-from ddfast.runtime.arguments import expect_one_of, expect_whole, takes_plain_numbers
+from ddfast.runtime.arguments import expect_one_of, expect_whole, takes_old_names, takes_plain_numbers
 from ddfast.runtime.devices import resolve_device
 from ddfast.runtime.files import cache_folder, expect_writable, remove_leftovers, undisturbed
 from ddfast.runtime.forecast import Forecast
@@ -52,7 +52,7 @@ class ExpertTraining:
     def __post_init__(self):
         expect_whole(batch_train=self.batch_train)
         if not 0 < self.lr_teacher < float("inf"):
-            raise ValueError(f"lr_teacher: expected a positive number, got {self.lr_teacher}")
+            raise ValueError(f"train_lr: expected a positive number, got {self.lr_teacher}")
         if not 0 <= self.mom < 1:
             raise ValueError(f"mom: expected 0 to below 1, got {self.mom}")
         if not 0 <= self.l2 < float("inf"):
@@ -80,15 +80,16 @@ class ExpertTraining:
         return {name: value for name, value in vars(self).items() if name not in unsaid}
 
 
+@takes_old_names(epochs="train_epochs", lr_teacher="train_lr", root="data_root")
 @takes_plain_numbers
 def train_experts(
     dataset,
     *,
     network: str | nn.Module | Callable[..., nn.Module] = "convnet",
     num_experts: int = 100,
-    epochs: int = 50,
+    train_epochs: int = 50,
     output: str | Path | None = None,
-    lr_teacher: float = 0.01,
+    train_lr: float = 0.01,
     mom: float = 0.0,
     l2: float = 0.0,
     batch_train: int = 256,
@@ -116,14 +117,14 @@ def train_experts(
         network: a name as ddfast.networks.create takes it; a module, or a function that returns a new one.
         num_experts: experts 0 … num_experts − 1; those that the folder already holds are not trained again, and one
             whose training was interrupted goes on from the last epoch that was kept.
-        epochs: E. A run of MTT uses the first max_start_epoch − 1 + expert_epochs only.
+        train_epochs: E. A run of MTT uses the first max_start_epoch − 1 + expert_epochs only.
         output: the folder; None for one in the user's cache that these settings name.
-        lr_teacher, mom, l2: learning rate, momentum and weight decay.
+        train_lr, mom, l2: learning rate, momentum and weight decay.
         batch_train: images per minibatch; every epoch visits all in a new random order.
         dsa_strategy: augmentation of the real images, see ddfast.data.DSA.
         optimizer: sgd, or gsam (ddfast.students.GSAM), which costs two gradients a step.
         rho, alpha: of gsam: the length of its ascent, and how much of the gradient beside it is taken out; 0 is SAM.
-        schedule: constant, or cosine: in epoch e of E, from 0, the rate is lr_teacher/2 · (1 + cos(πe/E)).
+        schedule: constant, or cosine: in epoch e of E, from 0, the rate is train_lr/2 · (1 + cos(πe/E)).
         keep_epochs: the first and the last epoch whose snapshots are kept, beside the very last; None for all. Where
             the cache has such experts with all epochs, those are taken.
         snapshots: how they are kept: float32; delta16 and delta8 round them to a half and a third of the bytes.
@@ -138,8 +139,8 @@ def train_experts(
     whose loss is not finite; OSError where the disk has not the room for the experts.
     """
     expect_ranks(ranks)
-    expect_whole(num_experts=num_experts, epochs=epochs, at_once=1 if at_once is None else at_once)
-    how = ExpertTraining(lr_teacher, mom, l2, batch_train, dsa_strategy, optimizer, rho, alpha, schedule)
+    expect_whole(num_experts=num_experts, train_epochs=train_epochs, at_once=1 if at_once is None else at_once)
+    how = ExpertTraining(train_lr, mom, l2, batch_train, dsa_strategy, optimizer, rho, alpha, schedule)
     device = resolve_device(device)
     data = load_dataset(dataset, **data_options)
     # An unknown or impossible network is refused here, before anything is written.
@@ -157,9 +158,9 @@ def train_experts(
         "device": device.type,
         **({"recipe": RECIPE} if RECIPE > 1 else {}),  # the first one is not named, so that its stores stay valid
     }
-    settings |= storage_settings(epochs, keep_epochs, snapshots)
-    path, settings = _cached(settings, epochs, num_experts) if output is None else (Path(output), settings)
-    store = ranks.in_turn(lambda: TrajectoryStore.create(path, settings, epochs))
+    settings |= storage_settings(train_epochs, keep_epochs, snapshots)
+    path, settings = _cached(settings, train_epochs, num_experts) if output is None else (Path(output), settings)
+    store = ranks.in_turn(lambda: TrajectoryStore.create(path, settings, train_epochs))
     missing = store.missing(num_experts)
     forecast = Forecast({"experts": 0.0}) if forecast is None else forecast
     if not missing:

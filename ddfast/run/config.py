@@ -1,7 +1,10 @@
 """Every option of a run, declared once; those of a method are in its Settings."""
 
-from collections.abc import Iterator
+import json
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Lt
@@ -13,14 +16,27 @@ from ddfast.evaluation import PROTOCOLS
 from ddfast.experts import FORMATS, OPTIMIZERS, SCHEDULES
 from ddfast.methods import METHODS, Method, method_class
 from ddfast.ops import PRECISIONS
-from ddfast.runtime.options import AtLeast1, Declared, NotNegative, Option, Positive, expect_known, options_of
+from ddfast.runtime.options import (
+    NONE,
+    SECTIONS,
+    AtLeast1,
+    Declared,
+    NotNegative,
+    Option,
+    Positive,
+    expect_known,
+    expected,
+    options_of,
+)
 
 NEEDED = "needed"  # train_epochs, keep_epochs: only those that the run can use
 THE_PRESETS = "the preset's"
 
 
 def _sides(value: Any) -> Any:
-    """A side or H and W, of a text such as 64 or 48x64."""
+    """A side or H and W, of a text such as 64 or 48x64, or a list."""
+    if isinstance(value, list):
+        return tuple(value)
     if not isinstance(value, str):
         return value
     sides = tuple(int(side) for side in value.lower().split("x") if side.isdigit())
@@ -33,6 +49,8 @@ def _names(value: Any) -> Any:
 
 def _epochs(value: Any) -> Any:
     """The first and the last of a text such as 40-61."""
+    if isinstance(value, list):
+        return tuple(value)
     first, dash, last = value.partition("-") if isinstance(value, str) else ("", "", "")
     return (int(first), int(last)) if dash and first.isdigit() and last.isdigit() else value
 
@@ -42,7 +60,10 @@ def _range(value: Any) -> Any:
 
 
 def _count(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.lstrip("-").isdigit() else value
+    value = int(value) if isinstance(value, str) and value.lstrip("-").isdigit() else value
+    if isinstance(value, int) and value < 1:
+        raise ValueError(f"expected at least 1, got {value}")
+    return value
 
 
 Side = Annotated[int, Gt(0)]
@@ -154,7 +175,7 @@ class ExpertOptions:
 class LoopOptions:
     """How long the outer loop is, and what it leaves on the way."""
 
-    iterations: Annotated[AtLeast1 | None, Option("Outer step", "Outer steps.", THE_PRESETS)] = None
+    iterations: Annotated[AtLeast1 | None, Option("Outer step", "Outer steps.", THE_PRESETS, "N")] = None
     checkpoint_every: Annotated[AtLeast1, Option(Run, "Iterations between checkpoints.")] = 100
     keep_checkpoints: Annotated[
         AtLeast1 | None, Option(Run, "How many of the sets that eval_every evaluates stay.", "all")
@@ -225,10 +246,82 @@ def check_names(given: dict[str, Any], method: str) -> None:
     expect_known(given, known)
 
 
+def read_config_file(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
+    """The options of a .yaml, .toml or .json file, or of a run's config.json; null, and "none", switch off.
+
+    Errors: ValueError for another ending, a file that is none, or an option that is not `known`; OSError.
+    """
+    path = Path(path)
+    readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": _read_toml, ".json": json.loads}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"config: expected a .yaml, .toml or .json file, got {path}")
+    try:
+        values = readers[path.suffix.lower()](path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise type(error)(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected options and their values, got {type(values).__name__}")
+    if "fingerprint" in values:  # of a run, which records more than options, and settings that its preset gave
+        values = options_of_run(values)
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    expect_known(values, known, f"option in {path}:")
+    return {name: NONE if value is None else value for name, value in values.items()}
+
+
+def _read_yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+def _read_toml(text: str) -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    return tomllib.loads(text)
+
+
+def options_of_run(config: dict[str, Any]) -> dict[str, Any]:
+    """The options with which a run of this config is made again; rates that a probe found are probed for."""
+    known, probed = run_options(method_class(config["method"])), config.get("probed", ())
+    found = {}
+    for name, option in known.items():
+        value = config.get(name)
+        if name in ("preset", "budget") or name in probed or (name == "preprocessing" and isinstance(value, dict)):
+            continue  # all that they gave is there
+        if name in ("rho", "alpha") and config.get("optimizer") != "gsam":
+            continue
+        if value is not None:
+            found[name] = value
+        elif option.switches_off and option.section in ("Unroll", "Outer step"):
+            found[name] = NONE
+    return found
+
+
+def config_file(config: dict[str, Any]) -> str:
+    """The options of a run, as a YAML file that `read_config_file` reads."""
+    import yaml
+
+    found, known = options_of_run(config), run_options(method_class(config["method"]))
+    lines = []
+    for section in SECTIONS:
+        values = {name: value for name, value in found.items() if known[name].section == section}
+        if values:
+            lines.append(f"# {section}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}")
+    return "\n".join(lines)
+
+
 def table() -> Iterator[str]:
     """The table of all options, in Markdown."""
-    from ddfast.runtime.options import SECTIONS, expected
-
+    yield "# Options\n"
+    yield "Of `ddfast distill`, with dashes (`--lr-img`), and of `ddfast.distill` in Python; `--config` takes a file.\n"
     known = run_options()
     for section in SECTIONS:
         yield f"## {section}\n"
@@ -240,9 +333,3 @@ def table() -> Iterator[str]:
                 default = option.words or ("the preset's" if option.default is MISSING else option.default)
                 yield f"| `{name}` | {expected(option.type)} | {default} | {option.help}{only} |"
         yield ""
-
-
-if __name__ == "__main__":
-    import sys
-
-    sys.stdout.write("\n".join(table()) + "\n")

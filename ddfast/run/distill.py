@@ -19,7 +19,8 @@ from ddfast.run.loop import Distillation, initial_of
 from ddfast.run.own_data import Derived
 from ddfast.run.probe import apply_rates, probe_rates
 from ddfast.run.recorder import Recorder, evaluation_options
-from ddfast.run.resolve import resolve, resolve_resumed
+from ddfast.run.resolve import resolve
+from ddfast.run.resume import resolve_resumed
 from ddfast.run.verdict import check_that_experts_learned, verdict
 from ddfast.runtime.arguments import takes_plain_numbers
 from ddfast.runtime.devices import is_out_of_memory
@@ -259,11 +260,11 @@ def _train_experts(job: Job, forecast: Forecast) -> TrajectoryStore:
     same = {name: config[name] for name in ("network", "num_experts", "seed", "snapshots", *EXPERT_TRAINING)}
     own = {
         "keep_epochs": job.keep_epochs,
-        "lr_teacher": config["train_lr"],
+        "train_lr": config["train_lr"],
         "dsa_strategy": job.train_dsa_strategy,
         "device": job.device,
     }
-    return train_experts(job.data, epochs=job.train_epochs, ranks=job.ranks, forecast=forecast, **same, **own)
+    return train_experts(job.data, train_epochs=job.train_epochs, ranks=job.ranks, forecast=forecast, **same, **own)
 
 
 def _distillation(run: RunFolder, job: Job, store: TrajectoryStore | None, goes_on: bool) -> Distillation:

@@ -31,21 +31,20 @@ def expert_options(
     """Keyword arguments of train_experts: those given, the others as the preset for `distill` has them."""
     given = {name: value for name, value in options.items() if value is not None}
     budget = {"budget": given.pop("budget")} if "budget" in given else {}
-    names = LOADED | {"download": "download"}
-    data = load_dataset(dataset or DATA["dataset"], **{names[n]: v for n, v in given.items() if n in names})
+    names = [*LOADED, "download"]
+    data = load_dataset(dataset or DATA["dataset"], **{n: v for n, v in given.items() if n in names})
     check_whitening(given, data)
     if not method_class(method_named(method, preset)).needs.experts:
         raise ValueError(f"method: {method} needs no experts")
     ipc = images_per_class(RUN["ipc"] if ipc is None else ipc, data.class_names)
     chosen = preset_for(method_named(method, preset), data, ipc, preset)
     asked = {"ipc": ipc, "preset": preset} | {name: given[name] for name in given if name not in names} | budget
-    asked |= {"train_epochs": given["epochs"]} if "epochs" in given else {}
     derived = derived_for(asked, data, chosen, None)
     tell_settings(chosen.name, derived, is_own(data, chosen, asked))
     row = OF_EXPERTS | chosen.settings | derived.settings
     if row["train_epochs"] == NEEDED:
         row["train_epochs"] = row["max_start_epoch"] - 1 + row["expert_epochs"]
-    defaults = {"epochs": row["train_epochs"], "lr_teacher": row["train_lr"]}
+    defaults = {"train_epochs": row["train_epochs"], "train_lr": row["train_lr"]}
     defaults |= {name: row[name] for name in ("network", "num_experts", "zca", *OF_EXPERTS)}
     defaults["dsa_strategy"] = row.get("train_dsa_strategy") or row["dsa_strategy"]
     merged = defaults | {name: value for name, value in given.items() if name not in names}
@@ -54,7 +53,7 @@ def expert_options(
         settings_class = method_class(method_named(method, preset)).Settings
         names = {field.name for field in fields(settings_class)}
         settings = settings_class(**{name: value for name, value in row.items() if name in names})
-        if merged["epochs"] < settings.epochs_needed:
+        if merged["train_epochs"] < settings.epochs_needed:
             raise ValueError(
                 f"keep_epochs: {chosen.name} needs epochs {settings.min_start_epoch} to {settings.epochs_needed}, the "
                 f"experts are trained for {merged['epochs']}; say which to keep, such as 0-{merged['epochs']}"
@@ -71,5 +70,5 @@ def expert_sizes(options: dict[str, Any]) -> dict[str, int]:
     snapshots; without training any. Errors: ValueError as there."""
     network = networks.create(options["network"], generator=seeds.generator(0), **options["dataset"].network_arguments)
     size = {"num_parameters": sum(p.numel() for p in network.parameters())}
-    size |= {name: options[name] for name in ("epochs", "num_experts", "keep_epochs")}
+    size |= {name: options[name] for name in ("num_experts", "keep_epochs")} | {"epochs": options["train_epochs"]}
     return {snapshots: predicted_bytes(snapshots=snapshots, **size) for snapshots in FORMATS}

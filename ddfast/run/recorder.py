@@ -117,8 +117,8 @@ def evaluation_options(job: Job, run: RunFolder, forecast: Forecast) -> dict[str
     return {
         "networks": tuple(config["networks"]),
         "num_eval": config["num_eval"],
-        "epochs": config.get("eval_epochs"),
-        "batch": config.get("eval_batch"),
+        "eval_epochs": config.get("eval_epochs"),
+        "eval_batch": config.get("eval_batch"),
         "protocol": config["protocol"],
         "sam_rho": config.get("sam_rho"),
         "seed": config["seed"],

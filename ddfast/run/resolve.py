@@ -12,10 +12,8 @@ from ddfast.data import (
     Dataset,
     counts_of,
     images_per_class,
-    is_folder,
     known_name,
     load_dataset,
-    recorded_preprocessing,
 )
 from ddfast.evaluation import check_evaluation
 from ddfast.experts import ExpertTraining, TrajectoryStore
@@ -46,15 +44,14 @@ from ddfast.runtime.ranks import ALONE, Ranks
 log = logging.getLogger("ddfast")
 
 DATA = defaults_of(DataOptions)
-LOADED = {"data_root": "root"} | {name: name for name in DATA if name not in ("dataset", "data_root", "zca")}
+LOADED = [name for name in DATA if name not in ("dataset", "zca")]  # what load_dataset takes
 RUN = defaults_of(RunOptions)
 OF_EXPERTS = EXPERT_TRAINING | EXPERT_STORAGE
 REPORT = {n: v for n, v in (defaults_of(LoopOptions) | defaults_of(EvaluationOptions)).items() if n != "iterations"}
 AMOUNTS = ("iterations", "num_experts", "batch_train", "train_epochs", "expert_epochs", "max_start_epoch", "syn_steps")
 AMOUNTS += ("batch_syn", "segments", "num_eval", "eval_epochs")  # that others are derived from
-FREE = {"iterations", "data_root", "experts", "memory_budget", *REPORT}  # may be others when a run is resumed
 OF_METHODS = ("Unroll", "Outer step")  # sections
-UNCHECKED = {"keep_epochs", "image_size", "value_range", "init"}  # checked where they are used, lists among them
+UNCHECKED = {"keep_epochs", "image_size", "value_range", "init", "ipc"}  # checked where they are used, lists among them
 
 
 def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE, derived: Derived | None = None) -> Job:
@@ -63,16 +60,16 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     Data without one get settings that are derived from them, or `derived` ones, of another process of this run.
     Errors: ValueError or TypeError for what cannot work, before anything is written.
     """
-    given = _by_name({name: value for name, value in given.items() if value is not None})
+    given = by_name({name: value for name, value in given.items() if value is not None})
     method = method_named(given.get("method"), given.get("preset"))
     check_names(given, method)
     known = run_options(method_class(method))
-    off = {name: None for name, value in given.items() if known[name].switches_off and _is_none(value)}
+    off = {name: None for name, value in given.items() if known[name].switches_off and is_none(value)}
     given = {name: value for name, value in given.items() if name not in off or known[name].section in OF_METHODS}
     _check_values(given | off, known)
     config = DATA | RUN | REPORT | given
     dataset, experts = config["dataset"], given.get("experts")
-    data = load_dataset(dataset, download=download, **{LOADED[name]: config[name] for name in LOADED})
+    data = load_dataset(dataset, download=download, **{name: config[name] for name in LOADED})
     check_whitening(given, data)
     store = experts if isinstance(experts, TrajectoryStore) or experts is None else TrajectoryStore(experts)
     ipc = given["ipc"] if "ipc" in given else ipc_of(given.get("init")) or RUN["ipc"]  # of a saved set its own
@@ -103,7 +100,7 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     config["zca"] = data.preprocessing.zca is not None
     if of_experts:
         check_sharpness(given, config["optimizer"])
-    job = _checked(config, data, method_class(method), store, ranks)
+    job = checked_job(config, data, method_class(method), store, ranks)
     job.check_expansion("expansion_end" in given)
     if job.settings.init not in INITS:
         lr = load_init(job.settings, data, config["ipc"]).lr  # refuses one that does not fit
@@ -170,89 +167,6 @@ def method_named(method: str | None, preset: str | None) -> str:
     return method
 
 
-def resolve_resumed(
-    saved: dict[str, Any], given: dict[str, Any], path: Path, download: bool = False, ranks: Ranks = ALONE
-) -> Job:
-    """The job of a run folder's config, once what is given beside it is known to agree.
-
-    Errors: ValueError naming the first setting that differs, or a data set that has changed.
-    """
-    method = method_class(saved["method"])
-    known = run_options(method)
-    given = _by_name({name: value for name, value in given.items() if value is not None})
-    dataset, ipc, preprocessing = (given.pop(name, None) for name in ("dataset", "ipc", "preprocessing"))
-    if isinstance(given.get("experts"), TrajectoryStore):
-        given["experts"] = str(given["experts"].path.resolve())
-    if "device" in given:
-        given["device"] = str(resolve_device(given["device"]))
-    if given.get("init", INITS[0]) not in INITS:
-        given["init"] = str(Path(given["init"]).resolve())
-    check_names(given, saved["method"])
-    for name, value in given.items():
-        value = None if known[name].switches_off and _is_none(value) else value
-        if name not in FREE and _as_json(name, value) != saved.get(name):
-            raise ValueError(
-                f"{name}: the run in {path} has {saved.get(name)!r}, got {value!r}; "
-                f"a run is resumed with its own settings"
-            )
-    config = (
-        DATA
-        | RUN
-        | REPORT
-        | (OF_EXPERTS if method.needs.experts else {})
-        | saved
-        | {name: value for name, value in given.items() if name in FREE}
-    )
-    if dataset is None and saved["dataset"] == "custom":
-        raise ValueError(f"dataset: the run in {path} had one that was given from Python; give it again")
-    spec = saved["dataset"] if dataset is None else dataset
-    config["test_folder"] = config["test_folder"] or test_folder_of(saved, spec)
-    data = load_dataset(
-        spec,
-        zca=config["zca"],
-        download=download,
-        **{LOADED[name]: config[name] for name in LOADED},  # preprocessed as it was, whatever pictures came since
-    )
-    had = data.preprocessing
-    if preprocessing is not None and not had.matches(other := recorded_preprocessing(preprocessing)):
-        raise ValueError(f"preprocessing: the run in {path} and what is given differ: {had.difference(other)}")
-    if ipc is not None and (ipc := images_per_class(ipc, data.class_names)) != saved["ipc"]:
-        raise ValueError(
-            f"ipc: the run in {path} has {saved['ipc']}, got {ipc}; a run is resumed with its own settings"
-        )
-    if data.fingerprint != saved["fingerprint"]:
-        raise ValueError(
-            f"dataset: the training images of the run in {path} were {saved['fingerprint']}, "
-            f"those of {data.name} are {data.fingerprint}"
-        )
-    if data.test_fingerprint != saved.get("test_fingerprint", data.test_fingerprint):
-        log.warning("the test images are others than the run in %s had: its earlier accuracies do not compare", path)
-    for what, now in (("threads", torch.get_num_threads()), ("processes", ranks.size)):
-        if now != saved.get(what, 1):
-            log.warning(
-                "the run began with %d %s, now there are %d: last bits may differ", saved.get(what, 1), what, now
-            )
-    store = None if config.get("experts") is None else TrajectoryStore(config["experts"])
-    trained = saved.get("trained_experts")
-    if store is not None and trained is not None:
-        has, had = EXPERT_STORAGE | store.settings, EXPERT_STORAGE | trained
-        differing = [name for name, value in has.items() if had.get(name) != value]
-        if differing or trained["epochs"] != store.epochs:
-            raise ValueError(f"experts: the run in {path} had others than {store.path} ({', '.join(differing)})")
-    job = _checked(config, data, method, store, ranks)
-    # those that it began with
-    job.config |= {name: saved[name] for name in ("threads", "versions")}
-    if config["memory_budget"] == saved.get("memory_budget") and ranks.size == saved.get("processes", 1):
-        job.config["memory_plan"] = saved["memory_plan"]
-    else:
-        job.plan_for_budget(asked=config["memory_budget"] != saved.get("memory_budget"))
-        log.warning("another memory plan than the run began with: last bits may differ")
-        earlier = {name: saved[name] for name in ("memory_plan", "memory_ran_out") if name in saved}
-        job.config["earlier_memory_plans"] = [*saved.get("earlier_memory_plans", []), earlier]
-        job.config.pop("memory_ran_out", None)
-    return job
-
-
 def check_sharpness(given: dict[str, Any], optimizer: str) -> None:
     """Refuse settings of GSAM where experts are trained by something else."""
     for name in ("rho", "alpha"):
@@ -270,7 +184,7 @@ def tell_settings(preset: str, derived: Derived, own: bool) -> None:
         log.info("  %s %s: %s", name, derived.settings[name], reason)
 
 
-def _by_name(given: dict[str, Any]) -> dict[str, Any]:
+def by_name(given: dict[str, Any]) -> dict[str, Any]:
     """Arguments as JSON can hold them: networks by name, folders absolute, for a run may be resumed from elsewhere."""
     if "network" in given:
         given = given | {"network": name_of(given["network"])}
@@ -286,14 +200,7 @@ def _by_name(given: dict[str, Any]) -> dict[str, Any]:
     return given | folders | {n: str(given[n]) for n in ("init", "test_folder") if isinstance(given.get(n), Path)}
 
 
-def test_folder_of(saved: dict[str, Any], dataset: Any) -> str | None:
-    """The folder that a run tested on, whatever other ones are there now; None where it is not in the data."""
-    source = (saved.get("data") or {}).get("sources", ("", ""))[1]
-    is_there = source.endswith("/") and is_folder(dataset) and (Path(dataset).expanduser() / source).is_dir()
-    return source.rstrip("/") if is_there else saved.get("test_folder")
-
-
-def _is_none(value: Any) -> bool:
+def is_none(value: Any) -> bool:
     return isinstance(value, str) and value == NONE
 
 
@@ -304,7 +211,7 @@ def _check_values(given: dict[str, Any], known: dict[str, Any]) -> None:
             check_option(known[name], value)
 
 
-def _checked(
+def checked_job(
     config: dict[str, Any], data: Dataset, method: type[Method], store: TrajectoryStore | None, ranks: Ranks
 ) -> Job:
     """The job of a config whose values all stand, once they are known to make sense."""
@@ -385,7 +292,7 @@ def _of_experts(store: TrajectoryStore | None, given: dict[str, Any], row: dict[
     }
     row = OF_EXPERTS | row
     for name in ("train_epochs", "train_lr", "train_dsa_strategy", *OF_EXPERTS):
-        if name in given and decided[name] is not None and _as_json(name, given[name]) not in (decided[name], NEEDED):
+        if name in given and decided[name] is not None and as_json(name, given[name]) not in (decided[name], NEEDED):
             raise ValueError(
                 f"{name}: the experts in {store.path} were trained with {decided[name]!r}, got {given[name]!r}"
             )
@@ -402,7 +309,7 @@ def _spec(dataset: Any) -> str:
     return known_name(dataset) or str(Path(dataset).expanduser().resolve())
 
 
-def _as_json(name: str, value: Any) -> Any:
+def as_json(name: str, value: Any) -> Any:
     if name == "image_size" and isinstance(value, int):
         return [value, value]
     if isinstance(value, tuple):

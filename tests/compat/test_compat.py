@@ -90,7 +90,7 @@ def test_files_of_an_old_pytorch_are_read_too(tmp_path, digits, caplog):
 
 def test_own_experts_survive_the_way_to_buffers_and_back(tmp_path, digits):
     made = ddfast.train_experts(
-        digits, network=WIDTH, num_experts=3, epochs=2, batch_train=500, output=tmp_path / "made"
+        digits, network=WIDTH, num_experts=3, train_epochs=2, batch_train=500, output=tmp_path / "made"
     )
     compat.convert(made.path, tmp_path / "buffers", "replay-buffer", per_file=2)
     compat.convert(tmp_path / "buffers", tmp_path / "again", dataset="digits", zca=False, network=WIDTH)

@@ -145,7 +145,7 @@ def field_convnet(width: int = 4, norm=lambda width: nn.GroupNorm(width, width, 
 def store(tmp_path_factory, digits):
     folder = tmp_path_factory.mktemp("experts")
     return ddfast.train_experts(
-        digits, network=WIDTH, num_experts=2, epochs=2, batch_train=500, output=folder / "experts"
+        digits, network=WIDTH, num_experts=2, train_epochs=2, batch_train=500, output=folder / "experts"
     )
 
 
@@ -169,7 +169,7 @@ def test_an_expert_becomes_a_state_dict_that_the_fields_network_loads(suffix, st
 def test_batch_norms_of_an_exported_expert_have_statistics_of_the_training_images(digits, tmp_path):
     name = f"{WIDTH}:norm=batchnorm"
     made = ddfast.train_experts(
-        digits, network=name, num_experts=1, epochs=1, batch_train=500, output=tmp_path / "experts"
+        digits, network=name, num_experts=1, train_epochs=1, batch_train=500, output=tmp_path / "experts"
     )
     compat.write_state_dict(made, tmp_path / "expert.pt", digits)
     net = field_convnet(norm=nn.BatchNorm2d)

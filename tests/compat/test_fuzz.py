@@ -268,7 +268,7 @@ def test_no_code_is_run_from_the_files_of_mnist(tmp_path, name):
         (tmp_path / "MNIST" / "processed").mkdir(parents=True, exist_ok=True)
         torch.save(RunsCode(tmp_path / "code"), tmp_path / "MNIST" / "processed" / file)
     with pytest.raises((ValueError, OSError), match="mnist: "):
-        load_dataset("mnist", root=tmp_path)
+        load_dataset("mnist", data_root=tmp_path)
     assert not (tmp_path / "code").exists()
 
 
@@ -280,7 +280,7 @@ def test_no_code_is_run_from_the_files_of_cifar(tmp_path, name, folder):
     for file in files:
         (tmp_path / folder / file).write_bytes(pickle.dumps(RunsCode(tmp_path / "code")))
     with pytest.raises((ValueError, OSError), match=f"{name}: not found or damaged"):
-        load_dataset(name, root=tmp_path)
+        load_dataset(name, data_root=tmp_path)
     assert not (tmp_path / "code").exists()
 
 

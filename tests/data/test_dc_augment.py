@@ -96,7 +96,7 @@ def test_what_it_has_not_is_refused(strategy):
 def test_sets_are_evaluated_with_it_and_not_matched_with_it(pair, tmp_path):
     data = load_dataset(pair)
     plain, other = (
-        evaluate_random_real(data, 2, num_eval=1, epochs=5, networks=("mlp",), dsa_strategy=strategy)
+        evaluate_random_real(data, 2, num_eval=1, eval_epochs=5, networks=("mlp",), dsa_strategy=strategy)
         for strategy in ("none", "dc:crop_scale_rotate")
     )
     assert plain.n == other.n == 1
@@ -110,4 +110,4 @@ def test_sets_are_evaluated_with_it_and_not_matched_with_it(pair, tmp_path):
     done.synthetic.dsa_strategy = "dc:crop_scale_rotate"
     done.synthetic.save(tmp_path / "set")
     assert ddfast.SyntheticSet.load(tmp_path / "set").dsa_strategy == "dc:crop_scale_rotate"
-    assert evaluate(done.synthetic, data, num_eval=1, epochs=2).n == 1
+    assert evaluate(done.synthetic, data, num_eval=1, eval_epochs=2).n == 1

@@ -143,7 +143,7 @@ def test_subsets_come_from_their_own_folder_or_from_all_of_imagenet_in_the_same_
                     picture(file, (12, 12), value=indices.index(index) * 20)
                 else:
                     file.write_bytes(b"never read")
-    whole, part = (load_dataset("imagewoof", root=tmp_path / which, image_size=16) for which in ("whole", "part"))
+    whole, part = (load_dataset("imagewoof", data_root=tmp_path / which, image_size=16) for which in ("whole", "part"))
     assert whole.fingerprint == part.fingerprint and whole.class_names == part.class_names
     assert whole.class_names[0] == "Australian terrier" and whole.class_names[-1] == "Old English sheepdog"
     by_label = whole.train_images[whole.train_labels.argsort()]
@@ -153,7 +153,7 @@ def test_subsets_come_from_their_own_folder_or_from_all_of_imagenet_in_the_same_
         for k in "abc":
             picture(tmp_path / "imagenette" / "train" / k / "1.png")
             picture(tmp_path / "imagenette" / "val" / k / "1.png")
-        load_dataset("imagenette", root=tmp_path)
+        load_dataset("imagenette", data_root=tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["original", "by class"])
@@ -169,7 +169,7 @@ def test_tiny_imagenet_in_its_original_layout_and_sorted_by_class(tmp_path, layo
         picture(root / "val" / "images" / "val_1.JPEG", (64, 64), value=0)
         (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t9\t9\nval_1.JPEG\tn01\t0\t0\t9\t9\n")
     (root / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn02\ttench\nn03\tother\n")
-    data = load_dataset("tiny-imagenet", root=tmp_path)
+    data = load_dataset("tiny-imagenet", data_root=tmp_path)
     assert data.class_names == ("goldfish", "tench") and data.image_size == (64, 64)
     assert data.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.test_labels.tolist() == ([1, 0] if layout == "original" else [0, 1])
@@ -198,14 +198,14 @@ def test_cifar100_svhn_and_fashion_mnist_are_read_as_torchvision_has_them(tmp_pa
     for part in ("train", "test"):
         (cifar / part).write_bytes(pickle.dumps({"data": pixels.reshape(6, -1), "fine_labels": list(range(6))}))
     (cifar / "meta").write_bytes(pickle.dumps({"fine_label_names": list("abcdef")}))
-    data = load_dataset("cifar100", root=tmp_path)
+    data = load_dataset("cifar100", data_root=tmp_path)
     assert numpy.array_equal(data.train_images.numpy(), pixels) and data.class_names == tuple("abcdef")
     for part in ("train", "test"):
         labels = numpy.array([[k % 10 + 1] for k in range(20)])  # 10 is the digit 0
         savemat(
             tmp_path / f"{part}_32x32.mat", {"X": numpy.tile(pixels[0].transpose(1, 2, 0)[..., None], 20), "y": labels}
         )
-    data = load_dataset("svhn", root=tmp_path)
+    data = load_dataset("svhn", data_root=tmp_path)
     assert numpy.array_equal(data.train_images[3].numpy(), pixels[0])
     assert data.train_labels[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
     raw = tmp_path / "FashionMNIST" / "raw"
@@ -216,7 +216,7 @@ def test_cifar100_svhn_and_fashion_mnist_are_read_as_torchvision_has_them(tmp_pa
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + grey.tobytes())
         labels = (numpy.arange(20) % 10).astype(numpy.uint8)
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + (20).to_bytes(4, "big") + labels.tobytes())
-    data = load_dataset("fashion-mnist", root=tmp_path)
+    data = load_dataset("fashion-mnist", data_root=tmp_path)
     assert numpy.array_equal(data.train_images[:, 0].numpy(), grey) and data.class_names[9] == "Ankle boot"
     assert data.preprocessing.mean == (0.2861,)
     for file in raw.glob("*-ubyte"):  # as they are published, in a folder that nothing is written to
@@ -225,14 +225,14 @@ def test_cifar100_svhn_and_fashion_mnist_are_read_as_torchvision_has_them(tmp_pa
     packed = sorted(raw.iterdir())
     raw.chmod(0o500)
     try:
-        assert load_dataset("fashion-mnist", root=tmp_path).fingerprint == data.fingerprint
-        assert load_dataset("fashion-mnist", root=tmp_path).fingerprint == data.fingerprint
+        assert load_dataset("fashion-mnist", data_root=tmp_path).fingerprint == data.fingerprint
+        assert load_dataset("fashion-mnist", data_root=tmp_path).fingerprint == data.fingerprint
     finally:
         raw.chmod(0o700)
     assert sorted(raw.iterdir()) == packed
     packed[0].write_bytes(packed[0].read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"ubyte.gz: damaged \(Compressed file ended"):
-        load_dataset("fashion-mnist", root=tmp_path)
+        load_dataset("fashion-mnist", data_root=tmp_path)
 
 
 def test_a_download_without_internet_names_the_set_and_where_files_go(tmp_path, monkeypatch):
@@ -241,9 +241,9 @@ def test_a_download_without_internet_names_the_set_and_where_files_go(tmp_path, 
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
     with pytest.raises(OSError, match=r"mnist: cannot be downloaded \(<urlopen .*\); put .*/MNIST/raw/.* by hand"):
-        load_dataset("mnist", root=tmp_path, download=True)
+        load_dataset("mnist", data_root=tmp_path, download=True)
 
 
 def test_only_imagenette_among_the_subsets_can_be_downloaded(tmp_path):
     with pytest.raises(ValueError, match="imagewoof: cannot be downloaded, only imagenette can; expected"):
-        load_dataset("imagewoof", root=tmp_path, download=True)
+        load_dataset("imagewoof", data_root=tmp_path, download=True)

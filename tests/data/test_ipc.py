@@ -147,8 +147,8 @@ def test_the_random_real_baseline_takes_a_number_per_class(uneven):
     data = load_dataset(uneven)
     images, labels = data.random_real(UNEVEN, seeds.generator(0))
     assert labels.tolist() == [0, 1, 1, 1, 1, 2, 2] and len(images) == 7
-    by_index = evaluate_random_real(data, {0: 1, 1: 4, "default": 2}, num_eval=1, epochs=2)
-    assert by_index == evaluate_random_real(data, UNEVEN, num_eval=1, epochs=2)
+    by_index = evaluate_random_real(data, {0: 1, 1: 4, "default": 2}, num_eval=1, eval_epochs=2)
+    assert by_index == evaluate_random_real(data, UNEVEN, num_eval=1, eval_epochs=2)
 
 
 def test_the_command_line_takes_a_file_per_class(tmp_path, monkeypatch):

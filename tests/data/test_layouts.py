@@ -272,7 +272,7 @@ def test_another_spelling_of_a_name_is_that_set_unless_a_folder_is_called_so(tmp
         ("tinyImageNet", "tiny-"),
     ):
         with pytest.raises(FileNotFoundError, match=path):
-            load_dataset(name, root=tmp_path)
+            load_dataset(name, data_root=tmp_path)
     with pytest.raises(ValueError, match=r"got 'imagenete'; did you mean imagenette\?"):
         load_dataset("imagenete")
 
@@ -305,7 +305,7 @@ def test_several_folders_of_a_subset_are_told(tmp_path):
         for part in ("train", "val"):
             for n in range(10):
                 picture(tmp_path / folder / part / f"n{n:08d}" / "1.png", value=20 * n)
-    data = load_dataset("imagenette", root=tmp_path, image_size=16)
+    data = load_dataset("imagenette", data_root=tmp_path, image_size=16)
     assert data.name == "imagenette (10 + 10 images)"
     assert "(imagenette/train/)" in data.about["line"] and "imagenette2-160 beside it not read" in data.about["line"]
 

@@ -100,8 +100,8 @@ def tiled(data) -> SyntheticSet:
 
 def test_networks_are_trained_on_crops_of_canvases(pair, data):
     good = tiled(data)
-    assert evaluate(good, data, num_eval=1, epochs=60).mean > 90
-    assert evaluate(good, pair, num_eval=1, epochs=60, networks=("mlp",)).mean > 90  # resized to what networks see
+    assert evaluate(good, data, num_eval=1, eval_epochs=60).mean > 90
+    assert evaluate(good, pair, num_eval=1, eval_epochs=60, networks=("mlp",)).mean > 90  # resized to what networks see
     with pytest.raises(ValueError, match=r"expected images \[1, 16, 16\] as in custom, got \[1, 32, 32\]"):
         evaluate(replace(good, parameterisation=PIXELS), data)
 
@@ -117,7 +117,7 @@ def test_every_minibatch_is_cropped_anew_before_it_is_augmented(data, monkeypatc
         return images
 
     monkeypatch.setattr(DSA, "side_by_side", remember)
-    evaluate(synthetic, data, num_eval=2, epochs=10, batch=9, networks=("mlp",))
+    evaluate(synthetic, data, num_eval=2, eval_epochs=10, eval_batch=9, networks=("mlp",))
     seen = seen[-20:]  # before them a step was timed
     corners = [int(image[0, 0, 0]) for images in seen for image in images]
     assert len(seen) == 20 and len(set(corners)) > 120  # of 180 draws from 1024 places about 165 differ
@@ -140,5 +140,5 @@ def test_networks_side_by_side_see_the_crops_that_each_alone_sees(data):
 def test_memory_is_planned_for_the_images_that_networks_see(data, monkeypatch):
     sizes = []
     monkeypatch.setattr(schedule, "side_by_side", lambda net, count, size, *rest: sizes.append(size) or 1)
-    evaluate(tiled(data), data, num_eval=1, epochs=1, networks=("mlp",))
+    evaluate(tiled(data), data, num_eval=1, eval_epochs=1, networks=("mlp",))
     assert sizes == [torch.Size((9, 1, 16, 16))]

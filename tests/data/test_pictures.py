@@ -15,7 +15,8 @@ from ddfast.data import Preprocessing, SyntheticSet, load_dataset
 from ddfast.data.images import read_files, read_pictures
 from ddfast.evaluation import data_for
 from ddfast.run.expert_options import expert_options
-from ddfast.run.resolve import resolve, resolve_resumed
+from ddfast.run.resolve import resolve
+from ddfast.run.resume import resolve_resumed
 from tests.pictures_for_tests import array_picture, classes, deep_png, picture
 
 SIZE = (16, 16)

@@ -55,7 +55,7 @@ def test_a_run_begins_with_an_earlier_one_after_pictures_were_added(zca, photos,
     (tmp_path / "first").rename(tmp_path / "gone")
     went_on = ddfast.distill(photos, output=tmp_path / "part", resume=True, iterations=SMALL["iterations"])
     assert went_on.synthetic.images.equal(second.synthetic.images)
-    evaluated = ddfast.evaluate(second.synthetic, photos, num_eval=1, epochs=2)
+    evaluated = ddfast.evaluate(second.synthetic, photos, num_eval=1, eval_epochs=2)
     assert evaluated.n == 1
 
 
@@ -135,7 +135,7 @@ def test_pictures_of_many_bits_keep_the_range_that_was_found(tmp_path):
 
 def test_experts_that_saw_another_preprocessing_are_refused_and_the_option_takes_it(photos, tmp_path):
     other = Preprocessing((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-    ddfast.train_experts(photos, num_experts=2, epochs=2, output=tmp_path / "experts", preprocessing=other)
+    ddfast.train_experts(photos, num_experts=2, train_epochs=2, output=tmp_path / "experts", preprocessing=other)
     options = {**SMALL, "experts": tmp_path / "experts", "output": tmp_path / "run"}
     options = {name: value for name, value in options.items() if name not in ("num_experts", "batch_train")}
     with pytest.raises(ValueError, match=r"experts: .* differently: mean \(0\.5, 0\.5, 0\.5\) and .*--preprocessing"):

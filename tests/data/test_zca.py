@@ -91,7 +91,7 @@ def test_evaluation_whitens_the_test_images_as_the_set_says(data, images):
     synthetic = SyntheticSet(
         *whitened.random_real(5, seeds.generator(0)), torch.tensor(0.01), whitened.class_names, whitened.preprocessing
     )
-    assert evaluate(synthetic, load_dataset(halves), num_eval=1, epochs=60, networks=("mlp",)).mean > 90
+    assert evaluate(synthetic, load_dataset(halves), num_eval=1, eval_epochs=60, networks=("mlp",)).mean > 90
 
 
 def test_data_that_have_grown_keep_the_whitening_of_a_set_while_its_matrices_are_there(data, images):

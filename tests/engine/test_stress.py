@@ -269,18 +269,20 @@ def test_a_set_that_is_not_finite_is_neither_made_nor_written_nor_evaluated(
 @pytest.mark.parametrize("lr", [1e6, 1e30])
 def test_a_network_that_diverges_in_an_evaluation_is_named_with_its_rate(pair, synthetic, caplog, network, lr):
     with caplog.at_level("WARNING", "ddfast"):
-        result = ddfast.evaluate(synthetic, pair, networks=(network,), num_eval=1, epochs=20, lr=lr, device="cpu")
+        result = ddfast.evaluate(
+            synthetic, pair, networks=(network,), num_eval=1, eval_epochs=20, eval_lr=lr, device="cpu"
+        )
     assert 0 <= result.mean <= 100
     assert f"{network} trained at rate {lr:g}: it diverged" in caplog.text
     caplog.clear()
     with caplog.at_level("WARNING", "ddfast"):
-        ddfast.evaluate(synthetic, pair, networks=(network,), num_eval=1, epochs=5, lr=1e-3, device="cpu")
+        ddfast.evaluate(synthetic, pair, networks=(network,), num_eval=1, eval_epochs=5, eval_lr=1e-3, device="cpu")
     assert "diverged" not in caplog.text
 
 
 def test_soft_labels_of_huge_logits_are_those_of_the_classes(pair, synthetic):
     soft = replace(synthetic, labels=torch.eye(3)[synthetic.labels] * 1e30)
-    results = [ddfast.evaluate(s, pair, networks=(NETWORK,), num_eval=1, epochs=20) for s in (soft, synthetic)]
+    results = [ddfast.evaluate(s, pair, networks=(NETWORK,), num_eval=1, eval_epochs=20) for s in (soft, synthetic)]
     assert results[0] == results[1]
 
 

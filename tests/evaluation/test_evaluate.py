@@ -29,10 +29,10 @@ def good(data):
 
 def test_evaluation_trains_from_scratch_and_tells_a_good_set_from_a_bad_one(data, good):
     bad = replace(good, labels=good.labels.roll(3))
-    by_good, by_bad = (evaluate(s, data, num_eval=2, epochs=60) for s in (good, bad))
+    by_good, by_bad = (evaluate(s, data, num_eval=2, eval_epochs=60) for s in (good, bad))
     assert by_good.mean > 90 and by_bad.mean < 40
     assert by_good.n == 2 and len(by_good.accuracies["convnet"]) == 2
-    assert evaluate(good, data, num_eval=2, epochs=60).accuracies == by_good.accuracies
+    assert evaluate(good, data, num_eval=2, eval_epochs=60).accuracies == by_good.accuracies
 
 
 @pytest.mark.parametrize("which", ["hard", "soft", "random real"])
@@ -132,7 +132,7 @@ def test_protocols_are_the_papers(data, good, monkeypatch):
     ):
         options = {"num_eval": 1, "networks": ("mlp",), "protocol": name}
         evaluate(good, data, **options)
-        evaluate(good, data, lr=0.02, epochs=3, batch=5, **options)
+        evaluate(good, data, eval_lr=0.02, eval_epochs=3, eval_batch=5, **options)
         evaluate_random_real(data, 1, **options)
         (chosen, _), (given, _), (baseline, _) = used[-3:]
         assert (chosen.epochs, chosen.batch, chosen.drops(epochs)) == (epochs, batch, drops)
@@ -153,12 +153,12 @@ def test_a_network_at_chance_level_is_told_with_what_to_try(pair, good, caplog, 
     found = {"mlp": percent, "convnet": 100 * max(counts) / 300 + 3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "accuracy", lambda net, test, what: found[what.split()[0]])
-        result = evaluate(good, data, num_eval=2, epochs=1, networks=tuple(found), lr=0.3)
+        result = evaluate(good, data, num_eval=2, eval_epochs=1, networks=tuple(found), eval_lr=0.3)
     assert result.of("mlp").mean == percent
     told = [record.getMessage() for record in caplog.records if "chance" in record.getMessage()]
     assert len(told) == 1
     assert told[0].startswith(f"mlp: accuracy {percent:.1f}% is at chance level ({100 * max(counts) / 300:.1f}%)")
-    assert "with learning rate 0.3; try another rate, such as 0.01 (ddfast evaluate --lr" in told[0]
+    assert "with learning rate 0.3; try another rate, such as 0.01 (ddfast evaluate --eval-lr" in told[0]
 
 
 def test_dropout_follows_the_seed_and_leaves_the_global_state_alone(data, good):
@@ -185,8 +185,8 @@ def test_the_sets_own_augmentation_is_used_unless_told_otherwise(data, good):
 
 
 def test_the_baseline_draws_other_real_images_for_every_network(data):
-    result = evaluate_random_real(data, 1, num_eval=3, epochs=2)
-    assert result.n == 3 and evaluate_random_real(data, 1, num_eval=3, epochs=2) == result
+    result = evaluate_random_real(data, 1, num_eval=3, eval_epochs=2)
+    assert result.n == 3 and evaluate_random_real(data, 1, num_eval=3, eval_epochs=2) == result
     drawn = [data.random_real(1, seeds.generator(0, "random_real", repeat))[0] for repeat in range(3)]
     assert not torch.equal(drawn[0], drawn[1])
 
@@ -197,7 +197,7 @@ def test_full_data_is_trained_anew_on_all_images(data):
 
 def test_snapshots_of_batch_norm_networks_get_their_statistics(pair, data):
     name = "convnet:norm=batchnorm:width=16"
-    store = train_experts(pair, num_experts=1, epochs=30, network=name, batch_train=6, dsa_strategy="none")
+    store = train_experts(pair, num_experts=1, train_epochs=30, network=name, batch_train=6, dsa_strategy="none")
     assert evaluate_snapshots(data, name, [store.snapshot(0, 30)]).mean > 90
 
 
@@ -215,10 +215,10 @@ def test_the_sets_preprocessing_and_size_are_applied_to_the_test_images(pair, go
     other = Preprocessing((0.6,), (-0.3,))  # darker is larger
     raw = good.preprocessing.invert(good.images)
     moved = replace(good, images=other.apply(raw), preprocessing=other)
-    assert evaluate(moved, pair, num_eval=1, epochs=60).mean > 90
-    assert evaluate(replace(moved, preprocessing=data.preprocessing), pair, num_eval=1, epochs=60).mean < 60
+    assert evaluate(moved, pair, num_eval=1, eval_epochs=60).mean > 90
+    assert evaluate(replace(moved, preprocessing=data.preprocessing), pair, num_eval=1, eval_epochs=60).mean < 60
     small = replace(good, images=torch.nn.functional.avg_pool2d(good.images, 2))
-    assert evaluate(small, pair, num_eval=1, epochs=60, networks=("mlp",)).mean > 90
+    assert evaluate(small, pair, num_eval=1, eval_epochs=60, networks=("mlp",)).mean > 90
 
 
 def test_what_does_not_fit_together_is_refused(data, pair, good):

@@ -212,7 +212,7 @@ def test_experts_go_to_the_users_cache_unless_told_otherwise(pair, tmp_path, mon
     store = train_experts(pair, **OPTIONS)
     assert store.path.is_relative_to(tmp_path)
     assert train_experts(pair, **OPTIONS).path == store.path
-    assert train_experts(pair, lr_teacher=0.02, **OPTIONS).path != store.path
+    assert train_experts(pair, train_lr=0.02, **OPTIONS).path != store.path
 
 
 def test_the_bytes_are_said_before_training(pair, tmp_path, caplog):
@@ -227,14 +227,14 @@ def test_the_bytes_are_said_before_training(pair, tmp_path, caplog):
 def test_a_folder_of_other_experts_is_refused(pair, tmp_path):
     train_experts(pair, output=tmp_path, **OPTIONS)
     with pytest.raises(ValueError, match=r"holds experts with other settings \(lr_teacher\)"):
-        train_experts(pair, output=tmp_path, lr_teacher=0.5, **OPTIONS)
+        train_experts(pair, output=tmp_path, train_lr=0.5, **OPTIONS)
     with pytest.raises(ValueError, match=r"holds experts with other settings \(epochs\)"):
         train_experts(pair, output=tmp_path, **(OPTIONS | {"epochs": 4}))
 
 
 def test_an_expert_that_diverges_is_not_stored(pair, tmp_path):
     with pytest.raises(ValueError, match="expert 0 diverged"):
-        train_experts(pair, output=tmp_path, lr_teacher=1e30, **OPTIONS)
+        train_experts(pair, output=tmp_path, train_lr=1e30, **OPTIONS)
     assert TrajectoryStore(tmp_path).num_experts == 0
 
 
@@ -290,9 +290,9 @@ def test_an_altered_snapshot_is_found_out(tmp_path):
         {"l2": -1.0},
         {"dsa_strategy": "shear"},
         {"num_experts": 0},
-        {"epochs": 0},
+        {"train_epochs": 0},
         {"batch_train": 0},
-        {"lr_teacher": 0.0},
+        {"train_lr": 0.0},
         {"optimizer": "adam"},
         {"rho": 0.0},
         {"alpha": -1.0},
@@ -354,7 +354,9 @@ def test_an_expert_of_this_recipe_has_these_parameters(tmp_path):
     images = (torch.arange(12 * 64, dtype=torch.float64).mul(0.37).sin().abs().float()).view(12, 1, 8, 8)
     data = (images, torch.arange(12) % 3)
     options = {"network": "convnet:width=4:depth=1", "dsa_strategy": "flip_scale", "batch_train": 4, "lr_teacher": 0.1}
-    store = train_experts((data, data), output=tmp_path, num_experts=1, epochs=1, mom=0.5, l2=0.01, seed=7, **options)
+    store = train_experts(
+        (data, data), output=tmp_path, num_experts=1, train_epochs=1, mom=0.5, l2=0.01, seed=7, **options
+    )
     moved = store.snapshot(0, 1) - store.snapshot(0, 0)
     assert train.RECIPE == 1
     assert moved[-3:].tolist() == pytest.approx(RECORDED, abs=2e-4)

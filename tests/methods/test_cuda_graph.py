@@ -23,7 +23,7 @@ SETTINGS = TrajectorySettings(
 
 @pytest.fixture
 def experts(pair):
-    return ddfast.train_experts(pair, num_experts=2, epochs=2, batch_train=6, lr_teacher=0.05, dsa_strategy="none")
+    return ddfast.train_experts(pair, num_experts=2, train_epochs=2, batch_train=6, train_lr=0.05, dsa_strategy="none")
 
 
 def method(pair, experts, settings=SETTINGS, network="convnet", name="mtt", **options):

@@ -28,7 +28,7 @@ def data(pair):
 @pytest.fixture
 def experts(pair):
     return ddfast.train_experts(
-        pair, network=NETWORK, num_experts=2, epochs=2, batch_train=6, lr_teacher=0.05, dsa_strategy="none"
+        pair, network=NETWORK, num_experts=2, train_epochs=2, batch_train=6, train_lr=0.05, dsa_strategy="none"
     )
 
 
@@ -123,7 +123,7 @@ def test_where_an_expert_knows_too_few_images_the_next_one_goes_on(data, experts
 def test_experts_with_batch_norm_judge_by_statistics_of_all_classes(pair):
     """An image's logits do not depend on what is judged beside it."""
     data, name = load_dataset(pair), "convnet:width=8:norm=batchnorm"
-    experts = ddfast.train_experts(pair, network=name, num_experts=1, epochs=2, batch_train=6)
+    experts = ddfast.train_experts(pair, network=name, num_experts=1, train_epochs=2, batch_train=6)
     net = networks.create(name, generator=seeds.generator(1), **data.network_arguments)
     judges = initial._Judges(net, experts, 1, data)
     images = data.preprocessing.apply(data.train_images)
@@ -133,7 +133,7 @@ def test_experts_with_batch_norm_judge_by_statistics_of_all_classes(pair):
 def test_images_that_no_expert_knows_come_last_and_are_told(pair, caplog):
     """Experts that call everything class 1."""
     data = load_dataset(pair)
-    experts = ddfast.train_experts(pair, network=NETWORK, num_experts=2, epochs=1, batch_train=6, lr_teacher=1e-9)
+    experts = ddfast.train_experts(pair, network=NETWORK, num_experts=2, train_epochs=1, batch_train=6, train_lr=1e-9)
     biased = network(data, experts.snapshot(0, 1))
     with torch.no_grad():
         biased.classifier.bias[1] = 1e3

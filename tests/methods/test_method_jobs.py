@@ -90,7 +90,7 @@ def test_evaluations_on_the_way_are_of_both_sets(pair, tmp_path):
     result = ddfast.distill(pair, output=tmp_path / "run", eval_every=2, **job("ftd", ema_decay=0.5, iterations=3))
     (line,) = (result.path / "evaluations.jsonl").read_text().splitlines()
     saved = ddfast.SyntheticSet.load(result.path / "checkpoints" / "000002-averaged")
-    alone = ddfast.evaluate(saved, pair, networks=("convnet:width=8",), num_eval=2, epochs=3)
+    alone = ddfast.evaluate(saved, pair, networks=("convnet:width=8",), num_eval=2, eval_epochs=3)
     assert json.loads(line)["averaged"] == alone.summary()
 
 
@@ -101,7 +101,7 @@ def test_both_sets_of_ftd_are_kept_and_evaluated_from_scratch(pair, tmp_path):
     saved = ddfast.SyntheticSet.load(result.path / "averaged")
     assert torch.equal(saved.images, result.averaged.images)
     assert not torch.equal(saved.images, result.synthetic.images)
-    alone = ddfast.evaluate(saved, pair, networks=("convnet:width=8",), num_eval=2, epochs=3)
+    alone = ddfast.evaluate(saved, pair, networks=("convnet:width=8",), num_eval=2, eval_epochs=3)
     assert alone.summary() == result.accuracy["averaged"]
     again = ddfast.distill(pair, output=tmp_path / "run", resume=True)  # a run that had ended
     assert torch.equal(again.averaged.images, saved.images) and again.accuracy == result.accuracy
@@ -164,7 +164,9 @@ def test_a_presets_protocol_and_number_of_networks_hold_unless_others_are_given(
 def test_what_contradicts_itself_is_refused_before_anything_is_written(pair, tmp_path, change, sentence):
     options = {k: v for k, v in SMALL.items() if not (k == "max_start_epoch" and k in change)} | change
     if change.get("experts"):
-        options["experts"] = ddfast.train_experts(pair, num_experts=2, epochs=2, batch_train=6, dsa_strategy="none")
+        options["experts"] = ddfast.train_experts(
+            pair, num_experts=2, train_epochs=2, batch_train=6, dsa_strategy="none"
+        )
     with pytest.raises(ValueError, match=sentence):
         ddfast.distill(pair, output=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()

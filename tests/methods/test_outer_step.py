@@ -121,7 +121,9 @@ def test_a_step_waits_for_the_device_once(make, reads, name, options):
 def test_a_whole_iteration_of_a_run_waits_once(pair, reads, name):
     given = {"dataset": pair, "method": name, "device": "cpu", "network": NETWORK} | SMALL | {"iterations": 3}
     job = resolve(given)
-    store = ddfast.train_experts(job.data, network=NETWORK, num_experts=2, epochs=2, optimizer=job.config["optimizer"])
+    store = ddfast.train_experts(
+        job.data, network=NETWORK, num_experts=2, train_epochs=2, optimizer=job.config["optimizer"]
+    )
     initial = loop.initial_of(job, store)
     job.device = torch.device("meta")
     records = list(Distillation(job, store, initial))
@@ -245,7 +247,9 @@ def assert_stops_leave_no_trace(pair, name, options, every):
     given = {"dataset": pair, "method": name, "device": "cpu", "network": NETWORK, "memory_budget": "1GiB"}
     given |= SMALL | {"iterations": 4, "dsa_strategy": "none"} | options
     job = resolve(given)
-    store = ddfast.train_experts(job.data, network=NETWORK, num_experts=2, epochs=2, optimizer=job.config["optimizer"])
+    store = ddfast.train_experts(
+        job.data, network=NETWORK, num_experts=2, train_epochs=2, optimizer=job.config["optimizer"]
+    )
     initial = loop.initial_of(job, store)
     whole = Distillation(job, store, initial)
     states = []
@@ -333,7 +337,7 @@ def test_a_run_of_skipped_updates_ends_with_the_images_before_the_one_that_led_t
 def test_a_run_that_is_stopped_while_it_goes_back_goes_back_when_it_goes_on(pair, monkeypatch):
     given = {"dataset": pair, "device": "cpu", "network": NETWORK} | SMALL | {"iterations": 100}
     job = resolve(given)
-    store = ddfast.train_experts(job.data, network=NETWORK, num_experts=2, epochs=2)
+    store = ddfast.train_experts(job.data, network=NETWORK, num_experts=2, train_epochs=2)
     initial, ends = loop.initial_of(job, store), []
     for stops in (False, True):
         run = Distillation(job, store, initial)

@@ -18,7 +18,9 @@ PART = replace(SETTINGS, batch_syn=3, syn_steps=2, lr_img=10.0)  # 6 of 24 image
 
 @pytest.fixture
 def make(pair):
-    experts = ddfast.train_experts(pair, num_experts=2, epochs=2, batch_train=6, lr_teacher=0.05, dsa_strategy="none")
+    experts = ddfast.train_experts(
+        pair, num_experts=2, train_epochs=2, batch_train=6, train_lr=0.05, dsa_strategy="none"
+    )
     data = load_dataset(pair)
 
     def made(settings=PART, method=MTT, **options):

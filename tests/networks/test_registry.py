@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import ddfast
-from ddfast import networks, seeds
+from ddfast import networks
 from ddfast.networks import create, name_of, register_network, registry
+from ddfast.runtime import seeds
 from tests.conftest import SMALL
 
 SIZES = {"channels": 1, "num_classes": 3, "image_size": (16, 16)}
@@ -137,7 +138,7 @@ def test_a_run_with_an_object_is_a_whole_job_that_resumes_when_it_is_given_again
     registry.NETWORKS.pop("own:Small")
     again = ddfast.distill(pair, network=give(), output=tmp_path / "run", resume=True)
     assert again.synthetic.images.equal(done.synthetic.images)
-    evaluated = ddfast.evaluate(done.synthetic, pair, networks=(give(), "mlp"), num_eval=1, epochs=2)
+    evaluated = ddfast.evaluate(done.synthetic, pair, networks=(give(), "mlp"), num_eval=1, eval_epochs=2)
     assert evaluated.of(give()).n == 1
 
 
@@ -159,5 +160,5 @@ def test_experts_in_the_cache_are_of_the_layers_and_not_of_the_name(pair):
 
 def test_networks_of_libraries_are_distilled_for(pair, tmp_path):
     network = "torchvision:mobilenet_v3_small:width_mult=1"
-    store = ddfast.train_experts(pair, network=network, num_experts=1, epochs=1, batch_train=12)
+    store = ddfast.train_experts(pair, network=network, num_experts=1, train_epochs=1, batch_train=12)
     assert store.settings["network"] == network and networks.structure_of(network, made(network))

@@ -30,7 +30,7 @@ def data(pair):
 
 @pytest.fixture
 def experts(pair):
-    return ddfast.train_experts(pair, num_experts=2, epochs=2, batch_train=6, lr_teacher=0.05, dsa_strategy="none")
+    return ddfast.train_experts(pair, num_experts=2, train_epochs=2, batch_train=6, train_lr=0.05, dsa_strategy="none")
 
 
 def distillation(data, experts, settings=SETTINGS, **options):
@@ -322,7 +322,7 @@ def test_the_learning_rate_is_projected_to_a_floor_and_projections_are_counted(d
 
 def test_more_experts_in_the_cache_do_not_change_a_run(pair, tmp_path):
     first = ddfast.distill(pair, output=tmp_path / "a", seed=5, **SMALL)
-    ddfast.train_experts(pair, num_experts=4, epochs=2, batch_train=6, lr_teacher=0.02, seed=5, dsa_strategy="none")
+    ddfast.train_experts(pair, num_experts=4, train_epochs=2, batch_train=6, train_lr=0.02, seed=5, dsa_strategy="none")
     again = ddfast.distill(pair, output=tmp_path / "b", seed=5, **SMALL)
     assert torch.equal(first.synthetic.images, again.synthetic.images)
     assert first.accuracy == again.accuracy

@@ -163,7 +163,7 @@ def job(tmp_path, monkeypatch):
 
 
 def probed(job):
-    experts = ddfast.train_experts(job.data, num_experts=2, epochs=2, batch_train=6, lr_teacher=0.02)
+    experts = ddfast.train_experts(job.data, num_experts=2, train_epochs=2, batch_train=6, train_lr=0.02)
     return probe_rates(job, initial_of(job, experts), experts), experts
 
 
@@ -182,7 +182,7 @@ def test_with_the_probed_rate_the_student_goes_as_far_as_the_expert(job):
 def test_probed_rates_follow_the_scale_of_images_and_experts(job):
     """The first update changes the images by the same share, whatever the rates of the experts."""
     rates, _ = probed(job)
-    slower = ddfast.train_experts(job.data, num_experts=2, epochs=2, batch_train=6, lr_teacher=0.002)
+    slower = ddfast.train_experts(job.data, num_experts=2, train_epochs=2, batch_train=6, train_lr=0.002)
     other = probe_rates(job, initial_of(job, slower), slower)
     assert other["lr_teacher"] < rates["lr_teacher"] / 3
     assert other["lr_lr"] == pytest.approx(0.05 * other["lr_teacher"] ** 2, rel=0.1)
@@ -230,7 +230,7 @@ def test_experts_that_learned_nothing_end_a_run_whose_settings_are_ours(speed, t
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(60, 1, 8, 8, generator=generator), torch.arange(60) % 2
     job = resolve({"dataset": (noise, noise), "ipc": 1})
-    store = ddfast.train_experts(job.data, network=job.config["network"], num_experts=1, epochs=1, lr_teacher=1e-8)
+    store = ddfast.train_experts(job.data, network=job.config["network"], num_experts=1, train_epochs=1, train_lr=1e-8)
     job.config["num_experts"] = 1
     with pytest.raises(ValueError, match=r"experts: 1 of the first 1 learned nothing: .* chance is 50.0%"):
         verdict.check_that_experts_learned(job, store)

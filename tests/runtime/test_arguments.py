@@ -2,6 +2,8 @@
 
 import enum
 import json
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -59,7 +61,7 @@ def test_experts_and_evaluations_take_them(pair):
     images, labels = data.random_real(1, torch.Generator())
     synthetic = ddfast.SyntheticSet(images, labels, 0.01, data.class_names, data.preprocessing)
     once, twice = (
-        ddfast.evaluate(synthetic, data, num_eval=n, epochs=e, lr=lr)
+        ddfast.evaluate(synthetic, data, num_eval=n, eval_epochs=e, eval_lr=lr)
         for n, e, lr in ((1, 2, 0.02), (numpy.int16(1), torch.tensor(2), numpy.float64(0.02)))
     )
     assert once.accuracies == twice.accuracies
@@ -92,3 +94,32 @@ def test_a_synthetic_set_takes_arrays_numbers_and_other_whole_labels(labels, tmp
     assert made.lr.dtype == torch.float32 and made.lr == torch.tensor(0.01) and made.labels.dtype == torch.int64
     made.save(tmp_path / "set")
     assert ddfast.SyntheticSet.load(tmp_path / "set").class_names == ("a", "b")
+
+
+def test_old_names_are_taken_with_a_warning(pair, tmp_path):
+    with pytest.warns(FutureWarning, match="epochs is called train_epochs now"):
+        store = ddfast.train_experts(pair, network="mlp", num_experts=1, epochs=1, output=tmp_path / "experts")
+    with pytest.warns(FutureWarning, match="lr is called eval_lr now"):
+        synthetic = ddfast.SyntheticSet(
+            pair[0][0][0][None], [0], 0.01, ("0", "1", "2"), ddfast.load_dataset(pair).preprocessing
+        )
+        ddfast.evaluate(synthetic, pair, networks=("mlp",), num_eval=1, eval_epochs=1, lr=0.5)
+    with pytest.warns(FutureWarning, match="canvas is called parameterisation now"):
+        assert (
+            ddfast.SyntheticSet(torch.zeros(1, 1, 4, 4), [0], 0.1, "ab", synthetic.preprocessing, canvas=2).canvas == 2
+        )
+    with pytest.raises(TypeError, match="epochs: is called train_epochs now, and both are given"):
+        ddfast.train_experts(pair, epochs=1, train_epochs=1)
+    with pytest.warns(FutureWarning, match="root is called data_root now"), pytest.raises(FileNotFoundError):
+        ddfast.load_dataset("mnist", root=tmp_path)
+    with pytest.warns(FutureWarning, match="MatchingSettings is called TrajectorySettings now"):
+        assert ddfast.methods.MatchingSettings is ddfast.methods.TrajectorySettings
+    assert store.epochs == 1
+
+
+def test_old_options_of_the_command_line_are_taken_with_a_warning(tmp_path):
+    command = ["experts", "--plan", "--epochs", "3", "--lr_teacher=0.5", "--network", "mlp", "--num-experts", "1"]
+    done = subprocess.run([sys.executable, "-m", "ddfast", *command], capture_output=True, text=True, check=True)
+    assert "1 experts of 3 epochs, mlp" in done.stdout
+    assert "--epochs is called --train-epochs now" in done.stderr
+    assert "--lr_teacher is called --train-lr now" in done.stderr

@@ -280,11 +280,11 @@ def test_altered_networks_can_be_experts_and_be_evaluated(name, pair, tmp_path, 
         NETWORKS, "altered", lambda channels, num_classes, image_size: altered(name, channels=1).float()
     )
     data = load_dataset(pair)
-    store = train_experts(data, network="altered", num_experts=2, epochs=1, output=tmp_path, at_once=2)
+    store = train_experts(data, network="altered", num_experts=2, train_epochs=1, output=tmp_path, at_once=2)
     assert store.num_experts == 2
     images, labels = data.random_real(2, torch.Generator())
     synthetic = SyntheticSet(images, labels, torch.tensor(0.01), data.class_names, data.preprocessing)
-    result = evaluate(synthetic, data, networks=("altered",), num_eval=2, epochs=2, at_once=2)
+    result = evaluate(synthetic, data, networks=("altered",), num_eval=2, eval_epochs=2, at_once=2)
     assert len(result.accuracies["altered"]) == 2
 
 
