@@ -24,7 +24,7 @@ from ddfast.run.resolve import resolve
 NETWORK, PER_CLASS, TEST = "convnet:width=32", 500, 2000
 EXPERTS = {"num_experts": 2, "batch_train": 64, "train_lr": 0.02, "train_epochs": 6}
 UNROLL = {"syn_steps": 20, "expert_epochs": 1, "max_start_epoch": 4, "lr_teacher": 0.02, "lr_lr": 1e-5}
-EVALUATION = {"num_eval": 3, "epochs": 300}
+EVALUATION = {"num_eval": 3, "eval_epochs": 300}
 IPC = {1: {"lr_img": 1000.0, "iterations": 200}, 10: {"lr_img": 1000.0, "iterations": 200, "batch_syn": 50}}
 GSAM = {"optimizer": "gsam", "rho": 0.01, "alpha": 0.3}
 SOFT = {"labels": "soft", "init": "correct", "lr_label": 2.0, "current_max_start_epoch": 2, "expansion_end": 100}

@@ -33,7 +33,7 @@ def trained(tmp_path_factory, digits) -> dict[bool, Path]:
     made = {}
     for zca in (False, True):
         folder = tmp_path_factory.mktemp("trained")
-        options = {"network": WIDTH, "num_experts": 2, "epochs": 4, "batch_train": 32, "lr_teacher": 0.05}
+        options = {"network": WIDTH, "num_experts": 2, "train_epochs": 4, "batch_train": 32, "train_lr": 0.05}
         store = ddfast.train_experts("digits", zca=zca, output=folder / "store", dsa_strategy="none", **options)
         compat.convert(store.path, folder / "buffers", "replay-buffer")
         made[zca] = folder / "buffers"

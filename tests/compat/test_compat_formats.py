@@ -446,7 +446,7 @@ def test_safetensors_of_others_are_no_sets_of_ddfast(tmp_path, digits):
 
 def test_a_set_is_evaluated_on_the_network_that_it_was_made_for(tmp_path, digits, caplog):
     caplog.set_level("INFO", "ddfast")
-    options = {"num_eval": 1, "epochs": 1, "batch": 32}
+    options = {"num_eval": 1, "eval_epochs": 1, "eval_batch": 32}
     plain = made(digits)
     assert list(ddfast.evaluate(plain, digits, **options).accuracies) == ["convnet"]
     assert "the set does not say what it was distilled for; convnet (width 128) is taken" in caplog.text

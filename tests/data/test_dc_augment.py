@@ -100,7 +100,7 @@ def test_sets_are_evaluated_with_it_and_not_matched_with_it(pair, tmp_path):
         for strategy in ("none", "dc:crop_scale_rotate")
     )
     assert plain.n == other.n == 1
-    experts = {"num_experts": 1, "epochs": 1, "network": "mlp", "batch_train": 6}
+    experts = {"num_experts": 1, "train_epochs": 1, "network": "mlp", "batch_train": 6}
     store = ddfast.train_experts(data, dsa_strategy="dc:crop_noise", output=tmp_path / "experts", **experts)
     assert store.settings["dsa_strategy"] == "dc:crop_noise"
     with pytest.raises(ValueError, match="dsa_strategy: dc: is for networks that are trained on a set"):

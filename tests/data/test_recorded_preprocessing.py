@@ -74,7 +74,7 @@ def test_it_is_read_from_runs_experts_sets_and_files(photos, tmp_path):
     run.synthetic.save(tmp_path / "set" / "synthetic")
     (tmp_path / "whole.json").write_text(json.dumps({"preprocessing": expected.describe()}))
     (tmp_path / "plain.json").write_text(json.dumps({"mean": list(expected.mean), "std": list(expected.std)}))
-    how = {"network": "mlp", "num_experts": 1, "epochs": 1, "preprocessing": expected}
+    how = {"network": "mlp", "num_experts": 1, "train_epochs": 1, "preprocessing": expected}
     experts = ddfast.train_experts(photos, output=tmp_path / "experts", **how)
     sources = [tmp_path / name for name in ("run", "set", "experts", "whole.json", "plain.json")]
     sources += [tmp_path / "set" / "synthetic", tmp_path / "run" / "synthetic.safetensors", expected.describe()]

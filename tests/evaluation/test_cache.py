@@ -10,7 +10,7 @@ import ddfast
 from ddfast.data import SyntheticSet, load_dataset
 
 schedule = importlib.import_module("ddfast.evaluation.protocols")
-HOW = {"num_eval": 3, "epochs": 2, "networks": ("convnet:width=8", "mlp")}
+HOW = {"num_eval": 3, "eval_epochs": 2, "networks": ("convnet:width=8", "mlp")}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_accuracies_of_another_evaluation_are_not_taken(pair, synthetic, tmp_pat
     if change == "set":
         synthetic.images.mul_(2)
     else:
-        how |= {"epochs": {"epochs": 3}, "seed": {"seed": 1}, "lr": {"lr": 0.02}}[change]
+        how |= {"epochs": {"eval_epochs": 3}, "seed": {"seed": 1}, "lr": {"eval_lr": 0.02}}[change]
     expected = ddfast.evaluate(synthetic, pair, **how)
     assert ddfast.evaluate(synthetic, pair, output=output, **how) == expected
     assert len(output.read_text().splitlines()) == 6

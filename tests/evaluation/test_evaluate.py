@@ -57,7 +57,7 @@ def test_networks_side_by_side_are_those_trained_one_by_one(data, good, monkeypa
     monkeypatch.setattr(schedule, "train_networks", remember)
     if which == "soft":
         good = replace(good, labels=4 * torch.nn.functional.one_hot(good.labels).float())
-    options = {"num_eval": 3, "epochs": 8, "dsa_strategy": "flip_scale_color", "batch": 4}
+    options = {"num_eval": 3, "eval_epochs": 8, "dsa_strategy": "flip_scale_color", "eval_batch": 4}
     for at_once in (1, 2):
         if which == "random real":
             evaluate_random_real(data, 2, at_once=at_once, **options)
@@ -71,7 +71,7 @@ def test_networks_side_by_side_are_those_trained_one_by_one(data, good, monkeypa
 
 def test_soft_labels_are_aimed_at(data, good):
     soft = replace(good, labels=20 * torch.nn.functional.one_hot(good.labels).float())
-    options = {"num_eval": 1, "epochs": 20, "networks": ("mlp",)}
+    options = {"num_eval": 1, "eval_epochs": 20, "networks": ("mlp",)}
     as_hard, as_soft = (evaluate(s, data, **options) for s in (good, soft))
     assert as_soft.accuracies == as_hard.accuracies  # softmax of 20 is 1 but for 1e-9
     flat = replace(good, labels=torch.zeros(9, 3))
@@ -88,7 +88,7 @@ def test_training_is_sgd_with_momentum_decay_and_drops(data, good, monkeypatch, 
     trained = []
     original = networks.create
     monkeypatch.setattr(networks, "create", lambda *a, **k: trained.append(original(*a, **k)) or trained[-1])
-    options = {"epochs": 7, "lr": 0.05, "batch": 4, "sam_rho": sam_rho}
+    options = {"eval_epochs": 7, "eval_lr": 0.05, "eval_batch": 4, "sam_rho": sam_rho}
     evaluate(good, data, networks=("mlp",), num_eval=1, protocol=name, **options)
     generator = seeds.generator(0, "evaluate", "mlp", 0)
     net = original("mlp", generator=generator, **data.network_arguments)
@@ -162,7 +162,7 @@ def test_a_network_at_chance_level_is_told_with_what_to_try(pair, good, caplog, 
 
 
 def test_dropout_follows_the_seed_and_leaves_the_global_state_alone(data, good):
-    before, options = torch.get_rng_state(), {"num_eval": 1, "epochs": 5, "networks": ("smallvgg:width=4",), "lr": 0.05}
+    before, options = torch.get_rng_state(), {"num_eval": 1, "eval_epochs": 5, "networks": ("smallvgg:width=4",), "eval_lr": 0.05}
     trained = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "accuracy", lambda net, test, what: trained.append(net) or 0.0)
@@ -178,7 +178,7 @@ def test_dropout_follows_the_seed_and_leaves_the_global_state_alone(data, good):
 
 
 def test_the_sets_own_augmentation_is_used_unless_told_otherwise(data, good):
-    options = {"num_eval": 1, "epochs": 5, "networks": ("mlp",), "lr": 0.001}
+    options = {"num_eval": 1, "eval_epochs": 5, "networks": ("mlp",), "eval_lr": 0.001}
     augmented = replace(good, dsa_strategy="color_crop_cutout_flip_scale_rotate")
     nets = [evaluate(good, data, **options), evaluate(augmented, data, dsa_strategy="none", **options)]
     assert nets[0] == nets[1]
@@ -238,10 +238,10 @@ def test_what_does_not_fit_together_is_refused(data, pair, good):
             evaluate(good, data, networks=chosen)
     for change, sentence in (
         ({"networks": ("convnet", "vgg")}, "network: expected one of convnet"),
-        ({"epochs": 0}, "epochs: expected a whole number of at least 1"),
-        ({"lr": -1.0}, "lr: expected a positive number, got -1.0"),
+        ({"eval_epochs": 0}, "eval_epochs: expected a whole number of at least 1"),
+        ({"eval_lr": -1.0}, "eval_lr: expected a positive number, got -1.0"),
         ({"protocol": "dc"}, "protocol: expected one of ddfast, mtt, datm, simplified, got 'dc'"),
-        ({"batch": 0}, "batch: expected a whole number of at least 1"),
+        ({"eval_batch": 0}, "eval_batch: expected a whole number of at least 1"),
         ({"sam_rho": 0.0}, "sam_rho: expected a positive number, got 0.0"),
     ):
         with pytest.raises(ValueError, match=sentence):

@@ -14,7 +14,7 @@ from ddfast.experts import SegmentReader, train
 from ddfast.runtime import seeds
 from tests.conftest import uniform
 
-OPTIONS = {"num_experts": 2, "epochs": 3, "batch_train": 4, "dsa_strategy": "none"}
+OPTIONS = {"num_experts": 2, "train_epochs": 3, "batch_train": 4, "dsa_strategy": "none"}
 RECORDED = [0.02668, -0.00600, -0.02043]  # what an epoch moves the last biases by
 
 
@@ -36,7 +36,7 @@ def test_snapshots_are_copies_of_a_training_that_moves(pair, tmp_path):
 @pytest.mark.parametrize("strategy", ["none", "flip_scale_color"])
 def test_an_epoch_is_sgd_over_all_images_in_a_drawn_order(pair, tmp_path, strategy):
     """With momentum, weight decay and augmentation, against the formula."""
-    options = {"epochs": 2, "num_experts": 1, "lr_teacher": 0.05, "mom": 0.5, "l2": 0.01, "dsa_strategy": strategy}
+    options = {"train_epochs": 2, "num_experts": 1, "train_lr": 0.05, "mom": 0.5, "l2": 0.01, "dsa_strategy": strategy}
     store = train_experts(pair, output=tmp_path, **(OPTIONS | options))
     data = load_dataset(pair)
     batches = data.train_batches(torch.device("cpu"))
@@ -65,7 +65,7 @@ def test_cosine_is_the_rate_of_pytorchs_schedule_by_epoch(pair, tmp_path, monkey
         return original(self, *arguments)
 
     monkeypatch.setattr(train.Training, "step", step)
-    train_experts(pair, output=tmp_path, schedule="cosine", **(OPTIONS | {"epochs": 5, "num_experts": 1}))
+    train_experts(pair, output=tmp_path, schedule="cosine", **(OPTIONS | {"train_epochs": 5, "num_experts": 1}))
     rates = rates[-15:]  # before them steps were timed
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)
@@ -77,7 +77,7 @@ def test_cosine_is_the_rate_of_pytorchs_schedule_by_epoch(pair, tmp_path, monkey
 
 
 def test_experts_by_gsam_step_along_its_direction(pair, tmp_path):
-    options = OPTIONS | {"num_experts": 1, "epochs": 1, "lr_teacher": 0.05, "l2": 0.01}
+    options = OPTIONS | {"num_experts": 1, "train_epochs": 1, "train_lr": 0.05, "l2": 0.01}
     store = train_experts(pair, output=tmp_path, optimizer="gsam", rho=0.5, alpha=0.3, **options)
     data = load_dataset(pair)
     batches = data.train_batches(torch.device("cpu"))
@@ -138,7 +138,7 @@ def interrupted_training(pair, monkeypatch, **options):
 
 
 def test_side_by_side_training_that_is_interrupted_goes_on(pair, tmp_path, monkeypatch):
-    options = OPTIONS | {"epochs": 4, "mom": 0.9}
+    options = OPTIONS | {"train_epochs": 4, "mom": 0.9}
     whole = train_experts(pair, output=tmp_path / "whole", **options)
     interrupted_training(pair, monkeypatch, output=tmp_path / "killed", at_once=2, **options)
     kept = {p.name for p in (tmp_path / "killed").glob("unfinished*")}
@@ -157,7 +157,7 @@ def test_side_by_side_training_that_is_interrupted_goes_on(pair, tmp_path, monke
     ],
 )
 def test_an_interrupted_training_goes_on_bit_for_bit(pair, tmp_path, monkeypatch, more):
-    options = OPTIONS | {"num_experts": 1, "epochs": 4, "dsa_strategy": "flip_scale"} | more
+    options = OPTIONS | {"num_experts": 1, "train_epochs": 4, "dsa_strategy": "flip_scale"} | more
     whole = train_experts(pair, output=tmp_path / "whole", **options)
     monkeypatch.setattr(train, "KEEP_SECONDS", 0.0)
     interrupted_training(pair, monkeypatch, output=tmp_path / "killed", **options)
@@ -229,7 +229,7 @@ def test_a_folder_of_other_experts_is_refused(pair, tmp_path):
     with pytest.raises(ValueError, match=r"holds experts with other settings \(lr_teacher\)"):
         train_experts(pair, output=tmp_path, train_lr=0.5, **OPTIONS)
     with pytest.raises(ValueError, match=r"holds experts with other settings \(epochs\)"):
-        train_experts(pair, output=tmp_path, **(OPTIONS | {"epochs": 4}))
+        train_experts(pair, output=tmp_path, **(OPTIONS | {"train_epochs": 4}))
 
 
 def test_an_expert_that_diverges_is_not_stored(pair, tmp_path):
@@ -333,7 +333,7 @@ def test_segments_read_ahead_are_the_same_and_go_on_from_a_state(pair, tmp_path)
 
 
 def test_a_damaged_file_is_named_when_its_segment_is_used(pair, tmp_path):
-    store = train_experts(pair, output=tmp_path, **OPTIONS | {"num_experts": 1, "epochs": 1})
+    store = train_experts(pair, output=tmp_path, **OPTIONS | {"num_experts": 1, "train_epochs": 1})
     file = store.path / "expert_0000.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + bytes(4))
     options = {
@@ -353,7 +353,7 @@ def test_an_expert_of_this_recipe_has_these_parameters(tmp_path):
     new values. Caches of the recipe before it would be taken for experts of this one."""
     images = (torch.arange(12 * 64, dtype=torch.float64).mul(0.37).sin().abs().float()).view(12, 1, 8, 8)
     data = (images, torch.arange(12) % 3)
-    options = {"network": "convnet:width=4:depth=1", "dsa_strategy": "flip_scale", "batch_train": 4, "lr_teacher": 0.1}
+    options = {"network": "convnet:width=4:depth=1", "dsa_strategy": "flip_scale", "batch_train": 4, "train_lr": 0.1}
     store = train_experts(
         (data, data), output=tmp_path, num_experts=1, train_epochs=1, mom=0.5, l2=0.01, seed=7, **options
     )

@@ -16,7 +16,7 @@ from ddfast.cli import cli
 from ddfast.experts import FORMATS, predicted_bytes, train
 from tests.conftest import SMALL, normal, relative_error
 
-OPTIONS = {"num_experts": 1, "batch_train": 6, "lr_teacher": 0.05, "dsa_strategy": "flip_scale"}
+OPTIONS = {"num_experts": 1, "batch_train": 6, "train_lr": 0.05, "dsa_strategy": "flip_scale"}
 BOUND = {"float32": 0.0, "delta16": 2e-5, "delta8": 4e-3}  # of a snapshot, far from zero, that moves by some percent
 P = 1000  # not a whole number of blocks
 
@@ -195,7 +195,7 @@ def test_predicted_bytes_are_an_upper_bound_a_few_hundred_bytes_above(tmp_path, 
 
 def test_experts_that_do_not_fit_the_disk_are_refused_before_training(pair, tmp_path, monkeypatch):
     """Nine experts fit where there is room for them and one that is being trained."""
-    options = OPTIONS | {"epochs": 3, "network": "convnet:width=32", "output": tmp_path}
+    options = OPTIONS | {"train_epochs": 3, "network": "convnet:width=32", "output": tmp_path}
     store = train_experts(pair, **options)
     room = 10 * predicted_bytes(store.snapshot(0, 0).numel(), epochs=3)
     usage, trained = shutil.disk_usage(tmp_path), []
@@ -226,7 +226,7 @@ def test_training_that_keeps_some_epochs_gives_the_same_and_goes_on_bit_for_bit(
     pair, tmp_path, monkeypatch, how, after
 ):
     """Interrupted before, among and after the kept epochs; what the file holds is that of no interruption."""
-    options = OPTIONS | {"epochs": 5, "mom": 0.5, "snapshots": how}
+    options = OPTIONS | {"train_epochs": 5, "mom": 0.5, "snapshots": how}
     whole = train_experts(pair, output=tmp_path / "all", **options | {"snapshots": "float32"})
     kept = train_experts(pair, output=tmp_path / "kept", keep_epochs=(2, 3), **options)
     for epoch in (2, 3, 5):
@@ -248,7 +248,7 @@ def contents(folder):
 
 
 def test_a_training_that_an_older_version_left_unfinished_goes_on(pair, tmp_path, monkeypatch):
-    options = OPTIONS | {"epochs": 3, "mom": 0.5}
+    options = OPTIONS | {"train_epochs": 3, "mom": 0.5}
     whole = train_experts(pair, output=tmp_path / "whole", **options)
     interrupted(pair, monkeypatch, 2, output=tmp_path / "killed", **options)
     path = tmp_path / "killed" / "unfinished_0000.safetensors"
@@ -260,7 +260,7 @@ def test_a_training_that_an_older_version_left_unfinished_goes_on(pair, tmp_path
 
 def test_the_cache_tells_stores_apart_and_one_with_all_epochs_serves(pair, tmp_path, monkeypatch):
     monkeypatch.setenv("DDFAST_CACHE", str(tmp_path))
-    options = OPTIONS | {"epochs": 4}
+    options = OPTIONS | {"train_epochs": 4}
     kept, rounded = (
         train_experts(pair, keep_epochs=(1, 2), **options),
         train_experts(pair, snapshots="delta8", **options),
@@ -297,7 +297,7 @@ def test_a_run_on_rounded_snapshots_records_their_error_and_goes_on(pair, tmp_pa
     rounded = TrajectoryStore(trained["path"])
     given = ddfast.distill(pair, output=tmp_path / "given", experts=rounded, **JOB)
     assert torch.equal(given.synthetic.images, done.synthetic.images)
-    plain = train_experts(pair, **OPTIONS | {"num_experts": 2, "epochs": 4})
+    plain = train_experts(pair, **OPTIONS | {"num_experts": 2, "train_epochs": 4})
     with pytest.raises(ValueError, match=r"experts: the run in .* had others than .* \(.*snapshots"):
         ddfast.distill(pair, output=tmp_path / "given", resume=True, experts=plain, iterations=5)
     with pytest.raises(ValueError, match=r"snapshots: the experts in .* were trained with 'delta8', got 'delta16'"):
@@ -305,7 +305,7 @@ def test_a_run_on_rounded_snapshots_records_their_error_and_goes_on(pair, tmp_pa
 
 
 def test_a_store_without_the_epochs_that_a_run_can_use_is_refused_at_the_door(pair, tmp_path):
-    store = train_experts(pair, output=tmp_path / "a", keep_epochs=(2, 3), **OPTIONS | {"epochs": 4})
+    store = train_experts(pair, output=tmp_path / "a", keep_epochs=(2, 3), **OPTIONS | {"train_epochs": 4})
     job = JOB | {"num_experts": 1}
     with pytest.raises(ValueError, match=r"keep_epochs: .*/a holds those of epochs 2 to 3 and 4, .* can use 1 to 3"):
         ddfast.distill(pair, output=tmp_path / "run", experts=store, **job)

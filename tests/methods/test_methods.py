@@ -24,7 +24,7 @@ NETWORK = "convnet:width=8"
 @pytest.fixture
 def make(pair):
     """A method on random real images of the pair, two of each class."""
-    options = {"num_experts": 2, "epochs": 3, "batch_train": 6, "lr_teacher": 0.05, "dsa_strategy": "none"}
+    options = {"num_experts": 2, "train_epochs": 3, "batch_train": 6, "train_lr": 0.05, "dsa_strategy": "none"}
     experts = ddfast.train_experts(pair, network=NETWORK, **options)
     data = load_dataset(pair)
 

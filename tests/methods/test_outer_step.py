@@ -40,7 +40,7 @@ ALL = [(name, {}) for name in METHODS] + VARIANTS
 @pytest.fixture
 def make(pair):
     """A method on random real images of the pair."""
-    options = {"num_experts": 2, "epochs": 3, "batch_train": 6, "lr_teacher": 0.05, "dsa_strategy": "none"}
+    options = {"num_experts": 2, "train_epochs": 3, "batch_train": 6, "train_lr": 0.05, "dsa_strategy": "none"}
     experts, data = ddfast.train_experts(pair, network=NETWORK, **options), load_dataset(pair)
 
     def made(name="mtt", ipc=2, device=None, **options):

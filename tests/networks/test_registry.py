@@ -151,7 +151,7 @@ def lambda_called_small():
 
 
 def test_experts_in_the_cache_are_of_the_layers_and_not_of_the_name(pair):
-    options = {"num_experts": 1, "epochs": 1, "batch_train": 6}
+    options = {"num_experts": 1, "train_epochs": 1, "batch_train": 6}
     first = ddfast.train_experts(pair, network=Small, **options)
     registry.NETWORKS.pop("own:Small")
     other = ddfast.train_experts(pair, network=lambda_called_small(), **options)

@@ -158,7 +158,7 @@ def test_images_can_start_from_noise(data, experts):
 
 
 def test_given_experts_decide_network_whitening_and_number(data, pair, tmp_path, caplog):
-    options = {"epochs": 2, "batch_train": 6, "dsa_strategy": "none", "zca": True}
+    options = {"train_epochs": 2, "batch_train": 6, "dsa_strategy": "none", "zca": True}
     store = ddfast.train_experts(pair, num_experts=1, network="convnet:width=8", **options)
     with caplog.at_level("INFO", logger="ddfast"):
         result = ddfast.distill(pair, output=tmp_path / "a", experts=store.path, **{**SMALL, "num_experts": None})

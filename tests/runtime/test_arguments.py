@@ -53,7 +53,7 @@ def test_a_job_takes_them_and_its_config_is_json(pair, tmp_path):
 
 
 def test_experts_and_evaluations_take_them(pair):
-    options = {"num_experts": 1, "epochs": 1, "batch_train": 6, "lr_teacher": 0.05}
+    options = {"num_experts": 1, "train_epochs": 1, "batch_train": 6, "train_lr": 0.05}
     plainly = ddfast.train_experts(pair, **options)
     given = {name: numpy.asarray(value)[()] for name, value in options.items()}
     assert ddfast.train_experts(pair, **given).path == plainly.path
