@@ -2,8 +2,8 @@
 
 import sys
 
-from ddfast import compat, data, networks, ops
-from ddfast.data import SyntheticSet, load_dataset
+from ddfast import compat, data, methods, networks, ops
+from ddfast.data import SyntheticSet, load_dataset, register_dataset
 from ddfast.engine import adjoints, students
 from ddfast.engine.distances import distance
 from ddfast.engine.unroll import match_trajectory, unroll
@@ -31,9 +31,11 @@ __all__ = [
     "evaluate",
     "load_dataset",
     "match_trajectory",
+    "methods",
     "networks",
     "ops",
     "ranks",
+    "register_dataset",
     "register_network",
     "students",
     "train_experts",

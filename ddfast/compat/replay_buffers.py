@@ -15,7 +15,7 @@ from ddfast.compat.torch_files import load, save
 from ddfast.data import Dataset
 from ddfast.experts import TrajectoryStore
 from ddfast.runtime.arguments import expect_whole
-from ddfast.runtime.files import locking, mapped_tensor, remove_leftovers
+from ddfast.runtime.files import is_leftover, locking, mapped_tensor, remove_leftovers
 
 log = logging.getLogger("ddfast")
 
@@ -107,11 +107,11 @@ def write_replay_buffers(
     files = [output / f"replay_buffer_{number}.pt" for number in range(len(starts))]
     expect_folder(output)
     output.mkdir(parents=True, exist_ok=True)
+    others = sorted(path for path in set(output.iterdir()) - set(files) if not is_leftover(path))
+    if others:
+        raise FileExistsError(f"{others[0]}: is none of the files that are written here; choose another folder")
     with locking(output, wait=True):
         remove_leftovers(output)
-        others = sorted(set(output.iterdir()) - set(files))
-        if others:
-            raise FileExistsError(f"{others[0]}: is none of the files that are written here; choose another folder")
         for file, start in zip(files, starts, strict=True):
             numbers = range(start, min(start + per_file, count))
             if file.exists():

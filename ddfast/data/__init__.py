@@ -10,6 +10,7 @@ from ddfast.data.named import DATASETS
 from ddfast.data.parameterisation import PARAMETERISATIONS, Pixels, Texture
 from ddfast.data.preprocessing import Preprocessing
 from ddfast.data.recorded import recorded_preprocessing
+from ddfast.data.registry import register_dataset
 from ddfast.data.seeded_augment import SeededAugment
 from ddfast.data.statistics import take_statistics
 from ddfast.data.synthetic import SyntheticSet
@@ -36,6 +37,7 @@ __all__ = [
     "known_name",
     "load_dataset",
     "recorded_preprocessing",
+    "register_dataset",
     "set_of_release",
     "take_statistics",
 ]

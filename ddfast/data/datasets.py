@@ -24,6 +24,7 @@ from ddfast.data.objects import is_data_file, read_object
 from ddfast.data.pixels import SIXTEEN_BITS, as_value_range
 from ddfast.data.preprocessing import RESIZES, Preprocessing
 from ddfast.data.recorded import recorded_preprocessing
+from ddfast.data.registry import REGISTERED, is_registered, read_registered
 from ddfast.data.summary import span, summary
 from ddfast.data.zca import ZCA
 from ddfast.runtime.arguments import expect_one_of, expect_whole, takes_old_names, takes_plain_numbers
@@ -204,10 +205,10 @@ def load_dataset(
     """A Dataset from a name, a folder, a file of arrays, data given as objects, or a Dataset as it is.
 
     Args:
-        dataset: a name of DATASETS; the path of a folder of pictures (docs/data.md: train/<class>/… and test/ or val/,
-            or <class>/…), which a Path and a string with a slash always are; an .npz, .npy or .pt file; a pair (train,
-            test), each of them a torch data set or DataLoader that yields (image, label), (images, labels) tensors or
-            arrays, or a Hugging Face data set; one of these alone, of which a test part is drawn; a mapping with train
+        dataset: a name of DATASETS or of register_dataset; the path of a folder of pictures (docs/data.md:
+            train/<class>/… and test/ or val/, or <class>/…), which a Path and a string with a slash always are; an
+            .npz, .npy or .pt file; a pair (train, test), each of them a torch data set or DataLoader that yields
+            (image, label), (images, labels) tensors or arrays, or a Hugging Face data set; one of these alone, of which a test part is drawn; a mapping with train
             and test. docs/data.md says which values and labels are read how.
         data_root: where the files of named data sets are; None for DDFAST_DATA, else a folder in the user's cache.
         image_size: side or (H, W) in pixels; None for their own, 128 for the ImageNet subsets.
@@ -227,6 +228,11 @@ def load_dataset(
     tells what was read.
     Errors: ValueError, TypeError or FileNotFoundError saying what was expected and what came.
     """
+    if is_registered(dataset):
+        read = read_registered(dataset, data_root=data_root, download=download, image_size=image_size)
+        how = {"test_folder": test_folder, "value_range": value_range, "layout": layout, "preprocessing": preprocessing}
+        how |= {"image_size": image_size, "resize": resize, "zca": zca, "skip_unreadable": skip_unreadable}
+        return replace(load_dataset(read, **how), name=dataset)
     recorded = None if preprocessing is None else recorded_preprocessing(preprocessing)
     if recorded is not None:
         if zca and recorded.zca is None:
@@ -297,6 +303,8 @@ def known_name(dataset: Any) -> str | None:
     """
     if not isinstance(dataset, str) or os.sep in dataset:
         return None
+    if is_registered(dataset):
+        return dataset
     name = _spelled(dataset)
     if name and dataset != name and Path(dataset).is_dir():
         raise ValueError(f"dataset: {dataset!r} may be the data set {name} or the folder; write {name} or ./{dataset}")
@@ -326,10 +334,11 @@ def _expect_folder(dataset: str | Path) -> Path:
         raise ValueError(f"dataset: expected a folder of pictures, got the file {dataset}; unpack an archive first")
     if isinstance(dataset, Path) or os.sep in dataset:
         raise FileNotFoundError(f"dataset: expected a folder of pictures, there is no {dataset}")
-    near = difflib.get_close_matches(dataset.lower(), DATASETS, 1)
+    near = difflib.get_close_matches(dataset.lower(), [*DATASETS, *REGISTERED], 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     files = "an image folder, or an .npz, .npy or .pt file"
-    raise ValueError(f"dataset: expected one of {', '.join(DATASETS)}, {files}, got {dataset!r}{hint}")
+    names = ", ".join([*DATASETS, *REGISTERED])
+    raise ValueError(f"dataset: expected one of {names}, a name of register_dataset, {files}, got {dataset!r}{hint}")
 
 
 def _image_size(image_size) -> tuple[int, int] | None:

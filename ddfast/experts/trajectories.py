@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ddfast.experts.snapshots import (
     words,
 )
 from ddfast.runtime.files import (
+    lock_of,
     locking,
     read_json,
     read_tensors,
@@ -163,16 +164,15 @@ class TrajectoryStore:
 
         Nothing is held where it is stored meanwhile. The claim goes with the process, however it ends.
         """
-        claim = self.path / f".expert_{expert:04d}.claim"
+        file = self._file(expert)
         with ExitStack() as held:
-            with suppress(FileNotFoundError):  # the expert was stored, and its claim deleted, just now
-                claim.touch()
-                held.enter_context(locking(claim, wait=wait))
+            if not file.exists():
+                held.enter_context(locking(file, wait=wait))
                 for path in (self._file(expert), self._unfinished_file(expert)):
                     remove_leftovers(self.path, path.name)
             yield
-            if self._file(expert).exists():
-                claim.unlink(missing_ok=True)
+            if file.exists():
+                lock_of(file).unlink(missing_ok=True)  # while it is held: who waits for it finds the expert
 
     def _file(self, expert: int) -> Path:
         return self.path / f"expert_{expert:04d}.safetensors"

@@ -16,6 +16,7 @@ import torch
 from ddfast.data import SyntheticSet
 from ddfast.runtime.files import (
     expect_writable,
+    lock_of,
     locking,
     read_json,
     remove_leftovers,
@@ -102,6 +103,7 @@ class RunFolder:
     def discard(self) -> None:
         """Undo `create`, for a run that ended before it had anything to keep."""
         (self.path / "config.json").unlink(missing_ok=True)
+        lock_of(self.path).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the folder holds other things
             self.path.rmdir()
 
@@ -116,7 +118,7 @@ class RunFolder:
         file = self.path / "config.json"
         if not file.is_file():
             raise FileNotFoundError(f"{self.path}: no run here (config.json is missing)")
-        config = read_json(file)
+        config = read_json(file, checksum=False)  # edited, perhaps, by its owner
         types = {"dataset": str, "method": str, "versions": dict}
         if not isinstance(config, dict) or any(type(config.get(name)) is not kind for name, kind in types.items()):
             raise ValueError(f"{file}: not the settings of a run")
@@ -124,7 +126,7 @@ class RunFolder:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write every setting, resolved."""
-        write_json(self.path / "config.json", config)
+        write_json(self.path / "config.json", config, checksum=False)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add one line to metrics or evaluations; a number that is not finite becomes null, as JSON has it."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 log = logging.getLogger("ddfast")
@@ -27,6 +27,7 @@ log = logging.getLogger("ddfast")
 CHECKSUM = "sha256"  # the entry of a JSON file that holds it
 METADATA = "ddfast"  # the entry of a tensor file's metadata that is ours; a single one, for their order is not fixed
 TEMPORARY = re.compile(r"\..*\.([^.]*)-(\d+)\.tmp")  # host and process
+LOCK = ".lock"  # ending of the files that locks are on
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -112,8 +113,9 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a process left this half written, or is writing it."""
-    return TEMPORARY.fullmatch(path.name) is not None
+    """Whether a process left this half written, or is writing it, or it is a lock's file."""
+    is_lock = path.name.startswith(".") and path.name.endswith(LOCK)
+    return is_lock or TEMPORARY.fullmatch(path.name) is not None
 
 
 def _is_another_at_work(process: int) -> bool:
@@ -128,25 +130,30 @@ def _is_another_at_work(process: int) -> bool:
     return True
 
 
+def lock_of(path: Path) -> Path:
+    """The hidden file whose lock holds a folder, in it, or a file, beside it. It stays when the lock is given back."""
+    return path / LOCK if path.is_dir() else path.with_name(f".{path.name}{LOCK}")
+
+
 @contextlib.contextmanager
 def locking(path: Path, *, wait: bool) -> Iterator[None]:
     """Hold a folder or file against other processes that lock it; not waiting, BlockingIOError where one does.
 
     The lock goes with the process, however it ends. A file system that has no locks is only warned of.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    lock = FileLock(lock_of(path), timeout=-1 if wait else 0, is_singleton=False)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise BlockingIOError(f"{path}: another process is at work here") from None
-        except OSError as error:
-            if error.errno not in CANNOT_LOCK:
-                raise
-            log.warning("%s: its file system has no locks; see to it that no other process works here", path)
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(f"{path}: another process is at work here") from None
+    except (OSError, NotImplementedError) as error:
+        if not isinstance(error, NotImplementedError) and error.errno not in CANNOT_LOCK:
+            raise
+        log.warning("%s: its file system has no locks; see to it that no other process works here", path)
+    try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -186,22 +193,24 @@ def mapped_tensor(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> t
         path.unlink(missing_ok=True)  # the mapping keeps it until the process ends
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all; an object gets a checksum of its other entries."""
-    if isinstance(value, dict):
+def write_json(path: Path, value: Any, *, checksum: bool = True) -> None:
+    """Write `value` as indented JSON, whole or not at all; an object gets a checksum of its other entries, where people
+    are not to edit it."""
+    if isinstance(value, dict) and checksum:
         value = json.loads(json.dumps(value))  # keys as they will be read
         value = {**value, CHECKSUM: _digest(value)}
     with replacing(path) as temporary:
         temporary.write_bytes(_encoded(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON, without its checksum; ValueError that names the file where it is not JSON, or not what was written."""
+def read_json(path: Path, *, checksum: bool = True) -> Any:
+    """Read JSON, without its checksum; ValueError that names the file where it is not JSON, or not what was written,
+    which of a file without a checksum is not known."""
     try:
         value = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
-    if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != _digest(value):
+    if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != _digest(value) and checksum:
         raise ValueError(
             f"{path}: damaged, or edited by hand: its checksum differs (without the entry {CHECKSUM!r} it is read as "
             f"it is)"

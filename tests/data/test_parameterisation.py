@@ -133,7 +133,13 @@ def _rolled_to(canvas, corner):
 
 
 def test_networks_side_by_side_see_the_crops_that_each_alone_sees(data):
-    options = {"num_eval": 3, "eval_epochs": 8, "dsa_strategy": "flip_scale", "eval_batch": 4, "networks": ("convnet:width=8",)}
+    options = {
+        "num_eval": 3,
+        "eval_epochs": 8,
+        "dsa_strategy": "flip_scale",
+        "eval_batch": 4,
+        "networks": ("convnet:width=8",),
+    }
     assert evaluate(tiled(data), data, at_once=1, **options) == evaluate(tiled(data), data, at_once=3, **options)
 
 

@@ -162,7 +162,10 @@ def test_a_network_at_chance_level_is_told_with_what_to_try(pair, good, caplog, 
 
 
 def test_dropout_follows_the_seed_and_leaves_the_global_state_alone(data, good):
-    before, options = torch.get_rng_state(), {"num_eval": 1, "eval_epochs": 5, "networks": ("smallvgg:width=4",), "eval_lr": 0.05}
+    before, options = (
+        torch.get_rng_state(),
+        {"num_eval": 1, "eval_epochs": 5, "networks": ("smallvgg:width=4",), "eval_lr": 0.05},
+    )
     trained = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "accuracy", lambda net, test, what: trained.append(net) or 0.0)

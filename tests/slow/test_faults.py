@@ -122,15 +122,21 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(pair, tmp_path):
         ddfast.run.folder.RunFolder(tmp_path / "run").write_state(state)
 
 
-def test_settings_that_were_edited_or_damaged_are_refused_unless_they_are_meant(pair, tmp_path):
+def test_settings_may_be_edited_by_hand_and_what_is_no_json_is_refused(pair, tmp_path):
+    """Also of ddfast 0.1, which wrote a checksum into them."""
     ddfast.distill(pair, output=tmp_path / "run", **JOB)
     config = tmp_path / "run" / "config.json"
-    config.write_text(config.read_text().replace('"seed": 0', '"seed": 1'))
-    with pytest.raises(ValueError, match=r"config\.json: damaged, or edited by hand: its checksum differs"):
+    settings = json.loads(config.read_text())
+    assert "sha256" not in settings
+    config.write_text(json.dumps(settings | {"num_eval": 2, "sha256": "that of before"}))
+    result = ddfast.distill(pair, output=tmp_path / "run", resume=True)
+    assert result.path == tmp_path / "run" and result.accuracy["distilled"]["n"] == 2
+    config.write_text(json.dumps(settings | {"syn_steps": 0}))
+    with pytest.raises(ValueError, match="syn_steps: expected a whole number of at least 1, got 0"):
         ddfast.distill(pair, output=tmp_path / "run", resume=True)
-    lines = [line for line in config.read_text().splitlines() if '"sha256"' not in line]
-    config.write_text("\n".join(lines).replace(",\n}", "\n}"))
-    assert ddfast.distill(pair, output=tmp_path / "run", resume=True).path == tmp_path / "run"
+    config.write_text(json.dumps(settings)[:-9])
+    with pytest.raises(ValueError, match=r"config\.json: not a JSON file"):
+        ddfast.distill(pair, output=tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_experts_are_shared_out_and_the_same(alone, tmp_path):
     finish(launch(0, f"{options} {tmp_path / 'alone'}"))
     for name in ("experts.json", *(f"expert_000{n}.safetensors" for n in range(3))):
         assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
-    assert not list((tmp_path / "shared").glob("*.claim"))
+    assert not list((tmp_path / "shared").glob(".expert*"))
 
 
 def test_processes_that_know_nothing_of_each_other_share_out_experts_too(tmp_path):
