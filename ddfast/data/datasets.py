@@ -208,8 +208,8 @@ def load_dataset(
         dataset: a name of DATASETS or of register_dataset; the path of a folder of pictures (docs/data.md:
             train/<class>/… and test/ or val/, or <class>/…), which a Path and a string with a slash always are; an
             .npz, .npy or .pt file; a pair (train, test), each of them a torch data set or DataLoader that yields
-            (image, label), (images, labels) tensors or arrays, or a Hugging Face data set; one of these alone, of which a test part is drawn; a mapping with train
-            and test. docs/data.md says which values and labels are read how.
+            (image, label), (images, labels) tensors or arrays, or a Hugging Face data set; one of these alone, of which
+            a test part is drawn; a mapping with train and test. docs/data.md says which values and labels are read how.
         data_root: where the files of named data sets are; None for DDFAST_DATA, else a folder in the user's cache.
         image_size: side or (H, W) in pixels; None for their own, 128 for the ImageNet subsets.
         resize: how images get there: stretch, or crop (short side resized, middle kept); None for stretch.

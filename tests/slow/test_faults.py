@@ -1,6 +1,7 @@
 """What a machine and its users do to a run: kills, full disks, signals, two runs in one folder, other locales."""
 
 import errno
+import json
 import os
 import random
 import resource
