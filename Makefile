@@ -11,12 +11,12 @@ ISA_TESTS := tests/ops tests/engine/test_adjoints.py tests/engine/test_unroll.py
 # a test process per core, each of one thread
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-fast test-isa lint format pytest fallback ctest bench clean
+.PHONY: demo test test-fast test-isa lint docs format pytest fallback ctest bench clean
 
 demo: $(READY)
 	$(BIN)/ddfast distill
 
-test: lint pytest fallback test-isa ctest
+test: lint docs pytest fallback test-isa ctest
 
 test-fast: lint # without whole jobs, faults and processes, and without the kernels alone
 	$(PYTEST) --ignore tests/slow
@@ -39,6 +39,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mypy
+
+docs: $(READY) # the site, into site/; a broken link or a name that is not there fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

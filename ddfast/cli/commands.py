@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -48,7 +49,7 @@ def _end_when_told() -> list[int]:
     """
     told: list[int] = []
 
-    def end(number: int, _frame) -> None:
+    def end(number: int, _frame: Any) -> None:
         told.append(number)
         raise KeyboardInterrupt
 
@@ -109,7 +110,7 @@ print_option = option("--print-config", is_flag=True, help="Print the settings a
 @option("--output", type=PATH, help="Run folder.  [default: runs/<next number>]")
 @option("--resume", is_flag=True, help="Go on with the run in --output, or begin it.")
 @print_option
-def distill(print_config: bool, **options) -> None:
+def distill(print_config: bool, **options: Any) -> None:
     """Distil a data set: experts, images, evaluation, run folder. With no options: the embedded digits."""
     import ddfast
     from ddfast.run.config import config_file
@@ -148,7 +149,7 @@ def distill(print_config: bool, **options) -> None:
 )
 @option("--output", type=PATH, help="Folder.  [default: one in the user's cache]")
 @option("--plan", is_flag=True, help="Only say what they would take on disk, by --snapshots.")
-def experts(dataset, ipc, method, preset, plan, **options) -> None:
+def experts(dataset: Any, ipc: Any, method: Any, preset: Any, plan: Any, **options: Any) -> None:
     """Train experts and keep a snapshot of their parameters after every epoch."""
     import ddfast
     from ddfast.experts import words
@@ -194,7 +195,17 @@ def experts(dataset, ipc, method, preset, plan, **options) -> None:
 )
 @option("--output", type=PATH, help="File of accuracies, one line each; a stopped evaluation goes on from it.")
 def evaluate(
-    synthetic: Path, dataset, networks, data_root, download, eval_lr, random_real, num_eval, protocol, seed, **options
+    synthetic: Path,
+    dataset: Any,
+    networks: Any,
+    data_root: Any,
+    download: bool,
+    eval_lr: float | None,
+    random_real: bool,
+    num_eval: int | None,
+    protocol: str | None,
+    seed: int | None,
+    **options: Any,
 ) -> None:
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them.
 

@@ -22,15 +22,15 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 class OptionType(click.ParamType):
     """What a declared option takes, from a text of the command line or a value of a file."""
 
-    def __init__(self, option: Declared):
+    def __init__(self, option: Declared) -> None:
         self.option = option
         self.name = option.metavar or _metavar(option)
 
-    def get_metavar(self, param, ctx):
+    def get_metavar(self, param: Any, ctx: Any) -> str:
         """As it is written, not in capitals."""
         return self.name
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Parse a text, check a value."""
         try:
             if isinstance(value, str):
@@ -53,7 +53,7 @@ def _metavar(option: Declared) -> str:
 class SectionOption(click.Option):
     """An option with its section of the help."""
 
-    def __init__(self, *arguments: Any, section: str = "Run", **options: Any):
+    def __init__(self, *arguments: Any, section: str = "Run", **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.section = section
 
@@ -95,7 +95,7 @@ class Command(click.Command):
         renamed: dict[str, str] | None = None,
         takes_files: bool = False,
         **options: Any,
-    ):
+    ) -> None:
         super().__init__(*arguments, **options)
         self._declared, self._renamed, self._takes_files = declared, renamed or {}, takes_files
 

@@ -3,6 +3,8 @@
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -13,7 +15,7 @@ from ddfast.runtime.forecast import words_of_time
 SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 
 
-def progress(distillation):
+def progress(distillation: Any) -> Iterator[dict[str, Any]]:
     """The records of a distillation, with a bar on a terminal, or a line now and then."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
@@ -36,7 +38,7 @@ def progress(distillation):
             yield record
 
 
-def print_table(result) -> None:
+def print_table(result: Any) -> None:
     """The accuracies of a run."""
     accuracy, full = result.accuracy, result.accuracy.get("full_data", {"epochs": "", "source": ""})
     ipc = RunFolder(result.path).read_config()["ipc"]

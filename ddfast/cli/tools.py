@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ddfast.cli.commands import READING, cli
 from ddfast.cli.options import AT_LEAST_0, AT_LEAST_1, PATH, POSITIVE, Command, declared, option
+from ddfast.runtime.options import Declared
 
 
 class Experiment(click.ParamType):
@@ -14,7 +16,7 @@ class Experiment(click.ParamType):
 
     name = "N or all"
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """As convert takes it."""
         if value == "all" or isinstance(value, int):
             return value
@@ -27,11 +29,11 @@ DATA = ("data_root", "image_size", "resize", *READING, "preprocessing")
 TRAINING = ("batch_train", "mom", "l2", "optimizer", "rho", "alpha", "schedule", "train_lr")
 
 
-def _declared():
+def _declared() -> list[Declared]:
     return [*declared(*DATA), *(one._replace(words="unknown") for one in declared(*TRAINING))]
 
 
-def _plan():
+def _plan() -> list[Declared]:
     return [one._replace(words="the preset's") for one in declared("syn_steps", "batch_syn", "segments")]
 
 
@@ -97,7 +99,9 @@ def _plan():
     section="Images",
     help="Side of SRC's images over what networks see of them.  [default: 1]",
 )
-def convert(source: Path, output: Path, to, source_format, download, preset, **options) -> None:
+def convert(
+    source: Path, output: Path, to: Any, source_format: Any, download: bool, preset: Any, **options: Any
+) -> None:
     """Convert SRC, a file or folder whose format is recognised, to DST. Experts become experts, images images."""
     from ddfast.compat import convert as convert_files
     from ddfast.methods import METHODS
@@ -116,7 +120,9 @@ def convert(source: Path, output: Path, to, source_format, download, preset, **o
 @option("--precision", help="For --plan: default, float32 or bfloat16.  [default: default]")
 @option("--network", help="For --plan: another network than the preset's.")
 @option("--device", help="For --plan: cpu, cuda, …  [default: a GPU if there is one]")
-def info(as_json: bool, preset, memory_budget, precision, network, device, **settings) -> None:
+def info(
+    as_json: bool, preset: Any, memory_budget: Any, precision: Any, network: Any, device: Any, **settings: Any
+) -> None:
     """Versions, which kernels are built for which devices, and how to get what is missing; or a memory plan."""
     import ddfast
     from ddfast.methods import METHODS

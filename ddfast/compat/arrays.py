@@ -41,7 +41,7 @@ def content_of(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_arrays(path: str | Path, dataset: Dataset, **use) -> SyntheticSet:
+def read_arrays(path: str | Path, dataset: Dataset, **use: Any) -> SyntheticSet:
     """The set of a file with entries of images, labels and, where there is one, lr, called as in IMAGES, LABELS, RATES.
 
     Images may be [I, C, H, W], [I, H, W, C], of grey ones [I, H, W], or rows; in whole numbers or floats, of which it

@@ -75,7 +75,7 @@ def network_of(model: str) -> str | None:
     return f"convnet:norm={NORMS[named[3]]}" if named[3] else "convnet"
 
 
-def read_dc(path: str | Path, dataset: Dataset, *, experiment: int | None = None, **use) -> SyntheticSet:
+def read_dc(path: str | Path, dataset: Dataset, *, experiment: int | None = None, **use: Any) -> SyntheticSet:
     """The set of one experiment of DC's code (Zhao et al. 2021; Zhao & Bilen 2021, 2023).
 
     Args:

@@ -1,6 +1,7 @@
 """The tensors that the benchmark DD-Ranking evaluates: images.pt, labels.pt, lr.pt."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from ddfast.data import Dataset, SyntheticSet
 NAMES = ("images.pt", "labels.pt", "lr.pt")
 
 
-def read_dd_ranking(path: str | Path, dataset: Dataset, **use) -> SyntheticSet:
+def read_dd_ranking(path: str | Path, dataset: Dataset, **use: Any) -> SyntheticSet:
     """The set of a folder as DD-Ranking's demos load it (Li et al. 2025).
 
     Without labels.pt the classes are 0 … K − 1, each as often as the others, one after the other, as DD-Ranking has

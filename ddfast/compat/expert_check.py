@@ -102,7 +102,7 @@ def _measure(store: TrajectoryStore, dataset: Dataset) -> Callable[[int, int, Ca
     return measure
 
 
-def _accuracy(net: nn.Module, dataset: Dataset, order: Tensor, preprocess, device: torch.device) -> float:
+def _accuracy(net: nn.Module, dataset: Dataset, order: Tensor, preprocess: Any, device: torch.device) -> float:
     right = 0
     for chosen in order.split(BATCH):
         images = preprocess(dataset.test_images[chosen].to(device))

@@ -42,7 +42,7 @@ def hints(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_idc(path: str | Path, dataset: Dataset, *, factor: int | None = None, **use) -> SyntheticSet:
+def read_idc(path: str | Path, dataset: Dataset, *, factor: int | None = None, **use: Any) -> SyntheticSet:
     """The set of IDC's or NCFM's code (Kim et al. 2022; Wang et al. 2025), its images as networks see them.
 
     An image of the file holds factor² tiles, each of which is brought to the whole size by bilinear interpolation: of

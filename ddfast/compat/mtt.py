@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from ddfast.compat.labels import read_labels
 from ddfast.compat.placing import placing
@@ -34,7 +35,7 @@ def images_file(path: str | Path) -> Path | None:
     return tags.get("best") or tags[max(tags, key=int)]
 
 
-def read_mtt(path: str | Path, dataset: Dataset, **use) -> SyntheticSet:
+def read_mtt(path: str | Path, dataset: Dataset, **use: Any) -> SyntheticSet:
     """The set of MTT's code, or with soft labels that of DATM's (Cazenavette et al. 2022; Guo et al. 2024), or with
     ema_ before the names the average of FTD's (Du et al. 2023).
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def picture_files(path: Path) -> dict[str, list[Path]]:
     return {name: sorted(files, key=_in_order) for name, files in found.items() if files}
 
 
-def read_png(path: str | Path, dataset: Dataset, **use) -> SyntheticSet:
+def read_png(path: str | Path, dataset: Dataset, **use: Any) -> SyntheticSet:
     """The set of a folder with a folder of pictures per class, preprocessed as the data set, its labels the classes.
 
     Folders are called as the classes, or new000 … by their numbers, as SRe2L's code has them. Pictures of another size

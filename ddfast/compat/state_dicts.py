@@ -52,8 +52,9 @@ def experts_of(value: Any) -> list[list[dict[str, Tensor]]] | None:
     if not isinstance(value, list | tuple) or not value:
         return None
     snapshots = [state_dict_of(entry) for entry in value]
-    if all(snapshot is not None for snapshot in snapshots):
-        return [snapshots]
+    whole = [snapshot for snapshot in snapshots if snapshot is not None]
+    if len(whole) == len(snapshots):
+        return [whole]
     inner = [experts_of(entry) for entry in value if isinstance(entry, list | tuple)]
     if len(inner) == len(value) and all(found is not None and len(found) == 1 for found in inner):
         return [found[0] for found in inner]

@@ -40,7 +40,7 @@ class Use:
     values: str | None = None
     network: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.values is not None:
             expect_one_of("values", self.values, VALUES)
 

@@ -28,9 +28,8 @@ def load(path: Path) -> Any:
         begins = file.read(2)
     mapped = _is_zip(path)
     if not mapped and begins != b"\x80\x02":  # how the older format begins
-        raise ValueError(
-            f"{path}: not a whole file of torch.save: {'its end is missing or damaged' * (begins == b'PK') or begins}"
-        )
+        what = "its end is missing or damaged" if begins == b"PK" else repr(begins)
+        raise ValueError(f"{path}: not a whole file of torch.save: {what}")
     if not mapped:
         log.info("%s: written by a PyTorch before 1.6, read whole into memory", path)
     try:

@@ -81,7 +81,7 @@ class DSA:
     one affine map.
     """
 
-    def __init__(self, strategy: str = FULL_STRATEGY, family: str | None = None):
+    def __init__(self, strategy: str = FULL_STRATEGY, family: str | None = None) -> None:
         named, names = family_of(strategy or NO_STRATEGY)
         if named == DC:
             raise ValueError(
@@ -117,7 +117,8 @@ class DSA:
         if self.kinds == [NO_STRATEGY]:
             return Draw(NO_STRATEGY, {}, torch.empty(0))
         kind = self.kinds[int(torch.randint(len(self.kinds), (), generator=generator))]
-        values, parameters = {}, {}
+        values: dict[str, Tensor] = {}
+        parameters: dict[str, Tensor] = {}
         for transform in (TRANSFORMS[name] for name in kind.split("+")):
             drawn = transform.draw(count if per_image or self.family == "mtt" else 1, image_size, generator)
             values |= drawn

@@ -24,7 +24,7 @@ class Batches:
         labels: Tensor,  # int64 [N]
         preprocessing: Preprocessing,
         device: torch.device,
-    ):
+    ) -> None:
         self.device, self._apply = device, preprocessing.apply
         room = free_bytes(device) // 2
         if preprocessing.zca is not None and 4 * images.numel() <= room:

@@ -50,7 +50,7 @@ class Dataset:
     # how it was read, as JSON has it: sources of both parts, notes, files that were skipped, the line that tells it all
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for part in ("train", "test"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
             if images.dim() != 4 or len(images) == 0 or images.shape[1:] != self.train_images.shape[1:]:
@@ -189,7 +189,7 @@ class Dataset:
 @takes_plain_numbers
 @takes_old_names(root="data_root")
 def load_dataset(
-    dataset,
+    dataset: Any,
     *,
     data_root: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
@@ -341,7 +341,7 @@ def _expect_folder(dataset: str | Path) -> Path:
     raise ValueError(f"dataset: expected one of {names}, a name of register_dataset, {files}, got {dataset!r}{hint}")
 
 
-def _image_size(image_size) -> tuple[int, int] | None:
+def _image_size(image_size: Any) -> tuple[int, int] | None:
     if image_size is None:
         return None
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size

@@ -36,7 +36,7 @@ class DCAugmentation:
     Errors: ValueError that lists the transforms.
     """
 
-    def __init__(self, strategy: str):
+    def __init__(self, strategy: str) -> None:
         self.kinds = family_of(strategy)[1].split("_")
         if not set(self.kinds) <= set(TRANSFORMS):
             raise ValueError(

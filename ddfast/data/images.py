@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,7 +153,7 @@ def to_unit(images: Tensor) -> Tensor:  # [N, C, H, W] uint8 of 0 to 255, or flo
 class _Reader:
     """Reads parts into tensors of one size, and keeps count of what it sees."""
 
-    def __init__(self, image_size: tuple[int, int], channels: int, resize: str, is_deep: bool):
+    def __init__(self, image_size: tuple[int, int], channels: int, resize: str, is_deep: bool) -> None:
         self.image_size, self.channels, self.resize, self.is_deep = image_size, channels, resize, is_deep
         self.extremes: dict[str, tuple[float, float]] = {}
         self.transparent = 0
@@ -198,7 +199,7 @@ class _Reader:
 def _in_threads(function: Callable, items: Sequence) -> list:
     """The results of a function over all items; of those where it fails the reason, as text."""
 
-    def tried(item):
+    def tried(item: Any) -> Any:
         try:
             return function(item)
         except Exception as error:  # a damaged file raises many kinds; each is named
@@ -269,7 +270,7 @@ def _range_notes(
     return notes
 
 
-def _as_tensor(pixels) -> Tensor:  # an array [C, H, W] -> uint8, or float32
+def _as_tensor(pixels: Any) -> Tensor:  # an array [C, H, W] -> uint8, or float32
     if pixels.dtype == "uint8":
         return torch.from_numpy(pixels.copy())
     return torch.from_numpy(pixels.astype("float32"))

@@ -103,7 +103,8 @@ def list_pictures(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     """The pictures in a folder and all below, sorted: links are followed, and every real file is listed once."""
     left_out = left_out or LeftOut()
     pictures, seen = [], set()
-    folders, links = [(folder, os.path.realpath(folder))], []
+    folders = [(folder, os.path.realpath(folder))]
+    links: list[tuple[str, str]] = []
 
     def add(entry: os.DirEntry, real: str) -> None:
         if not _is_picture(entry):

@@ -6,6 +6,7 @@ import os
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ class _Torchvision:
         return unpacked
 
     @staticmethod
-    def _images(data) -> Tensor:  # uint8 [N, C, H, W]
+    def _images(data: Any) -> Tensor:  # uint8 [N, C, H, W]
         images = torch.as_tensor(data)
         if images.dim() == 3:
             return images.unsqueeze(1)

@@ -60,8 +60,8 @@ def read_object(
         return RawData(images[0], classes.train, images[1], classes.test, classes.names, value_range=found, notes=notes)
     kept, drawn = stratified_split(classes.train, classes.names)
     notes.append(split_words(len(kept), len(drawn)))
-    tensors = (tensor[chosen] for chosen in (kept, drawn) for tensor in (images[0], classes.train))
-    return RawData(*tensors, classes.names, value_range=found, notes=notes)
+    train, test = ((images[0][chosen], classes.train[chosen]) for chosen in (kept, drawn))
+    return RawData(train[0], train[1], test[0], test[1], classes.names, value_range=found, notes=notes)
 
 
 def _halves(dataset: Any) -> tuple[tuple[Any, Any] | None, Sequence[str] | None, list[str]]:

@@ -89,19 +89,19 @@ class Texture(Pixels):
     is_random: ClassVar[bool] = True
     canvas: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_whole(canvas=self.canvas)
 
-    def draw(self, count, size, generator):
+    def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor | None:
         """Shifts, int64 [count, 2]."""
         return draw_rolls(count, size, generator)
 
-    def decode(self, parameters, drawn=None):
+    def decode(self, parameters: Tensor, drawn: Tensor | None = None) -> Tensor:
         """The crops at these places."""
         H, W = parameters.shape[2:]
         return crop(parameters, drawn, self.image_size((H, W)))
 
-    def image_size(self, size):
+    def image_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """A part of the canvas."""
         if any(side % self.canvas for side in size):
             raise ValueError(f"canvas: expected a divisor of both sides, {list(size)}, got {self.canvas}")

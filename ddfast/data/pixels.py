@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 from torch import Tensor
@@ -91,7 +92,7 @@ def read_pixels(
         return picture_pixels(ImageOps.exif_transpose(picture), channels)
 
 
-def picture_pixels(picture, channels: int) -> tuple[numpy.ndarray, bool]:  # a PIL image -> as read_pixels
+def picture_pixels(picture: Any, channels: int) -> tuple[numpy.ndarray, bool]:  # a PIL image -> as read_pixels
     """A PIL image of any mode as numbers; what is see-through lies over white."""
     from PIL import Image
 
@@ -108,7 +109,7 @@ def picture_pixels(picture, channels: int) -> tuple[numpy.ndarray, bool]:  # a P
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), is_transparent
 
 
-def picture_header(picture) -> Header:  # of a PIL image
+def picture_header(picture: Any) -> Header:  # of a PIL image
     """As `read_header`, of a picture that is open."""
     return Header(picture.size[::-1], _is_grey(picture), _kind(picture), False)
 
@@ -144,7 +145,7 @@ def chosen_range(
     return low, high if high > low else low + 1
 
 
-def as_value_range(value) -> tuple[float, float] | None:
+def as_value_range(value: Any) -> tuple[float, float] | None:
     """None and "auto" are None. Errors: ValueError for what is no two finite numbers, the smaller first."""
     if value is None or (isinstance(value, str) and value == "auto"):
         return None
@@ -176,14 +177,14 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in Image.OPEN if name not in NO_PICTURES)
 
 
-def _kind(picture) -> str:
+def _kind(picture: Any) -> str:
     if picture.mode == "F":
         return FLOAT
     is_deep_png = picture.format == "PNG" and _is_deep_colour(picture)
     return INTEGER if picture.mode.startswith("I") or is_deep_png else BYTE
 
 
-def _is_grey(picture) -> bool:
+def _is_grey(picture: Any) -> bool:
     if picture.mode == "P":
         palette = numpy.array(picture.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
         return bool((palette == palette[:, :1]).all())
@@ -191,7 +192,7 @@ def _is_grey(picture) -> bool:
     return deep_grey or picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
 
 
-def _is_deep_colour(picture) -> bool:
+def _is_deep_colour(picture: Any) -> bool:
     """Whether Pillow would cut 16 bits of several channels to 8."""
     if picture.mode.startswith("I"):
         return False
@@ -200,7 +201,7 @@ def _is_deep_colour(picture) -> bool:
     return is_deep_ppm or any(isinstance(x, str) and ";16" in x for x in arguments)
 
 
-def _how_it_lies(picture) -> list:
+def _how_it_lies(picture: Any) -> list:
     """How the pixels lie in the file: what Pillow's decoders are told."""
     tiles = [tile[3] for tile in getattr(picture, "tile", ())]
     return [argument for tile in tiles for argument in (tile if isinstance(tile, tuple) else (tile,))]
@@ -224,7 +225,7 @@ def _needs_tifffile(file: Path) -> bool:
         return True
 
 
-def _read_tiff(file: Path, header_only: bool = False):  # -> Header, or [C, H, W] with 1 to 4 channels
+def _read_tiff(file: Path, header_only: bool = False) -> Any:  # -> Header, or [C, H, W] with 1 to 4 channels
     import tifffile
 
     with tifffile.TiffFile(file) as opened:

@@ -31,7 +31,7 @@ class Preprocessing:
     resize: str = "stretch"
     value_range: tuple[float, float] | None = None  # what was read as 0 and 1, of pixels deeper than 8 bits
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.resize not in RESIZES:
             raise ValueError(f"resize: expected one of {', '.join(RESIZES)}, got {self.resize!r}")
         if not all(abs(value) <= LARGEST_STATISTIC for value in self.mean):
@@ -91,7 +91,7 @@ class Preprocessing:
         """From `describe`. Errors: ValueError, KeyError or TypeError where it is something else."""
         zca = about.get("zca")
         if zca is not None:
-            zca = ZCA(str(zca["data"]), *_numbers([zca["eps"]]), str(zca["checksum"]), _numbers(zca["probe"]))
+            zca = ZCA(str(zca["data"]), _numbers([zca["eps"]])[0], str(zca["checksum"]), _numbers(zca["probe"]))
         mean, std = _numbers(about["mean"]), _numbers(about["std"])
         if len(mean) != len(std):
             raise ValueError(f"preprocessing: expected a mean and a std per channel, got {mean} and {std}")

@@ -29,7 +29,7 @@ class SeededAugment:
         self,
         function: Callable[[Tensor], Tensor],  # [B, C, H, W] -> [B, C, H, W]
         seed: int,
-    ):
+    ) -> None:
         if not callable(function):
             raise TypeError(f"function: expected a function of images, got {function!r}")
         if isinstance(seed, bool) or not isinstance(seed, int):

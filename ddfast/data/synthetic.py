@@ -41,7 +41,7 @@ class SyntheticSet:
     parameterisation: Pixels = PIXELS  # how networks see the images; a number is a Texture's canvas
     network: str | None = None  # what it was distilled for, as ddfast.networks.create takes it; None where not known
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         labels = torch.as_tensor(self.labels)
         given = {"images": torch.as_tensor(self.images), "class_names": tuple(map(str, self.class_names))}
         given["labels"] = labels if labels.is_floating_point() else labels.long()

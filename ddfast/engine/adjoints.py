@@ -151,7 +151,7 @@ class _Recomputing:
         *,
         plan: Plan | None = None,
         from_last_used: bool = False,
-    ):
+    ) -> None:
         """Recompute everything (no arguments), make a plan for a budget at every call, or follow one that was made.
 
         memory_budget: bytes, a size like "4GiB", or a fraction of what the device has free. from_last_used: with

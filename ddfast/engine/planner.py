@@ -34,7 +34,7 @@ class Plan:
     host_states: bool = False
     predicted_bytes: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_whole(state_every=self.state_every, micro_batch=1 if self.micro_batch is None else self.micro_batch)
         if isinstance(self.stored_steps, bool) or not isinstance(self.stored_steps, int) or self.stored_steps < 0:
             raise ValueError(f"stored_steps: expected a whole number of at least 0, got {self.stored_steps!r}")
@@ -72,7 +72,7 @@ class UnrollSize:
 class BudgetTooSmallError(ValueError):
     """Nothing fits a budget."""
 
-    def __init__(self, budget: int, smallest: int):
+    def __init__(self, budget: int, smallest: int) -> None:
         super().__init__(
             f"memory_budget: {_mebibytes(budget)} is too little for this unroll; the smallest that does is "
             f"{math.ceil(smallest / 2**20)} MiB"

@@ -18,7 +18,7 @@ class Repeatable:
     `finish` waits for the device and raises.
     """
 
-    def __init__(self, augment: Callable[[Tensor, int], Tensor]):
+    def __init__(self, augment: Callable[[Tensor, int], Tensor]) -> None:
         self.augment = augment
         self._first: dict[int, tuple[Tensor, torch.dtype | None]] = {}
         self._changed: Tensor | None = None  # bool []

@@ -128,7 +128,7 @@ def match_trajectory(
     *,
     distance: str = "squared",
     weight: Tensor | None = None,  # [P], or like start
-    **options,
+    **options: Any,
 ) -> Tensor:  # [] or [S]
     """The matching loss of MTT (eq. 2): ‖θ_T − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖², with θ_T unrolled from θ*_t.
 

@@ -75,7 +75,7 @@ class Evaluation:
 @takes_plain_numbers
 def evaluate(
     synthetic: SyntheticSet,
-    dataset,
+    dataset: Any,
     *,
     networks: Sequence[Any] | None = None,
     num_eval: int = 5,
@@ -91,7 +91,7 @@ def evaluate(
     output: str | Path | None = None,
     ranks: Ranks = ALONE,
     forecast: Forecast | None = None,
-    **data_options,
+    **data_options: Any,
 ) -> Evaluation:
     """Train `num_eval` networks of each name from scratch on the synthetic set, and test each after its last epoch.
 
@@ -223,7 +223,7 @@ def check_evaluation(networks: Sequence[str], protocol: str, data: Dataset) -> N
         all_networks.create(name, generator=seeds.generator(0), **data.network_arguments)
 
 
-def data_for(synthetic: SyntheticSet, dataset, **data_options) -> Dataset:
+def data_for(synthetic: SyntheticSet, dataset: Any, **data_options: Any) -> Dataset:
     """The data set at the synthetic set's size and with its preprocessing; ValueError where they do not fit."""
     if not isinstance(dataset, Dataset):
         options = {"image_size": synthetic.image_size, "resize": synthetic.preprocessing.resize} | data_options

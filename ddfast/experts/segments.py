@@ -49,7 +49,7 @@ class SegmentReader:
         device: torch.device,
         part: slice = slice(None),
         ahead: bool | None = None,
-    ):
+    ) -> None:
         self.store, self.device, self._part = store, device, part
         self._num_experts, self._start_epochs, self._in_turn = num_experts, start_epochs, in_turn
         self._expert_epochs, self._count = expert_epochs, segments

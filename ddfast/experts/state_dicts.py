@@ -1,6 +1,6 @@
 """A snapshot of an expert as PyTorch's state dict."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ddfast.experts.trajectories import TrajectoryStore
 
 
-def state_dict(store: "TrajectoryStore", expert: int, epoch: int, dataset) -> dict[str, Tensor]:
+def state_dict(store: "TrajectoryStore", expert: int, epoch: int, dataset: Any) -> dict[str, Tensor]:
     """As TrajectoryStore.state_dict says."""
     snapshot, recorded = store.snapshot(expert, epoch), store.settings.get("dataset")
     if dataset is None and set_of_release(recorded or "") is None:

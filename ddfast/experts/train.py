@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class ExpertTraining:
     alpha: float = 1.0
     schedule: str = "constant"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_whole(batch_train=self.batch_train)
         if not 0 < self.lr_teacher < float("inf"):
             raise ValueError(f"train_lr: expected a positive number, got {self.lr_teacher}")
@@ -83,7 +84,7 @@ class ExpertTraining:
 @takes_old_names(epochs="train_epochs", lr_teacher="train_lr", root="data_root")
 @takes_plain_numbers
 def train_experts(
-    dataset,
+    dataset: Any,
     *,
     network: str | nn.Module | Callable[..., nn.Module] = "convnet",
     num_experts: int = 100,
@@ -105,7 +106,7 @@ def train_experts(
     at_once: int | None = None,
     ranks: Ranks = ALONE,
     forecast: Forecast | None = None,
-    **data_options,
+    **data_options: Any,
 ) -> TrajectoryStore:
     """Train experts by SGD with DSA (MTT section 3.1, by default without momentum and decay), one snapshot per epoch;
     or by GSAM (FTD, Du et al. 2023), for flat trajectories.
@@ -271,7 +272,7 @@ class _Training:
         store: TrajectoryStore,
         experts: list[int],
         forecast: Forecast,
-    ):
+    ) -> None:
         self.batches, self.how, self.store, self.seed = batches, how, store, store.settings["seed"]
         self.experts, self.forecast = experts, forecast
         self.augment = augmentation(how.dsa_strategy)

@@ -55,7 +55,7 @@ class TrajectoryStore:
     and what is stored of each snapshot is checked against its checksum when it is first read.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         about = self.path / "experts.json"
         if not about.is_file():
@@ -103,7 +103,7 @@ class TrajectoryStore:
         about = {"format": FORMAT if storage else PLAIN, "epochs": epochs, "settings": settings}
         if (path / "experts.json").exists():
             store = cls(path)
-            has, wanted = ({"epochs": a["epochs"], **a["settings"]} for a in (store.about, about))
+            has, wanted = ({"epochs": a["epochs"]} | a["settings"] for a in (store.about, about))
             differing = [key for key in {**has, **wanted} if has.get(key) != wanted.get(key)]
             if differing:
                 raise ValueError(
@@ -230,7 +230,7 @@ class TrajectoryStore:
             raise ValueError(f"{path}: the snapshot of epoch {epoch} holds values that are not finite")
         return snapshot
 
-    def state_dict(self, expert: int, epoch: int | None = None, dataset=None) -> dict[str, Tensor]:
+    def state_dict(self, expert: int, epoch: int | None = None, dataset: Any = None) -> dict[str, Tensor]:
         """The parameters of an expert after an epoch by their names, for `load_state_dict` of its network.
 
         Names are those of ddfast's networks; of the ConvNet they are the field's (features.0.weight …). Statistics of

@@ -51,7 +51,7 @@ class Resources:
 class RealImages:
     """The training images, preprocessed, in minibatches that are drawn from the run's generator."""
 
-    def __init__(self, data: Dataset, generator: torch.Generator, device: torch.device):
+    def __init__(self, data: Dataset, generator: torch.Generator, device: torch.device) -> None:
         self._batches: Batches = data.train_batches(device)
         self._generator, self._by_class = generator, data.by_class(None)
 
@@ -81,7 +81,7 @@ class Method:
     presets: ClassVar[str | None] = None
     compares_states: ClassVar[bool] = False  # whether an unroll keeps all its states for the loss
 
-    def __init__(self, settings: SetSettings, synthetic: SyntheticSet, resources: Resources):
+    def __init__(self, settings: SetSettings, synthetic: SyntheticSet, resources: Resources) -> None:
         self.settings, self.resources = settings, resources
         self.generator, self.device, self.ranks = resources.generator, resources.device, resources.ranks
         self.augment = DSA(settings.dsa_strategy)
@@ -181,7 +181,7 @@ ENTRY_POINTS = "ddfast.methods"  # by which other packages bring methods
 class Methods(Mapping[str, type[Method]]):
     """All methods by name: ddfast's own, those that were registered, and those of installed packages."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._known: dict[str, type[Method]] = {}
         self._looked = False
 
@@ -221,7 +221,7 @@ def _source(method: type[Method]) -> str:
 METHODS = Methods()
 
 
-def register(method: AnyMethod | None = None, *, name: str | None = None):
+def register(method: AnyMethod | None = None, *, name: str | None = None) -> Any:
     """Give a Method class a name, by which `distill(method=…)` and the command line take it; as a decorator, or called.
 
     name: None for the class's, in small letters. A package that is installed does it by an entry point instead: in the

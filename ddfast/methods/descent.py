@@ -119,7 +119,7 @@ class Descent:
         threshold: float | None = None,
         ema_decay: float | None = None,
         elsewhere: Sequence[int] = (),  # the places of those that VisitingRows keep
-    ):
+    ) -> None:
         self.learned, self._at, self._threshold, self._decay = list(learned), at, threshold, ema_decay
         self._elsewhere = set(elsewhere)
         tensors = [tensor.detach() for tensor in tensors]

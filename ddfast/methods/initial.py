@@ -167,7 +167,7 @@ class _Judges:
     """The last snapshots of experts, to classify images with; batch norms by statistics of some training images, for
     snapshots hold none."""
 
-    def __init__(self, network: nn.Module, experts: TrajectoryStore | None, count: int | None, data: Dataset):
+    def __init__(self, network: nn.Module, experts: TrajectoryStore | None, count: int | None, data: Dataset) -> None:
         self.count, self._network, self._experts, self._data = count, network, experts, data
         self._device = next(network.parameters()).device
         self._loaded: int | None = None

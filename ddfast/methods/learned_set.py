@@ -51,7 +51,7 @@ class LearnedSet:
         *,
         lr_lr: float | None = None,  # rate of α; None: it is not learned
         in_a_step: int | None = None,  # images that a step uses; None: all
-    ):
+    ) -> None:
         if synthetic.is_hard != (settings.labels == "hard"):
             has = "classes" if synthetic.is_hard else "label logits"
             raise ValueError(f"labels: expected a set of {settings.labels} labels, got one of {has}")

@@ -51,7 +51,7 @@ class SetSettings:
 
     LABELS: ClassVar[tuple[str, ...]] = ("hard", "soft")  # those that a method has
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.init, str) or not self.init:  # a set, perhaps
             got = repr(self.init) if isinstance(self.init, str) else f"{type(self.init).__name__}; save it first"
             raise ValueError(f"init: expected one of {', '.join(INITS)}, or a saved set's path, got {got}")

@@ -45,7 +45,7 @@ class VisitingRows:
         values: dict[int, Tensor],  # [I, …] each; given up, for rows are written back in place
         learned: dict[int, Learned],  # those of them that are learned, by SGD
         device: torch.device,
-    ):
+    ) -> None:
         count = len(next(iter(values.values())))
         velocities = {place: torch.zeros_like(values[place]) for place in learned}
         seen, moving = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
@@ -148,7 +148,7 @@ def _moved_on(
     entry: Learned,
 ) -> tuple[Tensor, Tensor]:  # rows and their velocities, now
     m, column = entry.rule.momentum, (-1, *[1] * (x.dim() - 1))
-    x = torch.where(moving.view(column), entry.rule.moved(x, entry.rate, v), x)
+    x = torch.where(moving.view(column), entry.rule.moved(x, entry.rate, v), x)  # type: ignore[call-arg]  # rows are learned by SGD alone
     share = (m ** steps.double()).to(x.dtype).view(column)  # mᵏ
     return x - entry.rate * (m * (1 - share) / (1 - m)) * v, share * v
 

@@ -11,7 +11,9 @@ VGG11 = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, 
 VGG_SMALLEST = 32  # pixels: five poolings leave one
 
 
-def mlp(channels: int = 3, num_classes: int = 10, image_size: tuple[int, int] = (32, 32), *, width: int = 128):
+def mlp(
+    channels: int = 3, num_classes: int = 10, image_size: tuple[int, int] = (32, 32), *, width: int = 128
+) -> nn.Module:
     """Three linear layers with ReLU between them."""
     expect_whole(width=width)
     H, W = image_size
@@ -54,7 +56,7 @@ def alexcifarnet(channels: int = 3, num_classes: int = 10, image_size: tuple[int
     with local response norm and overlapping 3×3 max pooling, and linear layers of 384 and 192."""
     H, W = (((side + 1) // 2 + 1) // 2 for side in image_size)
 
-    def norm():
+    def norm() -> nn.Module:
         return nn.LocalResponseNorm(4, alpha=0.001 / 9, beta=0.75, k=1)
 
     features = nn.Sequential(

@@ -1,6 +1,7 @@
 """The field's ConvNet, and its fused layer."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class NormReLUPool(nn.Module):
     twice (`create_graph=True`).
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5):
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
@@ -76,7 +77,7 @@ class ConvNet(nn.Module):
         activation: str = "relu",
         pooling: str = "avgpooling",
         first_padding: int = 1,
-    ):
+    ) -> None:
         super().__init__()
         expect_one_of("norm", norm, NORMALISATIONS)
         expect_one_of("activation", activation, ACTIVATIONS)
@@ -104,7 +105,7 @@ class ConvNet(nn.Module):
         self.features = nn.Sequential(*blocks)
         self.classifier = nn.Linear(width * H * W, num_classes)
 
-    def load_state_dict(self, state_dict, *args, **options):
+    def load_state_dict(self, state_dict: Any, *args: Any, **options: Any) -> Any:
         """As of any module; where the parameters are of a network whose maps are a row larger, the error says why."""
         try:
             return super().load_state_dict(state_dict, *args, **options)

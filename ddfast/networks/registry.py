@@ -188,7 +188,7 @@ def _alike(one: Factory, other: Factory) -> bool:
 class _Copies:
     """A factory of copies of a module, initialised anew."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module) -> None:
         lacking = [
             f"{name or type(module).__name__}.{parameter}"
             for name, part in module.named_modules()

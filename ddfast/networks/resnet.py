@@ -1,5 +1,7 @@
 """ResNet-18 in its CIFAR forms: a 3×3 first convolution of stride 1, no first pooling."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
@@ -53,7 +55,7 @@ def resnet18_ap(
 class _PooledResNet18(nn.Module):
     """Layers have the names and the order of the field's code, and so its state-dict keys and initial values."""
 
-    def __init__(self, channels, num_classes, image_size, norm):
+    def __init__(self, channels: int, num_classes: int, image_size: Any, norm: Any) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, STAGES[0], 3, padding=1, bias=False)
         self.bn1 = norm(STAGES[0])
@@ -75,7 +77,7 @@ class _PooledResNet18(nn.Module):
 class _PooledBlock(nn.Module):
     """Two convolutions and a way around them; `halves` pools both."""
 
-    def __init__(self, inputs, planes, halves, norm):
+    def __init__(self, inputs: int, planes: int, halves: bool, norm: Any) -> None:
         super().__init__()
         self.halves = halves
         self.conv1 = nn.Conv2d(inputs, planes, 3, padding=1, bias=False)

@@ -48,7 +48,7 @@ class _Laid(torch.autograd.Function):
         return in_layout(maps, last)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx, inputs, output) -> None:
         ctx.came_last = is_channels_last(inputs[0])
 
     @staticmethod

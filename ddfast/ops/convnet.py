@@ -127,7 +127,7 @@ class _Weights:
         flat: Tensor,  # [S, P]
         images: Tensor,  # [B, C, H, W] or [S, B, C, H, W]
         layout: ConvNetLayout,
-    ):
+    ) -> None:
         shapes = layout.piece_shapes(images.shape[-3], tuple(images.shape[-2:]))
         pieces = flat.split([torch.Size(shape).numel() for shape in shapes], 1)
         *blocks, weight, bias = [p.reshape(len(flat), *shape) for p, shape in zip(pieces, shapes, strict=True)]
@@ -223,7 +223,9 @@ def _grad_reference(
     delta = (targets.sum(-1, keepdim=True) * logits.softmax(2) - targets) / B  # [S, B, K]
     losses = -(targets * logits.log_softmax(2)).sum((1, 2)) / B
     g_weight, g_bias = delta.mT @ _features(y, weights), delta.sum(1)
-    g_y, gradients, kept = _unfeatures(delta @ weights.weight, y), [], []
+    g_y = _unfeatures(delta @ weights.weight, y)
+    gradients: list[Tensor] = []
+    kept: list[Tensor] = []
     for i in reversed(range(layout.depth)):
         (w, gamma, beta), (x, z, mean, rstd) = weights.blocks[i], blocks[i]
         kept = [z, g_y, *kept] if keep else kept
@@ -245,7 +247,8 @@ def _grad_jvp_reference(
     layout = ConvNetLayout(*sizes)
     weights, dots = _Weights(parameters, images, layout), _Weights(direction, images, layout)
     blocks, y, logits = _forward(weights, images, layout, kept)
-    dy, tangents = None, []  # the images' own tangent is 0
+    dy: Tensor | None = None  # the images' own tangent is 0
+    tangents: list[tuple[Tensor, ...]] = []
     for (w, gamma, beta), (dw, dgamma, dbeta), (x, z, mean, rstd) in zip(
         weights.blocks, dots.blocks, blocks, strict=True
     ):
@@ -263,7 +266,7 @@ def _grad_jvp_reference(
     h_weight, h_bias = ddelta.mT @ f + delta.mT @ df, ddelta.sum(1)
     g_y = _unfeatures(delta @ weights.weight, y)
     dg_y = _unfeatures(ddelta @ weights.weight + delta @ dots.weight, y)
-    second = []
+    second: list[Tensor] = []
     for i in reversed(range(layout.depth)):
         (w, gamma, beta), (dw, dgamma, _) = weights.blocks[i], dots.blocks[i]
         (x, z, mean, rstd), (dx, dz, dmean, dcov) = blocks[i], tangents[i]
@@ -309,7 +312,7 @@ def _grad_jvp_fake(parameters, images, labels, direction, kept, wanted, width, d
     )
 
 
-def _grad_setup_context(ctx, inputs, output):
+def _grad_setup_context(ctx, inputs, output) -> None:
     parameters, images, labels, _, *ctx.sizes = inputs
     ctx.save_for_backward(parameters, images, labels, *output[2])
     ctx.mark_non_differentiable(output[0], *output[2])

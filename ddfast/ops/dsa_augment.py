@@ -118,7 +118,7 @@ def _backward_reference(grad: Tensor, rows: Tensor) -> Tensor:  # [B, C, H, W], 
     return _color_transposed(images, r).contiguous()
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(inputs[1])
 
 

@@ -172,7 +172,7 @@ def _gradient_fake(z):
     return torch.empty_like(z, memory_format=torch.channels_last), *by_channel
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx, inputs, output) -> None:
     z, weight, bias, _ = inputs
     _, mean, rstd = output
     ctx.save_for_backward(z, mean, rstd, weight, bias)
@@ -183,7 +183,7 @@ def _backward(ctx, grad_y, *_):
     return *torch.ops.ddfast.norm_relu_pool_backward(grad_y, *ctx.saved_tensors), None
 
 
-def _backward_setup_context(ctx, inputs, output):
+def _backward_setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 

@@ -81,7 +81,7 @@ def _backward_fake(grad, student, target, start, weight, distance, denominator, 
     return tuple(student.new_empty(student.shape if want else 0) for want in wanted)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs, *output)
     ctx.mark_non_differentiable(output[1])
 
@@ -92,7 +92,7 @@ def _backward(ctx, grad, _):
     return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), None
 
 
-def _backward_setup_context(ctx, inputs, output):
+def _backward_setup_context(ctx, inputs, output) -> None:
     *tensors, ctx.wanted = inputs
     ctx.save_for_backward(*tensors)
 

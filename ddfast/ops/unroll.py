@@ -126,7 +126,7 @@ def _backward_fake(grad, states, images, labels, lr, batches, rows, kept, wanted
     )
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx, inputs, output) -> None:
     _, images, labels, lr, batches, rows, *ctx.settings = inputs
     _, states, kept = output
     ctx.mark_non_differentiable(states, *kept)

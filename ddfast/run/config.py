@@ -22,6 +22,7 @@ from ddfast.runtime.options import (
     AtLeast1,
     Declared,
     NotNegative,
+    OneOf,
     Option,
     Positive,
     expect_known,
@@ -94,7 +95,7 @@ class DataOptions:
     image_size: Annotated[
         ImageSize | None, Option(Data, "Resize to this.", "their own, or what fits them", "N or HxW")
     ] = None
-    resize: Annotated[Literal[RESIZES] | None, Option(Data, "How images are resized.", "stretch")] = None
+    resize: Annotated[Annotated[str, OneOf(RESIZES)] | None, Option(Data, "How images are resized.", "stretch")] = None
     zca: Annotated[bool | None, Option(Data, "Whiten the images.", THE_PRESETS)] = None
     preprocessing: Annotated[
         Text | None,
@@ -132,9 +133,9 @@ class RunOptions:
     memory_budget: Annotated[
         Text, Option(Run, "What an outer step may use: bytes, 4GiB, 0.5 or 50% of what is free.")
     ] = "50%"
-    precision: Annotated[Literal[PRECISIONS], Option(Run, "Of convolutions: float32 is strict, without TF32.")] = (
-        "default"
-    )
+    precision: Annotated[
+        Annotated[str, OneOf(PRECISIONS)], Option(Run, "Of convolutions: float32 is strict, without TF32.")
+    ] = "default"
     cuda_graph: Annotated[bool, Option(Run, "On a GPU: replay an outer step as one launch.")] = False
     deterministic: Annotated[bool, Option(Run, "On a GPU: the same bits every time.")] = True
     device: Annotated[Text | None, Option(Run, "cpu, cuda, cuda:1, ….", "a GPU if there is one")] = None
@@ -158,16 +159,20 @@ class ExpertOptions:
     batch_train: Annotated[AtLeast1, Option(Experts, "Real images per minibatch.", THE_PRESETS)] = 256
     mom: Annotated[NotNegative, Lt(1), Option(Experts, "Their momentum.", THE_PRESETS)] = 0.0
     l2: Annotated[NotNegative, Option(Experts, "Their weight decay.", THE_PRESETS)] = 0.0
-    optimizer: Annotated[Literal[OPTIMIZERS], Option(Experts, "gsam: for flat trajectories.", THE_PRESETS)] = "sgd"
+    optimizer: Annotated[
+        Annotated[str, OneOf(OPTIMIZERS)], Option(Experts, "gsam: for flat trajectories.", THE_PRESETS)
+    ] = "sgd"
     rho: Annotated[Positive, Option(Experts, "Of gsam: the length of its ascent.", THE_PRESETS)] = 0.01
     alpha: Annotated[NotNegative, Option(Experts, "Of gsam: 0 is SAM.", THE_PRESETS)] = 1.0
-    schedule: Annotated[Literal[SCHEDULES], Option(Experts, "Of their learning rate.", THE_PRESETS)] = "constant"
+    schedule: Annotated[Annotated[str, OneOf(SCHEDULES)], Option(Experts, "Of their learning rate.", THE_PRESETS)] = (
+        "constant"
+    )
     keep_epochs: Annotated[
         KeepEpochs,
         Option(Experts, "Snapshots that are kept, beside the last epoch's.", None, "A-B, needed or all"),
     ] = "all"
     snapshots: Annotated[
-        Literal[tuple(FORMATS)], Option(Experts, "delta16, delta8: rounded to 1/2, 1/3 of the bytes.")
+        Annotated[str, OneOf(tuple(FORMATS))], Option(Experts, "delta16, delta8: rounded to 1/2, 1/3 of the bytes.")
     ] = "float32"
 
 
@@ -196,7 +201,9 @@ class EvaluationOptions:
     eval_batch: Annotated[
         AtLeast1 | None, Option(Evaluation, "Images per minibatch.", "the protocol's, mostly 256")
     ] = None
-    protocol: Annotated[Literal[tuple(PROTOCOLS)], Option(Evaluation, "How: mtt as its code does, ….")] = "ddfast"
+    protocol: Annotated[
+        Annotated[str, OneOf(tuple(PROTOCOLS))], Option(Evaluation, "How: mtt as its code does, ….")
+    ] = "ddfast"
     sam_rho: Annotated[
         Positive | None, Option(Evaluation, "Train with SAM, its ascent of this length.", "plain SGD")
     ] = None

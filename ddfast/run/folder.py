@@ -41,7 +41,7 @@ class RunFolder:
 
     writes: ClassVar[bool] = True
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     @classmethod
@@ -90,6 +90,7 @@ class RunFolder:
                 path = runs / f"{number:04d}"
                 path.mkdir()
                 return path
+        raise AssertionError("numbers do not end")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

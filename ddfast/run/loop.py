@@ -43,7 +43,7 @@ class Distillation:
     `rollback` goes back to the end of the one before.
     """
 
-    def __init__(self, job: Job, experts: TrajectoryStore | None = None, initial: SyntheticSet | None = None):
+    def __init__(self, job: Job, experts: TrajectoryStore | None = None, initial: SyntheticSet | None = None) -> None:
         if job.needs.experts:
             job.check_experts(experts)
         self._job = job

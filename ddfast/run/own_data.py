@@ -123,7 +123,7 @@ def _segments(
 class _Costs:
     """Seconds of a run's parts, from timed steps."""
 
-    def __init__(self, data: Dataset, count: int, values: dict[str, Any], device: torch.device, trained: bool):
+    def __init__(self, data: Dataset, count: int, values: dict[str, Any], device: torch.device, trained: bool) -> None:
         self._data, self._count, self._values, self._device, self._trained = data, count, values, device, trained
         self.times: dict[str, tuple[float, float, float]] = {}
 

@@ -21,7 +21,7 @@ class Recorder:
     Errors: ValueError where the checkpoint is missing, damaged or of another run.
     """
 
-    def __init__(self, run: RunFolder, job: Job, distillation: Distillation):
+    def __init__(self, run: RunFolder, job: Job, distillation: Distillation) -> None:
         self._run, self._job, self._distillation = run, job, distillation
         self._every, self._eval_every = job.config["checkpoint_every"], job.config["eval_every"]
         state = job.ranks.together(run.read_state)

@@ -94,7 +94,7 @@ def _pictures(synthetic: SyntheticSet, images: Tensor) -> list:  # [N, C, H, W] 
     return [to_pil_image(image) for image in images]
 
 
-def _fitting(draw, text: str, width: int) -> str:
+def _fitting(draw: Any, text: str, width: int) -> str:
     """As much of a text as fits into a width."""
     while len(text) > 1 and draw.textlength(text) > width:
         text = text[:-1]

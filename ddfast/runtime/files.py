@@ -299,7 +299,7 @@ def write_archive(path: Path, value: Any) -> None:
 class _Writer:
     """A file that keeps the error of a write, of which torch makes another one that does not say why."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BinaryIO) -> None:
         self._file, self.error = file, None
 
     def write(self, data: bytes | memoryview) -> int:

@@ -35,7 +35,7 @@ class Forecast:
     nothing.
     """
 
-    def __init__(self, stages: dict[str, float] | None = None, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, stages: dict[str, float] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stages = dict(stages or {})
         self._clock, self._pace = clock, 1.0
         self._now: str | None = None

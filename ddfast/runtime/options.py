@@ -20,6 +20,24 @@ NotNegative = Annotated[float, Ge(0), Lt(float("inf"))]
 
 
 @dataclass(frozen=True)
+class OneOf:
+    """In Annotated[str, OneOf(words)]: a string that is one of these words, which another module lists."""
+
+    words: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """What pydantic checks."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, word: str) -> str:
+        if word not in self.words:
+            raise ValueError(f"expected one of {', '.join(self.words)}")
+        return word
+
+
+@dataclass(frozen=True)
 class Option:
     """What a field says of its option, beside type, bounds and default: `syn_steps: Annotated[AtLeast1, Option(…)]`."""
 
@@ -48,7 +66,8 @@ class Declared(NamedTuple):
     @property
     def switches_off(self) -> bool:
         """Whether "none" says None: where that is a value, and no text is."""
-        return self.optional and not any(member in (Any, str) for member in map(_bare, alternatives(self.type)))
+        members = [member for member in alternatives(self.type) if not choices_of(member)]
+        return self.optional and not any(_bare(member) in (Any, str) for member in members)
 
 
 @functools.cache
@@ -86,7 +105,7 @@ def _split(hint: Any) -> tuple[Any, Option | None]:
     base, *extras = get_args(hint)
     option = next((extra for extra in extras if isinstance(extra, Option)), None)
     others = tuple(extra for extra in extras if not isinstance(extra, Option))
-    return (Annotated[(base, *others)] if others else base), option
+    return (Annotated.__class_getitem__((base, *others)) if others else base), option
 
 
 def check_options(settings: Any) -> None:
@@ -123,7 +142,7 @@ def _refusal(option: Declared, value: Any) -> str:
 
 
 @functools.cache
-def _adapter(kind: Any):
+def _adapter(kind: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
@@ -139,8 +158,13 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
 
 def choices_of(kind: Any) -> tuple[str, ...]:
     """The words that an option takes, where it takes some."""
-    found = [get_args(_bare(member)) for member in alternatives(kind) if get_origin(_bare(member)) is Literal]
-    return tuple(word for words in found for word in words)
+    found: list[str] = []
+    for member in alternatives(kind):
+        if get_origin(_bare(member)) is Literal:
+            found += get_args(_bare(member))
+        elif get_origin(member) is Annotated:
+            found += (word for one in get_args(member)[1:] if isinstance(one, OneOf) for word in one.words)
+    return tuple(found)
 
 
 def expected(kind: Any) -> str:
@@ -150,8 +174,7 @@ def expected(kind: Any) -> str:
         return " or ".join(expected(member) for member in members)
     (member,) = members
     base, *bounds = get_args(member) if get_origin(member) is Annotated else (member,)
-    if get_origin(base) is Literal:
-        words = get_args(base)
+    if words := choices_of(member):
         return str(words[0]) if len(words) == 1 else f"one of {', '.join(map(str, words))}"
     said = next((bound for bound in bounds if isinstance(bound, str)), None)  # Annotated[tuple, "a side or (H, W)"]
     if said is not None:

@@ -27,7 +27,7 @@ class Ranks:
     where another rank failed meanwhile or is gone.
     """
 
-    def __init__(self, group: "distributed.ProcessGroup | None" = None):
+    def __init__(self, group: "distributed.ProcessGroup | None" = None) -> None:
         self._group = group
         self.rank = 0 if group is None else distributed.get_rank(group)
         self.size = 1 if group is None else distributed.get_world_size(group)

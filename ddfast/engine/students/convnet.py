@@ -3,9 +3,9 @@
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ddfast.engine.students.base import GradientJvp, StepBytes, Student, check_labels, layer_sizes
+from ddfast.engine.students.base import GradientJvp, Step, StepBytes, Student, Wanted, check_labels, layer_sizes
 from ddfast.engine.students.fused import why_not_fused
 from ddfast.engine.students.wrappers import unwrapped
 from ddfast.ops import ConvNetLayout, convnet_grad, convnet_grad_jvp
@@ -19,7 +19,7 @@ class ConvNetStudent(Student):
     fused ops cannot run, or an unknown precision.
     """
 
-    def __init__(self, network: nn.Module, precision: str = "default"):
+    def __init__(self, network: nn.Module, precision: str = "default") -> None:
         network = unwrapped(network)
         reason = why_not_fused(network)
         if reason is not None:
@@ -30,13 +30,17 @@ class ConvNetStudent(Student):
         norm = network.features[1]
         self.layout = ConvNetLayout(len(norm.weight), blocks, K, network.border, norm.eps, precision)
 
-    def grad(self, parameters, images, labels, *, step, create_graph=False):
+    def grad(
+        self, parameters: Tensor, images: Tensor, labels: Tensor, *, step: Step, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
         check_labels(labels, self.layout.num_classes)
         losses, gradient, kept = convnet_grad(parameters, images, labels, self.layout, keep=step.keep)
         step.memory = kept or None
         return losses, gradient
 
-    def grad_jvp(self, parameters, images, labels, direction, *, step, wanted):
+    def grad_jvp(
+        self, parameters: Tensor, images: Tensor, labels: Tensor, direction: Tensor, *, step: Step, wanted: Wanted
+    ) -> GradientJvp:
         kept, step.memory = step.memory, None  # taken once; a second backward computes it again
         slope, h_sigma, by_images, by_labels = convnet_grad_jvp(
             parameters, images, labels, direction, self.layout, kept=kept, wanted=wanted
@@ -48,7 +52,7 @@ class ConvNetStudent(Student):
             by_labels if wanted.labels else None,
         )
 
-    def step_bytes(self, images, students, dtype):
+    def step_bytes(self, images: torch.Size, students: int, dtype: torch.dtype) -> StepBytes | None:
         """Of block i, A is the size of the convolution's result and Y of the pooled map: what csrc/convnet/glue.cpp has
         alive at once, of x, z, g_z, g_y and their tangents, is most at one of the blocks of the backward pass."""
         B, C, H, W = images
@@ -70,7 +74,7 @@ class ConvNetStudent(Student):
             element * B * maps_alive + result + times * copies
             for maps_alive, times in ((grad, 1), (grad_jvp, 2), (of_kept, 2))
         )
-        return StepBytes(*at_the_peak, element * B * (sum(maps[:-1]) + sum(maps[1:])))
+        return StepBytes(*at_the_peak, kept=element * B * (sum(maps[:-1]) + sum(maps[1:])))
 
-    def why_no_micro_batches(self, images=None):
+    def why_no_micro_batches(self, images: torch.Size | None = None) -> None:
         return None

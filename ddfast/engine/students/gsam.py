@@ -24,7 +24,7 @@ class GSAM:
     rho: float
     alpha: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect_positive("rho", self.rho)
         if self.rho > LARGEST_RHO:
             raise ValueError(f"rho: expected a positive number up to {LARGEST_RHO:g}, got {self.rho!r}")

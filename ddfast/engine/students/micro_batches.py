@@ -1,8 +1,11 @@
 """A student whose minibatches are cut into chunks: the memory of one chunk, and the same gradient."""
 
-import torch
+from typing import Any
 
-from ddfast.engine.students.base import GradientJvp, Step, Student
+import torch
+from torch import Tensor
+
+from ddfast.engine.students.base import GradientJvp, Step, Student, Wanted
 
 
 class MicroBatches(Student):
@@ -12,14 +15,16 @@ class MicroBatches(Student):
     ValueError where the other student's images are not independent.
     """
 
-    def __init__(self, student: Student, size: int):
+    def __init__(self, student: Student, size: int) -> None:
         _check(student, None)
         if size < 1:
             raise ValueError(f"micro_batch: expected at least 1 image, got {size}")
         self.student, self.size, self.num_parameters = student, size, student.num_parameters
         self.layer_sizes = student.layer_sizes
 
-    def grad(self, parameters, images, labels, *, step, create_graph=False):
+    def grad(
+        self, parameters: Tensor, images: Tensor, labels: Tensor, *, step: Step, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
         _check(self.student, images.shape)
         losses, gradient = 0, 0
         for x, y, part, share in self._chunks(images, labels, step):
@@ -27,7 +32,9 @@ class MicroBatches(Student):
             losses, gradient = losses + share * loss, gradient + share * g
         return losses, gradient
 
-    def grad_jvp(self, parameters, images, labels, direction, *, step, wanted):
+    def grad_jvp(
+        self, parameters: Tensor, images: Tensor, labels: Tensor, direction: Tensor, *, step: Step, wanted: Wanted
+    ) -> GradientJvp:
         slope, h_sigma, by_images, by_labels = 0, 0, [], []
         for x, y, part, share in self._chunks(images, labels, step):
             jvp = self.student.grad_jvp(parameters, x, y, direction, step=part, wanted=wanted)
@@ -42,7 +49,7 @@ class MicroBatches(Student):
             torch.cat(by_labels) if wanted.labels else None,
         )
 
-    def _chunks(self, images, labels, step: Step):
+    def _chunks(self, images: Tensor, labels: Tensor, step: Step) -> Any:
         """(images, labels, the chunk's own step, its share of the mean) of every chunk."""
         xs, ys = images.split(self.size), labels.split(self.size)
         if step.memory is None:

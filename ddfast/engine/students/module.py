@@ -35,7 +35,7 @@ class ModuleStudent(Student):
     another, and for a module without parameters.
     """
 
-    def __init__(self, module: nn.Module, precision: str = "default"):
+    def __init__(self, module: nn.Module, precision: str = "default") -> None:
         expect_precision(precision)
         module = unwrapped(module)
         self.module, self.precision = module, precision
@@ -52,7 +52,9 @@ class ModuleStudent(Student):
         self._step_bytes: dict[tuple[torch.Size, torch.dtype], StepBytes | None] = {}
         self._mixing: dict[tuple, str | None] = {}  # by sizes of an image and modes
 
-    def grad(self, parameters, images, labels, *, step, create_graph=False):
+    def grad(
+        self, parameters: Tensor, images: Tensor, labels: Tensor, *, step: Step, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
         self._check_dtype(parameters)
         losses, gradients = [], []
         for s, row in enumerate(parameters.unbind(0)):
@@ -65,7 +67,9 @@ class ModuleStudent(Student):
             gradients.append(torch.cat([g.reshape(-1) for g in grads]))
         return torch.stack(losses), torch.stack(gradients)
 
-    def grad_jvp(self, parameters, images, labels, direction, *, step, wanted):
+    def grad_jvp(
+        self, parameters: Tensor, images: Tensor, labels: Tensor, direction: Tensor, *, step: Step, wanted: Wanted
+    ) -> GradientJvp:
         self._check_dtype(parameters)
         rows = [
             self._grad_jvp(row, images, labels, sigma, step, s, wanted)
@@ -79,7 +83,9 @@ class ModuleStudent(Student):
             sum(by_labels) if wanted.labels else None,
         )
 
-    def _grad_jvp(self, row, images, labels, sigma, step, s, wanted):
+    def _grad_jvp(
+        self, row: Tensor, images: Tensor, labels: Tensor, sigma: Tensor, step: Step, s: int, wanted: Wanted
+    ) -> GradientJvp:
         """One student's ⟨g, σ⟩, Hσ [P], ∂⟨g, σ⟩/∂x and ∂⟨g, σ⟩/∂y; None where not wanted."""
         with torch.enable_grad(), computing_in(self.precision):
             pieces = [piece.requires_grad_() for piece in row.detach().split(self._sizes)]
@@ -106,7 +112,7 @@ class ModuleStudent(Student):
         h_sigma = torch.cat([h.reshape(-1) for h in results]) if wanted.parameters else None
         return slope, h_sigma, by_images, by_labels
 
-    def step_bytes(self, images, students, dtype):
+    def step_bytes(self, images: torch.Size, students: int, dtype: torch.dtype) -> StepBytes | None:
         """Found by running a step on the meta device, which computes nothing; None for a network that cannot, and for
         bfloat16, for there is no autocast there."""
         if self.precision == "bfloat16":
@@ -135,7 +141,7 @@ class ModuleStudent(Student):
             ModuleStudent(module, self.precision).grad_jvp(*arguments, theta, step=Step(), wanted=Wanted(labels=False))
         return grad.peak, grad_jvp.peak
 
-    def why_no_micro_batches(self, images=None):
+    def why_no_micro_batches(self, images: torch.Size | None = None) -> str | None:
         """Batch norm in training mode; and, once the size of the images is known, what two passes over random images
         show of layers that are not known: logits of an image that depend on another."""
         for name, layer in self.module.named_modules():

@@ -3,8 +3,9 @@
 import math
 
 import torch
+from torch import Tensor
 
-from ddfast.engine.students.base import GradientJvp, Step, StepBytes, Student
+from ddfast.engine.students.base import GradientJvp, Step, StepBytes, Student, Wanted
 from ddfast.runtime.ranks import Ranks
 
 
@@ -15,12 +16,14 @@ class RankBatches(Student):
     P numbers forward, of P and the images' backward. ValueError where the other student's images are not independent.
     """
 
-    def __init__(self, student: Student, ranks: Ranks):
+    def __init__(self, student: Student, ranks: Ranks) -> None:
         self.student, self._ranks = student, ranks
         self._check(None)
         self.num_parameters, self.layer_sizes = student.num_parameters, student.layer_sizes
 
-    def grad(self, parameters, images, labels, *, step, create_graph=False):
+    def grad(
+        self, parameters: Tensor, images: Tensor, labels: Tensor, *, step: Step, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
         if create_graph:
             raise NotImplementedError("RankBatches: what other processes compute has no autograd graph here")
         self._check(images.shape)
@@ -32,7 +35,9 @@ class RankBatches(Student):
         losses, gradient = self._ranks.sum([share * losses, share * gradient])
         return losses, gradient
 
-    def grad_jvp(self, parameters, images, labels, direction, *, step, wanted):
+    def grad_jvp(
+        self, parameters: Tensor, images: Tensor, labels: Tensor, direction: Tensor, *, step: Step, wanted: Wanted
+    ) -> GradientJvp:
         part, share = self._part(images), self._share(images)
         slope = parameters.new_zeros(len(parameters))
         by_parameters = torch.zeros_like(parameters) if wanted.parameters else None
@@ -50,7 +55,7 @@ class RankBatches(Student):
         sums = iter(self._ranks.sum([tensor for tensor in parts if tensor is not None]))
         return GradientJvp(*(None if tensor is None else next(sums) for tensor in parts))
 
-    def step_bytes(self, images, students, dtype):
+    def step_bytes(self, images: torch.Size, students: int, dtype: torch.dtype) -> StepBytes | None:
         """Of this rank's part, and of what is sent."""
         part = torch.Size((-(-images[0] // self._ranks.size), *images[1:]))
         step = self.student.step_bytes(part, students, dtype)
@@ -61,7 +66,7 @@ class RankBatches(Student):
         sent = 3 * (vector + all_images)  # the terms, in one tensor, and their sums
         return StepBytes(step.grad + 3 * vector, step.grad_jvp + sent, step.grad_jvp_of_kept + sent, step.kept)
 
-    def why_no_micro_batches(self, images=None):
+    def why_no_micro_batches(self, images: torch.Size | None = None) -> str | None:
         return self.student.why_no_micro_batches(images)
 
     def _check(self, images: torch.Size | None) -> None:
@@ -72,10 +77,10 @@ class RankBatches(Student):
                 f"cut: {reason}; give a multiple of {self._ranks.size}"
             )
 
-    def _part(self, images) -> slice:
+    def _part(self, images: Tensor) -> slice:
         return self._ranks.part(len(images))
 
-    def _share(self, images) -> float:  # of the mean over the minibatch
+    def _share(self, images: Tensor) -> float:  # of the mean over the minibatch
         part = self._part(images)
         return (part.stop - part.start) / len(images)
 

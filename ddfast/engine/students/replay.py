@@ -28,7 +28,7 @@ class Memory:
 class Replay:
     """Forward passes of one module that repeat what it draws from global random states, and start from its buffers."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
         self._kept: dict[str | torch.device, Tensor] = {}
 

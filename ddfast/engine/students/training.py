@@ -29,7 +29,7 @@ class Training:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         sharpness: GSAM | None = None,
-    ):
+    ) -> None:
         self.nets, self.sharpness, self._student = nets, sharpness, None
         self._frozen = [p for net in nets for p in net.parameters() if not p.requires_grad]
         reasons = [reason for reason in map(why_not_fused, nets) if reason is not None]

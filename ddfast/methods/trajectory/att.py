@@ -1,9 +1,11 @@
 """ATT: the step of the unroll that is matched is chosen anew in every iteration."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ddfast.engine.adjoints import CheckpointedUnroll
+from ddfast.engine.adjoints import Adjoint, CheckpointedUnroll
 from ddfast.methods.trajectory.matching import TrajectoryMatching
 
 
@@ -17,7 +19,7 @@ class ATT(TrajectoryMatching):
 
     compares_states = True
 
-    def adjoint_of(self, plan):
+    def adjoint_of(self, plan: Any) -> Adjoint:
         """The backward begins at the chosen step."""
         return CheckpointedUnroll(plan=plan, from_last_used=True)
 
@@ -29,11 +31,11 @@ class ATT(TrajectoryMatching):
         rows = torch.arange(len(target), device=target.device)
         return super().compare(student[nearest, rows], target, start)
 
-    def measured(self):
+    def measured(self) -> list[Tensor]:
         """The chosen steps."""
         return [self._nearest]
 
-    def record(self, measured):
+    def record(self, measured: list[float]) -> dict[str, Any]:
         """They are in the record, those of all processes."""
         steps = [int(step) for step in measured]
         if self.settings.segments > 1:

@@ -21,7 +21,7 @@ class Replayed:
     it is, which is said once; the numbers are the same.
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor | None, ...]], device: torch.device | str = "cuda"):
+    def __init__(self, function: Callable[..., tuple[Tensor | None, ...]], device: torch.device | str = "cuda") -> None:
         self._function, self._device = function, device
         self._graph: torch.cuda.CUDAGraph | None = None
         self._impossible = False

@@ -36,7 +36,7 @@ class TrajectoryMatching(Method):
     Settings: ClassVar[type[TrajectorySettings]] = TrajectorySettings
     needs: ClassVar[Needs] = Needs(experts=True, unroll=True)
 
-    def __init__(self, settings: TrajectorySettings, synthetic: SyntheticSet, resources: Resources):
+    def __init__(self, settings: TrajectorySettings, synthetic: SyntheticSet, resources: Resources) -> None:
         experts, ranks, network = resources.experts, resources.ranks, resources.network
         count = experts.num_experts if resources.num_experts is None else resources.num_experts
         if not 1 <= count <= experts.num_experts:
@@ -162,7 +162,7 @@ class TrajectoryMatching(Method):
         return packed, changed, *(slot for each in after for slot in each)
 
     def meta_gradient(
-        self, now: Sequence[Tensor], labels: Tensor | None, begin: Tensor, start: Tensor, target: Tensor, *others
+        self, now: Sequence[Tensor], labels: Tensor | None, begin: Tensor, start: Tensor, target: Tensor, *others: Any
     ) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:  # loss [], its gradients in `now`, other labels
         """The loss and its gradients in `now`, what is learned; `labels`, if they are not; then what `draw` gives."""
         student, changed = self.unrolled(now, labels, begin, target, *others)
@@ -170,7 +170,14 @@ class TrajectoryMatching(Method):
         return loss.detach(), torch.autograd.grad(loss, now), changed
 
     def unrolled(
-        self, now: Sequence[Tensor], labels: Tensor | None, begin: Tensor, target: Tensor, batches, rows, rolls
+        self,
+        now: Sequence[Tensor],
+        labels: Tensor | None,
+        begin: Tensor,
+        target: Tensor,
+        batches: Tensor | None,
+        rows: Tensor | None,
+        rolls: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:  # [S, P], or all states [T + 1, S, P] where `compares_states`; other labels
         """The student's parameters after its steps; arguments as of `meta_gradient` and `_iteration`."""
         augment = None if rows is None else Draws(rows)

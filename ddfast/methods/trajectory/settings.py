@@ -10,7 +10,7 @@ from ddfast.engine.distances import DISTANCES
 from ddfast.engine.planner import UnrollSize
 from ddfast.methods.settings import LARGEST_LR, OUTER, Rate, SetSettings
 from ddfast.runtime.arguments import expect_whole
-from ddfast.runtime.options import AtLeast0, AtLeast1, NotNegative, Option
+from ddfast.runtime.options import AtLeast0, AtLeast1, NotNegative, OneOf, Option
 
 UNROLL = "Unroll"
 
@@ -41,11 +41,11 @@ class TrajectorySettings(SetSettings):
     starts: Annotated[Literal["random", "in_turn"], Option(UNROLL, "How starts are drawn.")] = "random"
     start_noise: Annotated[NotNegative, Le(LARGEST_LR), Option(UNROLL, "Gaussian noise on the student's start.")] = 0.0
     segments: Annotated[AtLeast1, Option(UNROLL, "Experts' segments per outer step.")] = 1
-    distance: Annotated[Literal[DISTANCES], Option(UNROLL, "Between student and target.")] = "squared"
+    distance: Annotated[str, OneOf(DISTANCES), Option(UNROLL, "Between student and target.")] = "squared"
     lr_teacher: Annotated[float, Gt(0), Le(LARGEST_LR), Option(OUTER, "The student's first learning rate.")]
     lr_lr: Annotated[Rate, Option(OUTER, "Learning rate of the student's learning rate.")]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         low, now, high = self.min_start_epoch, self.current_max_start_epoch, self.max_start_epoch
         if not low < high:

@@ -2,13 +2,14 @@
 
 import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from ddfast.engine.adjoints import DetachedUnroll
+from ddfast.engine.adjoints import Adjoint, DetachedUnroll
+from ddfast.methods.base import Resources
 from ddfast.methods.trajectory.matching import TrajectoryMatching
 from ddfast.methods.trajectory.settings import TrajectorySettings
 
@@ -21,7 +22,7 @@ class TESLASettings(TrajectorySettings):
 
     LABELS: ClassVar[tuple[str, ...]] = ("hard", "soft", "target")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.labels == "target" and (self.segments > 1 or self.canvas > 1):
             got = f"segments {self.segments}, canvas {self.canvas}"
@@ -47,14 +48,14 @@ class TESLA(TrajectoryMatching):
         "twice that of the published code, so lr_img is half of the published one"
     )
 
-    def __init__(self, settings, synthetic, resources):
+    def __init__(self, settings: Any, synthetic: Any, resources: Resources) -> None:
         super().__init__(settings, synthetic, resources)
         self._teacher = copy.deepcopy(resources.network).eval()
         for module in self._teacher.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train()  # by the statistics of the images, as the student's
 
-    def adjoint_of(self, plan):
+    def adjoint_of(self, plan: Any) -> Adjoint:
         """TESLA's, without Hessians."""
         return DetachedUnroll(plan=plan)
 

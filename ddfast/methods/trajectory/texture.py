@@ -12,7 +12,7 @@ class TextureSettings(TrajectorySettings):
 
     canvas: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.canvas < 2:
             raise ValueError(f"canvas: expected at least 2 for textures, got {self.canvas}")
