@@ -104,7 +104,7 @@ def list_pictures(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
     left_out = left_out or LeftOut()
     pictures, seen = [], set()
     folders = [(folder, os.path.realpath(folder))]
-    links: list[tuple[str, str]] = []
+    links: list[os.DirEntry] = []
 
     def add(entry: os.DirEntry, real: str) -> None:
         if not _is_picture(entry):
