@@ -173,7 +173,8 @@ def _read_set(found: Found, given: dict[str, Any]) -> SyntheticSet:
     made = READERS[found.kind](found.path, _data(given, found.kind), **_only(given, READING[found.kind] - DATA))
     if made.network is None:
         log.info(
-            "%s: made for a network that no file tells; --network records it, else it is evaluated on convnet",
+            "%s: the files do not say which network this was made for; pass --network to record it (else evaluation "
+            "uses convnet)",
             found.path,
         )
     return made
@@ -184,9 +185,9 @@ def _data(given: dict[str, Any], kind: str, recorded: str | None = None) -> Data
     options = _only(given, DATA)
     dataset = options.pop("dataset", set_of_release(recorded or ""))
     if dataset is None:
-        raise ValueError("dataset: say on which data set this was made; no file tells it")
+        raise ValueError("dataset: expected the data set that this was made from; no file records it")
     if not {"zca", "preprocessing"} & set(options) and kind not in (EXPERTS, *NEVER_WHITENED):
-        raise ValueError("zca: say whether it was made with whitened images or not; no file tells it")
+        raise ValueError("zca: expected True or False: whether this was made with whitened images; no file records it")
     return load_dataset(dataset, **options)
 
 

@@ -67,7 +67,7 @@ def _tell(found: dict[str, Any], whitened: bool, middle: int, classes: int, sour
     log.info("%s (%d test images)", sentence, count)
     if other is not None and _mean(other) > mean + margin:
         flag = "--no-zca" if whitened else "--zca"
-        log.warning("%s: it seems made %s whitening; convert it anew with %s", sentence, opposite, flag)
+        log.warning("%s: it seems to be made %s whitening; convert it again with %s", sentence, opposite, flag)
     elif mean <= 100 / classes + 3 * _deviation(100 / classes, count):
         log.warning(
             "%s: chance for %d classes: untrained experts, or another preprocessing, order of classes or network",

@@ -166,13 +166,13 @@ def _fill(room: Tensor, snapshots: list[Snapshot], group: Group, number: int) ->
         if not row.isfinite().all():
             raise ValueError(
                 f"{group.snapshot(number, epoch)}: holds values that are not finite: its training diverged; leave this "
-                f"expert out, or train it anew at a lower rate"
+                f"expert out, or train it again at a lower rate"
             )
     equal = [epoch for epoch in range(1, len(room)) if room[epoch].equal(room[epoch - 1])]
     if len(equal) == len(room) - 1:
         raise ValueError(
             f"{group.expert(number)}: all {len(room)} snapshots are equal: on a CPU, code that keeps parameters "
-            f"without copying them keeps the last ones only; train it anew with p.detach().cpu().clone() in its place"
+            f"without copying them keeps the last ones only; train it again with p.detach().cpu().clone() in its place"
         )
     if equal:
         shown = ", ".join(map(str, equal[:5])) + " …" * (len(equal) > 5)
@@ -189,7 +189,7 @@ def _keep(store: TrajectoryStore, number: int, snapshots: Tensor) -> None:  # [E
     if number >= store.num_experts:
         store.add(number, snapshots)
     elif not all(store.snapshot(number, epoch).equal(row) for epoch, row in enumerate(snapshots)):
-        raise ValueError(f"{store.path}: holds another expert {number} already; choose another folder")
+        raise ValueError(f"{store.path}: already holds a different expert {number}; choose another folder")
 
 
 def _words(value: Any) -> str:

@@ -61,7 +61,7 @@ def read_idc(path: str | Path, dataset: Dataset, *, factor: int | None = None, *
         raise ValueError(f"{path}: expected a list of images [I, C, H, W] and labels [I]")
     if factor is None:
         raise ValueError(
-            f"factor: say into how many tiles a side the images of {path} are cut; no file tells it (IDC: 2, of "
+            f"factor: expected the tiles a side of the images of {path}; no file records it (IDC: 2, of "
             f"ImageNet 3; IDC-I: 1; NCFM: its configuration's)"
         )
     expect_whole(factor=factor)

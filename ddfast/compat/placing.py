@@ -37,9 +37,7 @@ def placing(folder: Path, *, alone: bool) -> Iterator[Path]:
         ]
         differing = [folder / file for file in files if not _same(staged / file, folder / file)]
         if others or differing:
-            raise FileExistsError(
-                f"{(others + differing)[0]}: is there already, and is another file; choose another name"
-            )
+            raise FileExistsError(f"{(others + differing)[0]}: exists with different contents; choose another name")
         for file in files:
             if not (folder / file).exists():
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ def _of_files(folder: Path, files: list[Path]) -> list[Found]:
     if unknown and not kinds:
         raise next(iter(unknown.values()))
     if unknown:
-        log.info("%s: left out, of no known format: %s", folder, ", ".join(file.name for file in unknown))
+        log.info("%s: skipped, unknown format: %s", folder, ", ".join(file.name for file in unknown))
     if kinds and set(kinds.values()) == {"state-dict"}:
         if unknown:  # an epoch that cannot be read would be missing from the trajectory
             raise next(iter(unknown.values()))

@@ -109,7 +109,7 @@ def write_replay_buffers(
     output.mkdir(parents=True, exist_ok=True)
     others = sorted(path for path in set(output.iterdir()) - set(files) if not is_leftover(path))
     if others:
-        raise FileExistsError(f"{others[0]}: is none of the files that are written here; choose another folder")
+        raise FileExistsError(f"{others[0]}: not one of the files written here; choose another folder")
     with locking(output, wait=True):
         remove_leftovers(output)
         for file, start in zip(files, starts, strict=True):
@@ -143,7 +143,7 @@ def _expect_same(file: Path, store: TrajectoryStore, numbers: range, shapes: Seq
         for parameter, wanted in zip(snapshot, _parameters(store.snapshot(number, epoch), shapes), strict=True)
     )
     if not same:
-        raise FileExistsError(f"{file}: is there already, and holds other experts; choose another folder")
+        raise FileExistsError(f"{file}: exists and holds other experts; choose another folder")
 
 
 def _parameters(snapshot: Tensor, shapes: Sequence[torch.Size]) -> Snapshot:  # [P]

@@ -94,7 +94,7 @@ def as_images(value: Any, what: str, dataset: Dataset, use: Use, meant: str | No
     low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 0.0)
     if values is None:
         values = _values_of(images, low, high)
-        log.info("%s: values %.3g to %.3g, read as %s; --values says what else they are", what, low, high, values)
+        log.info("%s: values %.3g to %.3g, read as %s; use --values to read them otherwise", what, low, high, values)
     _expect_values(images, what, values, low, high, use.values is None)
     if values == "preprocessed":
         return images.float()
@@ -150,7 +150,9 @@ def _expect_values(images: Tensor, what: str, values: str, low: float, high: flo
             f"to 255, --values bytes"
         )
     if values == "preprocessed" and inferred and 0 <= low < high <= 1:
-        log.warning("%s: %s, as pixels have; read as preprocessed, --values unit reads pixels", what, span)
+        log.warning(
+            "%s: %s, the range of pixels, but read as preprocessed; use --values unit to read pixels", what, span
+        )
 
 
 def read_lr(path: Path | None, given: float | None, images: Path) -> Tensor:  # []

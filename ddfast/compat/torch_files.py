@@ -31,7 +31,7 @@ def load(path: Path) -> Any:
         what = "its end is missing or damaged" if begins == b"PK" else repr(begins)
         raise ValueError(f"{path}: not a whole file of torch.save: {what}")
     if not mapped:
-        log.info("%s: written by a PyTorch before 1.6, read whole into memory", path)
+        log.info("%s: written by PyTorch before 1.6, so it is read into memory as a whole", path)
     try:
         with torch.serialization.safe_globals(_numbers_of_numpy()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

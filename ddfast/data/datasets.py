@@ -144,7 +144,7 @@ class Dataset:
             return replace(self, preprocessing=replace(preprocessing, zca=kept))
         data = self.whitened()
         if not data.preprocessing.matches(preprocessing):
-            raise ValueError(f"preprocessing: the whitening fitted anew on {self.name} differs from the recorded one")
+            raise ValueError(f"preprocessing: the whitening fitted again on {self.name} differs from the recorded one")
         return data
 
     @cached_property

@@ -224,7 +224,7 @@ def _warn_of_another(about_path: Path, about: dict[str, Any], tensors_path: Path
     except ValueError:
         same = False
     if not same:
-        log.warning("%s: not what %s says, which is what counts", about_path, tensors_path.name)
+        log.warning("%s: differs from what %s records; the latter is used", about_path, tensors_path.name)
 
 
 def _paths(path: str | Path) -> tuple[Path, Path]:

@@ -104,7 +104,7 @@ class ZCA:
             if tensors is None:
                 raise FileNotFoundError(
                     f"{self.file}: the whitening matrices are not there, or damaged; load their data set with zca "
-                    f"once, which fits them anew"
+                    f"once, which fits them again"
                 )
             self._kept.update({(name, device): tensors[name].to(device) for name in names})
         return [self._kept[name, device] for name in names]

@@ -193,7 +193,7 @@ def evaluation_seconds(
 def networks_of(synthetic: SyntheticSet) -> tuple[str, ...]:
     """What a set was distilled for, to evaluate it on; where it does not say that, convnet, and a line of the log."""
     if synthetic.network is None:
-        log.info("networks: the set does not say what it was distilled for; convnet (width 128) is taken")
+        log.info("networks: the set does not record the network it was distilled for; using convnet (width 128)")
     return (synthetic.network or "convnet",)
 
 
@@ -267,7 +267,7 @@ def evaluate_random_real(
     ipc = dataset.available(asked)
     if ipc != asked:
         few = in_words(ipc), in_words(asked)
-        log.info("random real images: %s instead of %s, for some classes have no more training images", *few)
+        log.info("random real images: %s instead of %s, because some classes have no more training images", *few)
     networks = names_of(networks)
     check_evaluation(networks, protocol, dataset)
     schedule = schedule_of(

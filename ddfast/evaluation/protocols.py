@@ -187,5 +187,7 @@ def accuracy(net: nn.Module, test: Batches, what: str) -> float:
         finite = finite and bool(logits.isfinite().all())
     percent = 100 * right / len(test)
     if not finite:
-        log.warning("%s: it diverged, its logits are not finite; an accuracy of %.1f%% means nothing", what, percent)
+        log.warning(
+            "%s: training diverged (logits are not finite); its accuracy of %.1f%% is meaningless", what, percent
+        )
     return percent

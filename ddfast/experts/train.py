@@ -181,7 +181,7 @@ def train_experts(
     ranks.together(lambda: None)
     if store.snapshots != WHOLE:
         error = "on average {segment_mean:.2g}, at most {segment_max:.2g}".format(**store.error)
-        log.info("snapshots as %s: what an epoch moves is off by a share of %s", store.snapshots, error)
+        log.info("snapshots as %s: relative error of an epoch's parameter change: %s", store.snapshots, error)
     return store
 
 
@@ -364,4 +364,4 @@ class _Training:
         self.velocity = state["velocity"][None]
         self.training.load(self.parameters, self.velocity if self.how.mom else None)
         self.forecast.did(self.epoch)
-        log.info("expert %d goes on after epoch %d", self.experts[0], self.epoch)
+        log.info("expert %d continues after epoch %d", self.experts[0], self.epoch)

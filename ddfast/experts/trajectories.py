@@ -318,7 +318,7 @@ class TrajectoryStore:
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
-            log.warning("%s: not whole, expert %d is trained anew (%s)", file, expert, error)
+            log.warning("%s: damaged, so expert %d is trained again (%s)", file, expert, error)
             return None
         return state
 

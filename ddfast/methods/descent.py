@@ -220,7 +220,9 @@ class Descent:
         """Go on from a `state_dict`, on this device; ValueError for that of another kind of descent."""
         point = Point(**{name: state[name] for name in Point.__dataclass_fields__})
         if _shapes(point) != _shapes(self.point):
-            raise ValueError("checkpoint.pt: written by another version of ddfast; begin the run anew")
+            raise ValueError(
+                "checkpoint.pt: written by another version of ddfast, or for other settings; start the run again"
+            )
         there = next(x.device for x in self.point.tensors if x is not None)
 
         def moved(values: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

@@ -191,7 +191,9 @@ class LearnedSet:
         """Go on from a `state_dict`, on this device; ValueError for another kind of one."""
         mine = {"visiting": self.visiting, "labels": self._labels}
         if any((state[name] is None) != (value is None) for name, value in mine.items()):
-            raise ValueError("checkpoint.pt: written by another version of ddfast; begin the run anew")
+            raise ValueError(
+                "checkpoint.pt: written by another version of ddfast, or for other settings; start the run again"
+            )
         self.descent.load_state_dict(state["descent"])
         self._labels = None if state["labels"] is None else state["labels"].to(self.device)
         if self.visiting is not None:

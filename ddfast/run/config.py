@@ -208,7 +208,7 @@ class EvaluationOptions:
         Positive | None, Option(Evaluation, "Train with SAM, its ascent of this length.", "plain SGD")
     ] = None
     full_epochs: Annotated[
-        AtLeast1 | None, Option(Evaluation, "Full data: train anew.", "the experts' last snapshot")
+        AtLeast1 | None, Option(Evaluation, "Full data: train for so many epochs.", "the experts' last snapshot")
     ] = None
     eval_every: Annotated[
         AtLeast1 | None, Option(Evaluation, "Evaluate after so many iterations too.", "at the end")

@@ -84,8 +84,8 @@ def distill(
         budget: a time such as 20min or 2h, for the whole job; None for 10min where no preset is of the data. Experts,
             iterations and evaluation follow from it and from timed steps, unless they are given.
         memory_budget: what an outer step may use, in bytes, as a size ("4GiB") or a fraction of what is free; None for
-            half of that. More memory is less work; the plan is made once per run, and recorded. Where memory runs out
-            all the same, the run goes on with a plan for half of it, once.
+            half of that. More memory is less work; the plan is made once per run, and recorded. If memory still runs
+            out, the step is retried with half the budget, once.
         precision: of the convolutions of an outer step: default (PyTorch's settings), float32 (strict, no TF32), or
             bfloat16 (and of the maps between them); None for default.
         cuda_graph: on a GPU, capture an outer step once and replay it as one launch: faster where steps are small; None
@@ -94,7 +94,7 @@ def distill(
             in the training of experts and in the evaluation, where they always are; None for yes. docs/numerics.md
             says what gives the same bits where.
         network: what to distil with: a name as ddfast.networks.create takes it (convnet:depth=4, torchvision:resnet18,
-            timm:…), a module whose copies are initialised anew, or a function that returns a new one, called with those
+            timm:…), a module, whose copies are initialised again, or a function that returns one, called with those
             of channels, num_classes and image_size that it takes; None for the experts', or the preset's. A run with an
             object is resumed when it is given again.
         seed: all random draws of the run come from it; None for 0.
@@ -106,8 +106,8 @@ def distill(
             `segments` > 1 each takes as many; of one, a part of every minibatch. The first one writes.
         progress: wraps the Distillation that is iterated over, for a progress bar.
         options: of load_dataset (data_root, image_size, resize, zca, preprocessing); settings of the method
-            (MatchingSettings and its own); of the experts (num_experts, train_epochs: a number, or "needed" for those
-            that the run can use; train_lr, batch_train, mom, l2, optimizer, rho, alpha, schedule; train_dsa_strategy:
+            (its Settings, or docs/options.md); of the experts (num_experts, train_epochs: a number, or "needed" for
+            those that the run can use; train_lr, batch_train, mom, l2, optimizer, rho, alpha, schedule; train_dsa_strategy:
             where it is not dsa_strategy; keep_epochs: "all", "needed", or the first and the last whose snapshots are
             kept; snapshots: float32, delta16 or delta8); of the evaluation (networks, num_eval, eval_epochs,
             eval_batch, protocol, sam_rho; full_epochs: train on full data anew, for so many epochs); eval_every and
@@ -136,7 +136,7 @@ def distill(
     expect_ranks(ranks)
     if resume and output is None:
         raise ValueError("resume: expected the output folder of the run to go on with, got none")
-    run, job, goes_on = _begun(given, output, resume, download, ranks)
+    run, job, goes_on = _open_run(given, output, resume, download, ranks)
     with run.locked():
         finished = ranks.together(lambda: _finished(run, job)) if goes_on else None
         if finished is not None:
@@ -151,7 +151,7 @@ def distill(
                 run.discard()
             raise
         except KeyboardInterrupt:
-            log.info("stopped while experts were trained; resume goes on from there: %s", run.path)
+            log.info("stopped while experts were being trained; resume continues from there: %s", run.path)
             raise
         if store is not None:
             trained = {"path": str(store.path.resolve()), "epochs": store.epochs, "error": store.error}
@@ -170,7 +170,7 @@ def distill(
         return DistillResult(synthetic, history, run.path, accuracy, averaged, useless)
 
 
-def _begun(
+def _open_run(
     given: dict[str, Any], output: str | Path | None, resume: bool, download: bool, ranks: Ranks
 ) -> tuple[RunFolder, Job, bool]:
     """The folder and the job of a run, new or gone on with, which the last value says."""
@@ -290,14 +290,14 @@ def _run(
     """The outer loop, from the checkpoint where there is one; all its records. What it has is saved however it ends."""
     recorder = Recorder(run, job, distillation)
     try:
-        recorder.evaluate_what_a_kill_left_out()
+        recorder.evaluate_if_due()
         forecast.begin(IMAGES, distillation.iterations - distillation.iteration)
         distillation.forecast = forecast
         for record in progress(distillation):
             recorder.after(record)
             forecast.did()
     except (KeyboardInterrupt, RankError):
-        log.info("stopped after iteration %d; resume goes on from there: %s", distillation.iteration, run.path)
+        log.info("stopped after iteration %d; resume continues from there: %s", distillation.iteration, run.path)
         raise
     finally:
         with undisturbed():
@@ -316,7 +316,7 @@ def _finished(run: RunFolder, job: Job) -> DistillResult | None:
     try:
         summary = run.read_summary()
     except ValueError as error:
-        log.warning("%s; evaluated anew", error)
+        log.warning("%s; evaluating again", error)
         return None
     if summary is None or summary.get("iterations") != job.config["iterations"]:
         return None
@@ -353,6 +353,6 @@ def _accuracy(
         some = range(min(config["num_experts"], config["num_eval"]))
         last = [experts.snapshot(expert, epochs) for expert in some]
         full = evaluate_snapshots(job.data, config["network"], last, job.device)
-    source = "trained anew" if config["full_epochs"] else "the experts"
+    source = "trained again" if config["full_epochs"] else "the experts"
     full_data = {**full.summary(), "epochs": epochs, "source": source}
     return {**distilled, "random_real": random_real, "full_data": full_data}

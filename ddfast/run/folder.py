@@ -158,7 +158,7 @@ class RunFolder:
             except (ValueError, KeyError, TypeError, RecursionError):
                 broken += line is not lines[-1]  # the last one a kill may have cut off
         if broken:
-            log.warning("%s: %d damaged lines are left out", path, broken)
+            log.warning("%s: skipped %d damaged lines", path, broken)
         return records, kept, text
 
     def write_synthetic(self, synthetic: SyntheticSet, name: str = "synthetic") -> None:

@@ -112,7 +112,7 @@ class Job:
         if plan == before:
             words = f"memory ran out in iteration {iteration} ({reason})"
             raise MemoryError(f"{words}, and no plan needs less ({plan.words(size)})") from cause
-        log.warning("memory ran out in iteration %d (%s): going on with %s", iteration, reason, plan.words(size))
+        log.warning("memory ran out in iteration %d (%s): retrying with %s", iteration, reason, plan.words(size))
         self.config["memory_ran_out"] = {"iteration": iteration, "memory_plan": self.config["memory_plan"]}
         self.config["memory_plan"] = asdict(plan)
 
@@ -121,7 +121,7 @@ class Job:
         """Epochs of each expert that is trained for this run."""
         asked, needed = self.config["train_epochs"], self.settings.epochs_needed
         if asked != NEEDED and asked < needed:
-            log.info("train_epochs: %d instead of %d, for a run of these settings uses as many", needed, asked)
+            log.info("train_epochs: %d instead of %d, because a run with these settings uses that many", needed, asked)
         return needed if asked == NEEDED else max(asked, needed)
 
     @property

@@ -96,7 +96,8 @@ class Distillation:
             diverged = self._skips >= MOST_SKIPS
             if diverged or (self._skips and self.iteration == self.iterations):
                 log.warning(
-                    "the last %d updates had no finite gradient or result: back to the images before", self._skips
+                    "the last %d updates had no finite gradient or result: restored the images from before them",
+                    self._skips,
                 )
                 self.method.restore()
             cost = {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes(self.device)}
@@ -119,13 +120,15 @@ class Distillation:
         if record.get("lr", math.inf) <= 1.01 * LR_FLOOR and not self._told_of_floor:
             self._told_of_floor = True
             log.warning(
-                "iteration %d: the learning rate fell to its floor, %g, where images learn nothing; "
+                "iteration %d: the learning rate fell to its floor, %g, at which the images do not learn; "
                 "try a smaller lr_lr or lr_teacher", self.iteration, LR_FLOOR,
             )  # fmt: skip
         left_out = self.method.learned.counts()
         if self.iteration == self.iterations == left_out["skipped"] + left_out.get("gated", 0):
             reasons = f"{left_out['skipped']} were not finite, {left_out.get('gated', 0)} above the threshold"
-            log.warning("no update of %d was made: %s; the images are the first ones", self.iterations, reasons)
+            log.warning(
+                "none of the %d updates was made (%s): the images are still the initial ones", self.iterations, reasons
+            )
 
     def _step(self) -> dict[str, Any]:
         while True:

@@ -179,7 +179,7 @@ def _amounts(
     of_experts, of_iterations, of_evaluation = cost(network, least)
     if of_experts + of_iterations + of_evaluation > room:
         log.warning(
-            "budget: the least that can teach anything takes about %s here, more than %s; give a longer --budget, "
+            "budget: the smallest useful run takes about %s here, more than %s; use a longer --budget, "
             "fewer or smaller images, or a smaller --network", words_of_time(sum(cost(network, least))),
             words_of_time(budget),
         )  # fmt: skip

@@ -45,7 +45,9 @@ def probe_rates(job: Job, initial: SyntheticSet, experts: TrajectoryStore) -> di
     while not all(map(math.isfinite, sizes := _gradients(job, method, rate, drawn))) or not any(sizes):
         rate /= 4
         if not chooses or rate < LEAST:
-            log.warning("%s: those of the preset, for no rate gives a finite gradient", ", ".join(job.config["probed"]))
+            log.warning(
+                "%s: taken from the preset, because no rate gives a finite gradient", ", ".join(job.config["probed"])
+            )
             return {name: getattr(job.settings, name) for name in RATES}
     images, gradient = _size(method.current().images), sum(sizes) / len(sizes)
     share = _share_of_images(job)

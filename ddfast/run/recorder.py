@@ -38,7 +38,9 @@ class Recorder:
     def _begin(self) -> None:
         if (self._run.path / "synthetic.safetensors").exists():
             checkpoint = self._run.path / "checkpoint.pt"
-            raise ValueError(f"{checkpoint}: is missing, the run cannot be resumed; begin it anew")
+            raise ValueError(
+                f"{checkpoint}: is missing, so the run cannot be resumed; start it again in another folder"
+            )
         self._job.ranks.first(lambda: self._run.write_synthetic(self._distillation.synthetic, "initial"))
         self._draw(save_images, self._distillation.synthetic, "initial.png")
 
@@ -47,10 +49,12 @@ class Recorder:
             self._distillation.load_state_dict(state)
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             checkpoint = self._run.path / "checkpoint.pt"
-            raise ValueError(f"{checkpoint}: not of this run ({error}); begin it anew") from None
-        log.info("going on after iteration %d", self._distillation.iteration)
+            raise ValueError(
+                f"{checkpoint}: does not belong to this run ({error}); start the run again in another folder"
+            ) from None
+        log.info("continuing after iteration %d", self._distillation.iteration)
 
-    def evaluate_what_a_kill_left_out(self) -> None:
+    def evaluate_if_due(self) -> None:
         """The evaluation after the last iteration, where it is due and was not made."""
         if self._is_due() and self._distillation.iteration not in self._evaluated:
             self._evaluate()

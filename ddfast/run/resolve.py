@@ -179,7 +179,7 @@ def tell_settings(preset: str, derived: Derived, own: bool) -> None:
     if not own:
         log.info("settings: %s%s", preset, ", shortened to the budget" if derived.settings else "")
     else:
-        log.info("settings: no preset is of these data; from the data and a budget, all else as %s", preset)
+        log.info("settings: no preset for these data; derived from the data and the budget, the rest from %s", preset)
     for name, reason in derived.reasons.items():
         log.info("  %s %s: %s", name, derived.settings[name], reason)
 
@@ -252,7 +252,7 @@ def checked_job(
         "versions": build_info()["versions"] | {"python": platform.python_version()},
     }
     if config["precision"] == "bfloat16" and not computes_bfloat16(device):
-        log.warning("precision: this CPU has no bfloat16 convolutions, and takes about ten times longer for them")
+        log.warning("precision: this CPU has no bfloat16 instructions; convolutions take about ten times longer")
     job = Job({**config, **asdict(settings), **facts}, data, settings, store, device, ranks)
     structure = structure_of(config["network"], job.network("check"))  # refuses an unknown or impossible network
     if config.get("structure", structure) != structure:

@@ -76,11 +76,13 @@ def resolve_resumed(
             f"those of {data.name} are {data.fingerprint}"
         )
     if data.test_fingerprint != saved.get("test_fingerprint", data.test_fingerprint):
-        log.warning("the test images are others than the run in %s had: its earlier accuracies do not compare", path)
+        log.warning(
+            "the test images differ from those of the run in %s: its earlier accuracies are not comparable", path
+        )
     for what, now in (("threads", torch.get_num_threads()), ("processes", ranks.size)):
         if now != saved.get(what, 1):
             log.warning(
-                "the run began with %d %s, now there are %d: last bits may differ", saved.get(what, 1), what, now
+                "the run started with %d %s, now there are %d: last bits may differ", saved.get(what, 1), what, now
             )
     store = None if config.get("experts") is None else TrajectoryStore(config["experts"])
     trained = saved.get("trained_experts")
@@ -96,7 +98,7 @@ def resolve_resumed(
         job.config["memory_plan"] = saved["memory_plan"]
     else:
         job.plan_for_budget(asked=config["memory_budget"] != saved.get("memory_budget"))
-        log.warning("another memory plan than the run began with: last bits may differ")
+        log.warning("the memory plan differs from the one the run started with: last bits may differ")
         earlier = {name: saved[name] for name in ("memory_plan", "memory_ran_out") if name in saved}
         job.config["earlier_memory_plans"] = [*saved.get("earlier_memory_plans", []), earlier]
         job.config.pop("memory_ran_out", None)

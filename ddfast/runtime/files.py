@@ -149,7 +149,7 @@ def locking(path: Path, *, wait: bool) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         if not isinstance(error, NotImplementedError) and error.errno not in CANNOT_LOCK:
             raise
-        log.warning("%s: its file system has no locks; see to it that no other process works here", path)
+        log.warning("%s: this file system has no locks; make sure that no other process uses this path", path)
     try:
         yield
     finally:

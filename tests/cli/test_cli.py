@@ -70,12 +70,12 @@ def test_a_run_that_is_told_to_end_saves_what_it_has(name, tmp_path):
     process.send_signal(getattr(signal, name))
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 128 + getattr(signal, name) and "Traceback" not in rest
-    assert "resume goes on from there" in rest
+    assert "resume continues from there" in rest
     written = {"synthetic.safetensors", "images.png", "curves.png", "metrics.jsonl", "checkpoint.pt"}
     assert written <= {p.name for p in (tmp_path / "run").iterdir()}
     done = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     again = ddfast("distill", "--resume", "--iterations", str(done + 2), "--output", str(tmp_path / "run"))
-    assert again.returncode in (0, USELESS) and f"going on after iteration {done}" in again.stderr
+    assert again.returncode in (0, USELESS) and f"continuing after iteration {done}" in again.stderr
 
 
 def test_experts_are_trained_into_a_folder_that_distill_takes(tmp_path):
@@ -109,8 +109,8 @@ def test_a_folder_of_photographs_of_odd_sizes_from_the_command_line(tmp_path):
     ).split()
     done = ddfast("distill", *options, "--resume", cwd=tmp_path)
     assert done.returncode in (0, USELESS), done.stderr
-    assert "settings: no preset is of these data" in done.stderr and "iteration 2:" in done.stderr
-    assert "distilled images, 2 per class: mlp" in done.stdout and "full data, 2 epochs (trained anew)" in done.stdout
+    assert "settings: no preset for these data" in done.stderr and "iteration 2:" in done.stderr
+    assert "distilled images, 2 per class: mlp" in done.stdout and "full data, 2 epochs (trained again)" in done.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["dataset"] == str(tmp_path / "photos") and config["zca"] and config["image_size"] == [16, 16]
     assert ddfast("distill", "--resume", "--output", "run", cwd=tmp_path).stdout == done.stdout

@@ -210,7 +210,7 @@ def test_other_files_are_never_written_over(source, tmp_path, digits):
         compat.write_replay_buffers(store, other, digits)
     (tmp_path / "first").mkdir()
     shutil.copy(source / "replay_buffer_1.pt", tmp_path / "first")
-    with pytest.raises(FileExistsError, match=r"replay_buffer_1.pt: is there already, and holds other experts"):
+    with pytest.raises(FileExistsError, match=r"replay_buffer_1.pt: exists and holds other experts"):
         compat.write_replay_buffers(store, tmp_path / "first", digits, per_file=1)
     with pytest.raises(ValueError, match="holds another expert 0 already"):
         compat.read_replay_buffers(source / "replay_buffer_1.pt", tmp_path / "store", digits, network=WIDTH)

@@ -52,7 +52,7 @@ def test_the_accuracy_of_experts_says_whether_their_preprocessing_is_right(made,
     assert f"test accuracy of expert 0 and 1: {sum(check['accuracy']) / 2:.1f}% with" in caplog.text
     words = "with" if made else "without"
     flag = "--zca" if made else "--no-zca"
-    assert (f"it seems made {words} whitening; convert it anew with {flag}" in caplog.text) == (made != taken)
+    assert (f"it seems to be made {words} whitening; convert it again with {flag}" in caplog.text) == (made != taken)
     before = contents(store.path)
     compat.convert(trained[made], store.path, **read)  # compares, and checks again
     assert contents(store.path) == before and read_json(store.path / "experts.json")["check"] == check

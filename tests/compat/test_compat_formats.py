@@ -140,7 +140,7 @@ def test_a_set_survives_a_single_file_exactly(name, soft, tmp_path, digits):
     compat.convert(tmp_path / "again", tmp_path / name, format)  # the same bytes, so nothing to do
     assert (tmp_path / name).read_bytes() == before
     replace(wanted, images=wanted.images + 1).save(tmp_path / "other")
-    with pytest.raises(FileExistsError, match="is there already, and is another file"):
+    with pytest.raises(FileExistsError, match="exists with different contents"):
         compat.convert(tmp_path / "other", tmp_path / name, format)
     with pytest.raises(ValueError, match="expected a name that ends in"):
         compat.convert(tmp_path / "again", tmp_path / "folder", format)
@@ -180,9 +180,7 @@ def test_sets_of_idc_and_ncfm_are_read_with_the_factor_that_is_said(tmp_path, di
     file.parent.mkdir()
     torch.save([pixels[order].requires_grad_(), classes[order]], file)
     assert compat.recognise(file) == compat.recognise(file.parent) == "idc"
-    with pytest.raises(
-        ValueError, match=r"factor: say into how many tiles a side the images of .*data_20000.pt are cut"
-    ):
+    with pytest.raises(ValueError, match=r"factor: expected the tiles a side of the images of .*data_20000.pt"):
         compat.convert(file, tmp_path / "set", dataset="digits", lr=0.01)
     whole = compat.read_idc(file, digits, lr=0.01, factor=1)
     assert whole.labels.equal(classes) and len(whole) == 20
@@ -206,7 +204,7 @@ def test_of_a_folder_of_ncfm_the_last_set_is_read_and_other_files_are_left_out(t
     compat.convert(tmp_path, tmp_path / "set", dataset="digits", lr=0.01, factor=1)
     pixels = digits.preprocessing.invert(SyntheticSet.load(tmp_path / "set").images)
     torch.testing.assert_close(pixels, torch.full_like(pixels, 0.2))
-    assert "left out, of no known format: last.pt" in caplog.text
+    assert "skipped, unknown format: last.pt" in caplog.text
 
 
 def test_a_set_goes_to_idc_and_back_but_for_rounding(tmp_path, digits):
@@ -319,7 +317,7 @@ def test_images_of_arrays_are_read_in_every_layout_and_range(images, values, tmp
     pixels = (channels_first / 255).float()
     wanted = (channels_first / 100 - 1).float() if values == "preprocessed" else digits.preprocessing.apply(pixels)
     torch.testing.assert_close(read.images, wanted, rtol=0, atol=1e-6)
-    assert f"read as {values}; --values says what else they are" in caplog.text
+    assert f"read as {values}; use --values to read them otherwise" in caplog.text
     assert read.labels.equal(torch.arange(20) // 2)
 
 
@@ -334,7 +332,7 @@ def test_values_can_be_said_and_are_checked(tmp_path, digits, caplog):
     torch.save(uniform(10, 1, 16, 16).float(), tmp_path / "images_best.pt")
     torch.save(torch.arange(10), tmp_path / "labels_best.pt")
     compat.read_mtt(tmp_path, digits, lr=0.1)
-    assert "as pixels have; read as preprocessed, --values unit reads pixels" in caplog.text
+    assert "the range of pixels, but read as preprocessed; use --values unit to read pixels" in caplog.text
     unit = compat.read_mtt(tmp_path, digits, lr=0.1, values="unit")
     assert unit.images.equal(digits.preprocessing.apply(uniform(10, 1, 16, 16).float()))
 
@@ -449,7 +447,7 @@ def test_a_set_is_evaluated_on_the_network_that_it_was_made_for(tmp_path, digits
     options = {"num_eval": 1, "eval_epochs": 1, "eval_batch": 32}
     plain = made(digits)
     assert list(ddfast.evaluate(plain, digits, **options).accuracies) == ["convnet"]
-    assert "the set does not say what it was distilled for; convnet (width 128) is taken" in caplog.text
+    assert "the set does not record the network it was distilled for; using convnet (width 128)" in caplog.text
     plain.save(tmp_path / "set")
     command("convert", str(tmp_path / "set"), str(tmp_path / "theirs"), "--to", "mtt")
     read = "--dataset digits --no-zca --network convnet:width=4".split()

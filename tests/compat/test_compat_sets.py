@@ -67,10 +67,10 @@ def test_tensors_go_both_ways_exactly(name, files, soft, tmp_path, digits):
     # the same again is no error, another set is
     compat.convert(tmp_path / "theirs", tmp_path / "again", dataset="digits", zca=False)
     compat.convert(tmp_path / "again", tmp_path / "theirs", name)
-    with pytest.raises(FileExistsError, match=r"again\.(json|safetensors): is there already"):
+    with pytest.raises(FileExistsError, match=r"again\.(json|safetensors): exists with different contents"):
         compat.convert(tmp_path / "theirs", tmp_path / "again", dataset="digits", zca=False, lr=0.5)
     synthetic(digits, soft, lr=torch.tensor(0.5)).save(tmp_path / "other")
-    with pytest.raises(FileExistsError, match=r"lr.*\.pt: is there already"):
+    with pytest.raises(FileExistsError, match=r"lr.*\.pt: exists with different contents"):
         compat.convert(tmp_path / "other", tmp_path / "theirs", name)
     assert contents(tmp_path / "twice") == contents(tmp_path / "theirs")
 
@@ -252,8 +252,8 @@ def test_a_converted_set_is_evaluated_and_a_run_folder_converted(tmp_path, digit
     ("arguments", "sentence"),
     [
         ("nothing out", "nothing: no such file or folder"),
-        ("theirs theirs2 --dataset digits", "zca: say whether it was made with whitened images or not"),
-        ("theirs out --no-zca", "dataset: say on which data set this was made; no file tells it"),
+        ("theirs theirs2 --dataset digits", "zca: expected True or False: whether this was made with whitened images"),
+        ("theirs out --no-zca", "dataset: expected the data set that this was made from; no file records it"),
         (
             "theirs out --format mtt",
             "theirs is mtt, which can become ddfast, dc, idc, dd-ranking, npz, safetensors, tensors, png; got mtt",
@@ -273,7 +273,7 @@ def test_a_converted_set_is_evaluated_and_a_run_folder_converted(tmp_path, digit
         ),
         ("theirs out --dataset digits --preset mtt/x", "preset: expected one of mtt/"),
         ("theirs theirs --dataset digits --no-zca", "theirs: is a folder; name the set that is written"),
-        ("set theirs --format png", "is there already, and is another file; choose another name"),
+        ("set theirs --format png", "exists with different contents; choose another name"),
         ("set set.json --format png", "set.json: is a file; a folder is written"),
         ("empty out", "empty: expected files of one known format, got none"),
         ("both out", "both: expected files of one known format, got mtt and dd-ranking"),

@@ -242,7 +242,7 @@ def test_the_file_for_people_does_not_count_and_a_difference_is_told(synthetic, 
     for other in (old, b"{"):
         (tmp_path / "set.json").write_bytes(other)
         assert SyntheticSet.load(tmp_path / "set").dsa_strategy == "flip"
-        assert "set.json: not what set.safetensors says, which is what counts" in caplog.text
+        assert "set.json: differs from what set.safetensors records; the latter is used" in caplog.text
         caplog.clear()
     (tmp_path / "set.json").unlink()
     assert SyntheticSet.load(tmp_path / "set").dsa_strategy == "flip" and not caplog.text

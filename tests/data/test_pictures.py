@@ -350,4 +350,4 @@ def test_a_run_is_resumed_with_the_range_it_found_and_new_test_pictures_are_told
     array_picture(root / "test" / "a" / "bright.png", (RAMP * 256).astype("uint16"))
     job = resolve_resumed(config, {}, tmp_path)
     assert job.data.preprocessing.value_range == (0, 1023) and job.data.fingerprint == config["fingerprint"]
-    assert "the test images are others than the run in" in caplog.text
+    assert "the test images differ from those of the run in" in caplog.text

@@ -184,7 +184,7 @@ def test_full_data_and_several_networks_can_be_asked_for(pair, tmp_path):
     options = SMALL | {"full_epochs": 3, "networks": ("convnet:width=8", "mlp")}
     accuracy = ddfast.distill(pair, output=tmp_path / "run", **options).accuracy
     assert all(set(row["networks"]) == {"convnet:width=8", "mlp"} for row in accuracy.values())
-    assert accuracy["full_data"]["epochs"] == 3 and accuracy["full_data"]["source"] == "trained anew"
+    assert accuracy["full_data"]["epochs"] == 3 and accuracy["full_data"]["source"] == "trained again"
     assert accuracy["distilled"]["mean"] == accuracy["distilled"]["networks"]["convnet:width=8"]["mean"]
 
 

@@ -61,7 +61,7 @@ def test_records_are_lines_and_later_or_broken_ones_go(run, caplog):
     path.write_text(lines[0] + "not a line\n" + "".join(lines[1:]) + '{"iteration": 5')
     kept = run.keep_until("metrics", 3)
     assert [record["iteration"] for record in kept] == [1, 2, 3]
-    assert path.read_text() == "".join(lines[:3]) and "1 damaged lines are left out" in caplog.text
+    assert path.read_text() == "".join(lines[:3]) and "skipped 1 damaged lines" in caplog.text
 
 
 def test_evaluated_sets_are_pruned_oldest_first(run):

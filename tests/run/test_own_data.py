@@ -105,7 +105,7 @@ def test_a_budget_that_nothing_fits_is_told_and_the_least_is_taken(speed, caplog
     experts, iterations, evaluation = own_data.SMALLEST
     assert (settings["num_experts"], settings["iterations"]) == (experts, iterations)
     assert (settings["num_eval"], settings["eval_epochs"]) == evaluation
-    assert "the least that can teach anything takes about" in caplog.text and "more than 60 s" in caplog.text
+    assert "the smallest useful run takes about" in caplog.text and "more than 60 s" in caplog.text
 
 
 def test_what_is_given_stays_and_the_rest_fits_it(speed):
@@ -131,7 +131,7 @@ def test_given_experts_decide_where_segments_may_begin(speed):
 def test_every_derived_value_is_told_with_its_reason(speed, caplog):
     with caplog.at_level(logging.INFO, "ddfast"):
         job = resolve({"dataset": dataset(), "ipc": 1})
-    assert "no preset is of these data" in caplog.text
+    assert "no preset for these data" in caplog.text
     for name in ("batch_train", "expert_epochs", "max_start_epoch", "network", "num_experts", "iterations"):
         assert f"  {name} {job.config[name]}: " in caplog.text and job.config["derived"][name]
     assert job.config["probed"] == list(RATES)

@@ -233,7 +233,7 @@ def test_a_lost_process_ends_the_run_cleanly_and_it_goes_on_from_the_last_checkp
         finish(launch(2, words))
     else:
         assert process.returncode == 0, output
-    assert "going on after iteration" in output or restarts == 0
+    assert "continuing after iteration" in output or restarts == 0
     whole, resumed = (ddfast.SyntheticSet.load(folder / "synthetic") for folder in (tmp_path / "whole", run))
     assert torch.equal(whole.images, resumed.images) and torch.equal(whole.lr, resumed.lr)
     assert accuracies(tmp_path / "whole") == accuracies(run)

@@ -57,7 +57,7 @@ class Replayed:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            log.warning("cuda_graph: not used, for the step cannot be captured (%s)", str(error).splitlines()[0])
+            log.warning("cuda_graph: not used, because the step cannot be captured (%s)", str(error).splitlines()[0])
             self._impossible, self._inputs = True, []
         finally:
             torch.cuda.current_stream().wait_stream(stream)
