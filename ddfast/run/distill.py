@@ -105,14 +105,9 @@ def distill(
         ranks: the processes that make this call together (ddfast.ranks), with the same arguments and files in reach. Of
             `segments` > 1 each takes as many; of one, a part of every minibatch. The first one writes.
         progress: wraps the Distillation that is iterated over, for a progress bar.
-        options: of load_dataset (data_root, image_size, resize, zca, preprocessing); settings of the method
-            (its Settings, or docs/options.md); of the experts (num_experts, train_epochs: a number, or "needed" for
-            those that the run can use; train_lr, batch_train, mom, l2, optimizer, rho, alpha, schedule; train_dsa_strategy:
-            where it is not dsa_strategy; keep_epochs: "all", "needed", or the first and the last whose snapshots are
-            kept; snapshots: float32, delta16 or delta8); of the evaluation (networks, num_eval, eval_epochs,
-            eval_batch, protocol, sam_rho; full_epochs: train on full data anew, for so many epochs); eval_every and
-            checkpoint_every, in iterations; keep_checkpoints, how many of the sets that eval_every evaluated stay in
-            the run folder, the last ones: the others go, the best on test data among them; None for all.
+        options: all others of docs/options.md, by section: of the data (as load_dataset takes them), of the experts, of
+            the unroll and the outer step (the fields of the method's Settings), and of the evaluation. An option of
+            the preset is switched off by "none".
 
     The same settings and seed give the same bits twice on one device, on a CPU with the same number of threads. Those
     that follow from timed steps may differ from run to run; config.json has them.

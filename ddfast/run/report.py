@@ -41,9 +41,7 @@ def save_images(synthetic: SyntheticSet, path: str | Path) -> None:
     for cell, (k, indices) in enumerate(by_class.items()):
         left, top = PADDING + cell % across * (width + PADDING), PADDING + cell // across * height
         draw.text((left, top), _fitting(draw, synthetic.class_names[k], width), fill="black")
-        for column, tile in enumerate(_pictures(synthetic, images[indices])):
-            tile = tile.resize((W * scale, H * scale), Image.Resampling.NEAREST)
-            picture.paste(tile, (left + column * (W * scale + PADDING), top + CAPTION))
+        picture.paste(_row(synthetic, images[indices], scale), (left - PADDING, top + CAPTION - PADDING))
     with replacing(Path(path)) as temporary:
         picture.save(temporary, format="PNG")
 
@@ -85,13 +83,17 @@ def _has_peaks(values: Tensor) -> bool:  # [N], NaN where nothing was finite
     return len(finite) > 0 and bool(finite.min() > 0) and bool(finite.max() > 100 * finite.median())
 
 
-def _pictures(synthetic: SyntheticSet, images: Tensor) -> list:  # [N, C, H, W] preprocessed -> N PIL images
+def _row(synthetic: SyntheticSet, images: Tensor, scale: int) -> Any:  # [N, C, H, W] preprocessed -> a PIL image
+    """Images side by side, with padding all around."""
     from torchvision.transforms.v2.functional import to_pil_image
+    from torchvision.utils import make_grid
 
     images = synthetic.preprocessing.pixels(images)
     if images.shape[1] not in (1, 3):
         images = images.float().mean(1, keepdim=True).round().to(torch.uint8)  # no picture has so many channels
-    return [to_pil_image(image) for image in images]
+    enlarged = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    padded = torch.nn.functional.pad(enlarged, (PADDING, 0, PADDING, 0), value=255)  # of one image make_grid pads none
+    return to_pil_image(make_grid(padded, nrow=len(images), padding=0))
 
 
 def _fitting(draw: Any, text: str, width: int) -> str:
