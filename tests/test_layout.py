@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,26 @@ def test_house_rules_that_a_machine_can_check(path):
         for f in calls
         if ast.unparse(f) in ("torch.manual_seed", "torch.set_default_dtype", "warnings.filterwarnings")
     ]
+
+
+def exported(module) -> dict[str, object]:
+    return {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+
+
+@pytest.mark.parametrize("name", ["", "ops", "networks", "data", "methods", "compat", "experts", "evaluation"])
+def test_everything_public_has_a_docstring(name):
+    module = importlib.import_module(f"ddfast.{name}".rstrip("."))
+    for what, value in exported(module).items():
+        if not callable(value):
+            continue
+        assert inspect.getdoc(value), what
+        for method, function in vars(value).items() if inspect.isclass(value) else ():
+            if inspect.isfunction(function) and not method.startswith("_"):
+                assert inspect.getdoc(function), f"{what}.{method}"
+
+
+def test_the_package_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
 
 
 PUBLIC = ("adjoints", "students", "ranks", "ops", "networks", "data", "methods", "compat", "experts")
