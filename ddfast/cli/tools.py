@@ -174,7 +174,7 @@ def presets(name: str | None) -> None:
 
     if name is None or name in METHODS:
         for method in METHODS if name is None else [name]:
-            for preset in load_presets(method):
+            for preset in load_presets(method) or [f"{method}: no presets, only defaults"]:
                 click.echo(preset)
         return
     method = name.split("/")[0]

@@ -21,6 +21,7 @@ from ddfast.experts.snapshots import (
     storage_settings,
     words,
 )
+from ddfast.experts.state_dicts import state_dict
 from ddfast.runtime.files import (
     lock_of,
     locking,
@@ -243,9 +244,8 @@ class TrajectoryStore:
 
         Errors: as `snapshot`; ValueError for another data set than the experts' own.
         """
-        from ddfast.experts.state_dicts import state_dict
-
-        return state_dict(self, expert, self.epochs if epoch is None else epoch, dataset)
+        snapshot = self.snapshot(expert, self.epochs if epoch is None else epoch)
+        return state_dict(snapshot, self.settings, self.path, dataset)
 
     def note(self, name: str, value: Any) -> None:
         """Keep something that was found out about the experts, as about[name]; it is no setting."""

@@ -32,6 +32,7 @@ from ddfast.runtime.options import (
 
 NEEDED = "needed"  # train_epochs, keep_epochs: only those that the run can use
 THE_PRESETS = "the preset's"
+OF_METHODS = ("Unroll", "Outer step")  # sections
 
 
 def _sides(value: Any) -> Any:
@@ -254,7 +255,8 @@ def check_names(given: dict[str, Any], method: str) -> None:
 
 
 def read_config_file(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
-    """The options of a .yaml, .toml or .json file, or of a run's config.json; null, and "none", switch off.
+    """The options of a .yaml, .toml or .json file, or of a run's config.json. "none" and null switch off what a preset
+    has; another option is left out by null.
 
     Errors: ValueError for another ending, a file that is none, or an option that is not `known`; OSError.
     """
@@ -274,7 +276,8 @@ def read_config_file(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
         values = options_of_run(values)
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     expect_known(values, known, f"option in {path}:")
-    return {name: NONE if value is None else value for name, value in values.items()}
+    off = {name for name, option in run_options().items() if option.switches_off and option.section in OF_METHODS}
+    return {n: NONE if v is None else v for n, v in values.items() if v is not None or n in off}
 
 
 def _read_yaml(text: str) -> Any:
@@ -307,7 +310,7 @@ def options_of_run(config: dict[str, Any]) -> dict[str, Any]:
             continue
         if value is not None:
             found[name] = value
-        elif option.switches_off and option.section in ("Unroll", "Outer step"):
+        elif option.switches_off and option.section in OF_METHODS:
             found[name] = NONE
     return found
 
@@ -316,7 +319,7 @@ def config_file(config: dict[str, Any]) -> str:
     """The options of a run, as a YAML file that `read_config_file` reads."""
     import yaml
 
-    found, known = options_of_run(config), run_options(method_class(config["method"]))
+    found, known = json.loads(json.dumps(options_of_run(config))), run_options(method_class(config["method"]))
     lines = []
     for section in SECTIONS:
         values = {name: value for name, value in found.items() if known[name].section == section}

@@ -12,9 +12,9 @@ from torch import nn
 from ddfast.data import SyntheticSet
 from ddfast.evaluation import evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
 from ddfast.experts import TrajectoryStore, train_experts
+from ddfast.run.costs import EVALUATION, IMAGES, forecast_of, trainings
 from ddfast.run.folder import RunFolder, WatchedRunFolder
 from ddfast.run.job import EXPERT_TRAINING, Job
-from ddfast.run.job_forecast import EVALUATION, IMAGES, forecast_of, trainings
 from ddfast.run.loop import Distillation, initial_of
 from ddfast.run.own_data import Derived
 from ddfast.run.probe import apply_rates, probe_rates

@@ -66,6 +66,9 @@ class Job:
     def check_ranks(self) -> None:
         """ValueError where this many processes cannot share an outer step."""
         if not self.needs.unroll:
+            if self.ranks.size > 1 and self.ranks.is_first:
+                name = self.config["method"]
+                log.warning("%s: every process repeats the outer steps; experts and evaluations are shared", name)
             return
         segments, count = self.settings.segments, self.ranks.size
         if segments > 1 and segments % count:

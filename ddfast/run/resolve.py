@@ -22,6 +22,7 @@ from ddfast.networks import name_of, structure_of
 from ddfast.ops.installation import build_info
 from ddfast.run.config import (
     NEEDED,
+    OF_METHODS,
     DataOptions,
     EvaluationOptions,
     LoopOptions,
@@ -30,11 +31,11 @@ from ddfast.run.config import (
     defaults_of,
     run_options,
 )
+from ddfast.run.costs import iterations_within
 from ddfast.run.job import EXPERT_STORAGE, EXPERT_TRAINING, Job
 from ddfast.run.own_data import BUDGET, Derived, amounts, derive
 from ddfast.run.presets import Preset, choose_preset
 from ddfast.run.probe import RATES
-from ddfast.run.step_cost import iterations_within
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.devices import computes_bfloat16, resolve_device
 from ddfast.runtime.forecast import parse_budget_of_time
@@ -50,7 +51,6 @@ OF_EXPERTS = EXPERT_TRAINING | EXPERT_STORAGE
 REPORT = {n: v for n, v in (defaults_of(LoopOptions) | defaults_of(EvaluationOptions)).items() if n != "iterations"}
 AMOUNTS = ("iterations", "num_experts", "batch_train", "train_epochs", "expert_epochs", "max_start_epoch", "syn_steps")
 AMOUNTS += ("batch_syn", "segments", "num_eval", "eval_epochs")  # that others are derived from
-OF_METHODS = ("Unroll", "Outer step")  # sections
 UNCHECKED = {"keep_epochs", "image_size", "value_range", "init", "ipc"}  # checked where they are used, lists among them
 
 

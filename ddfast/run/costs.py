@@ -1,12 +1,18 @@
-"""How long a run takes, before it begins."""
+"""How long the parts of a run take: steps, evaluations, all of it."""
+
+import time
 
 from ddfast.data import DSA
 from ddfast.engine.timing import time_unroll
+from ddfast.evaluation import evaluation_seconds, schedule_of
 from ddfast.run.job import Job
-from ddfast.run.step_cost import evaluation_seconds_of, seconds_a_step
-from ddfast.runtime.forecast import Forecast
+from ddfast.run.loop import Distillation
+from ddfast.run.own_data import PLANNED
+from ddfast.runtime.forecast import Forecast, words_of_time
 
 EXPERTS, IMAGES, EVALUATION = "experts", "images", "evaluation"  # stages
+TIMED = 3  # steps, of which the first one warms up
+LONG_ENOUGH = 5.0  # seconds, after which no further step is timed
 
 
 def forecast_of(job: Job, iterations: int) -> Forecast:
@@ -37,3 +43,38 @@ def trainings(job: Job) -> int:
     """How many networks this process trains for the last evaluation."""
     sets = 2 if job.settings.ema_decay is None else 3
     return -(-sets * len(job.config["networks"]) * job.config["num_eval"] // job.ranks.size)
+
+
+def seconds_a_step(job: Job) -> float:
+    """Of a method's own steps, timed; a run's steps begin anew after it."""
+    distillation = Distillation(job)
+    seconds: list[float] = []
+    while len(seconds) < TIMED and sum(seconds) < LONG_ENOUGH:
+        began = time.perf_counter()
+        distillation.method.step()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def iterations_within(job: Job, budget: float) -> tuple[int, str]:  # seconds
+    """How many iterations a budget leaves beside the evaluation, and why."""
+    each, evaluation = seconds_a_step(job), 2 * evaluation_seconds_of(job, job.num_images)  # random real images, too
+    count = max(1, int((PLANNED * budget - evaluation) / each))
+    return count, f"fits a budget of {words_of_time(budget)}, {each:.2g} s each"
+
+
+def evaluation_seconds_of(job: Job, count: int) -> float:
+    """Of the evaluation of one set of so many images."""
+    config = job.config
+    schedule = schedule_of(
+        config["protocol"],
+        config["eval_epochs"],
+        config["eval_batch"],
+        1.0,
+        config["dsa_strategy"],
+        config["sam_rho"],
+        config["num_eval"],
+        job.device,
+        None,
+    )
+    return evaluation_seconds(job.data, count, config["networks"], config["num_eval"], schedule, job.ranks)
