@@ -1,4 +1,4 @@
-"""ddfast: dataset distillation by trajectory matching, with exact meta-gradients in constant memory."""
+"""ddfast: dataset distillation, on an engine with exact gradients in little memory."""
 
 import sys
 

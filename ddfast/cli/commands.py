@@ -79,7 +79,7 @@ def make_page_faults_rare() -> None:
 @click.version_option(package_name="ddfast")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 def cli(traceback: bool) -> None:
-    """Dataset distillation by trajectory matching.
+    """Dataset distillation: learn a tiny training set.
 
     Several GPUs or machines: torchrun … -m ddfast experts, distill or evaluate.
     """

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le
-
 from ddfast.data import DSA, Pixels
 from ddfast.data.augment import FULL_STRATEGY
 from ddfast.data.parameterisation import with_canvas
-from ddfast.runtime.options import AtLeast1, Option, check_options
+from ddfast.runtime.options import AtLeast1, Ge, Gt, Le, Option, check_options
 
 LARGEST_LR = 1e30  # float32 has to hold it, and its products with gradients
 INITS = ("real", "noise", "first", "correct")

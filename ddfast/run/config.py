@@ -7,9 +7,6 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt, Lt
-from pydantic import BeforeValidator
-
 from ddfast.data.pixels import as_value_range
 from ddfast.data.preprocessing import RESIZES
 from ddfast.evaluation import PROTOCOLS
@@ -21,9 +18,12 @@ from ddfast.runtime.options import (
     SECTIONS,
     AtLeast1,
     Declared,
+    Gt,
+    Lt,
     NotNegative,
     OneOf,
     Option,
+    Parsed,
     Positive,
     expect_known,
     expected,
@@ -69,16 +69,16 @@ def _count(value: Any) -> Any:
 
 
 Side = Annotated[int, Gt(0)]
-ImageSize = Annotated[Side | tuple[Side, Side], BeforeValidator(_sides), "a side or HxW in pixels"]
-ValueRange = Annotated[Any, BeforeValidator(_range), "auto, or the values of black and white as 0,4095"]
-Networks = Annotated[Any, BeforeValidator(_names), "names separated by commas"]
+ImageSize = Annotated[Side | tuple[Side, Side], Parsed(_sides), "a side or HxW in pixels"]
+ValueRange = Annotated[Any, Parsed(_range), "auto, or the values of black and white as 0,4095"]
+Networks = Annotated[Any, Parsed(_names), "names separated by commas"]
 KeepEpochs = Annotated[
     Literal["all", "needed"] | tuple[int, int],
-    BeforeValidator(_epochs),
+    Parsed(_epochs),
     "a first and a last epoch as 40-61, needed, or all",
 ]
-TrainEpochs = Annotated[AtLeast1 | Literal["needed"], BeforeValidator(_count)]
-PerClass = Annotated[Any, BeforeValidator(_count), "a whole number of at least 1, or a .json or .toml file"]
+TrainEpochs = Annotated[AtLeast1 | Literal["needed"], Parsed(_count)]
+PerClass = Annotated[Any, Parsed(_count), "a whole number of at least 1, or a .json or .toml file"]
 Text = Annotated[Any, "a text"]  # checked where it is used, which says what it may be
 Experts, Evaluation, Run, Data = "Experts", "Evaluation", "Run", "Data"
 

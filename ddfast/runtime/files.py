@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 log = logging.getLogger("ddfast")
@@ -141,6 +140,8 @@ def locking(path: Path, *, wait: bool) -> Iterator[None]:
 
     The lock goes with the process, however it ends. A file system that has no locks is only warned of.
     """
+    from filelock import FileLock, Timeout
+
     lock = FileLock(lock_of(path), timeout=-1 if wait else 0, is_singleton=False)
     try:
         lock.acquire()

@@ -3,20 +3,80 @@
 import difflib
 import functools
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from inspect import get_annotations
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt
-
 SECTIONS = ("Data", "Experts", "Unroll", "Outer step", "Evaluation", "Run")
 NONE = "none"  # switches off what a preset has
 
-AtLeast0 = Annotated[int, Ge(0)]
-AtLeast1 = Annotated[int, Ge(1)]
-Positive = Annotated[float, Gt(0), Lt(float("inf"))]
-NotNegative = Annotated[float, Ge(0), Lt(float("inf"))]
+
+@dataclass(frozen=True)
+class Bound:
+    """In Annotated[float, Ge(0)]: what a number is held to."""
+
+    limit: float
+
+    def holds(self, value: float) -> bool:
+        """Whether it is within."""
+        raise NotImplementedError
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """What pydantic checks."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, value: float) -> float:
+        if not self.holds(value):
+            raise ValueError(f"{value} is beyond {self.limit}")
+        return value
+
+
+class Ge(Bound):
+    """At least."""
+
+    def holds(self, value: float) -> bool:
+        """Whether it is."""
+        return value >= self.limit
+
+
+class Gt(Bound):
+    """More than."""
+
+    def holds(self, value: float) -> bool:
+        """Whether it is."""
+        return value > self.limit
+
+
+class Le(Bound):
+    """At most."""
+
+    def holds(self, value: float) -> bool:
+        """Whether it is."""
+        return value <= self.limit
+
+
+class Lt(Bound):
+    """Less than."""
+
+    def holds(self, value: float) -> bool:
+        """Whether it is."""
+        return value < self.limit
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """In Annotated[Any, Parsed(function)]: what a function makes of a text is checked, or of a value itself."""
+
+    function: Callable[[Any], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """What pydantic checks."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(self.function, handler(source))
 
 
 @dataclass(frozen=True)
@@ -35,6 +95,12 @@ class OneOf:
         if word not in self.words:
             raise ValueError(f"expected one of {', '.join(self.words)}")
         return word
+
+
+AtLeast0 = Annotated[int, Ge(0)]
+AtLeast1 = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0), Lt(float("inf"))]
+NotNegative = Annotated[float, Ge(0), Lt(float("inf"))]
 
 
 @dataclass(frozen=True)
@@ -185,26 +251,22 @@ def expected(kind: Any) -> str:
     return named.get(base, getattr(base, "__name__", str(base)))
 
 
-def _limit(bound: Le | Lt) -> float:
-    return bound.le if isinstance(bound, Le) else bound.lt
-
-
 def _number(noun: str, bounds: Iterable[Any]) -> str:
     least = next((bound for bound in bounds if isinstance(bound, Ge | Gt)), None)
     upper = [bound for bound in bounds if isinstance(bound, Le | Lt)]
-    most = min(upper, key=_limit, default=None)
-    most = None if most is None or _limit(most) == float("inf") else most
+    most = min(upper, key=lambda bound: bound.limit, default=None)
+    most = None if most is None or most.limit == float("inf") else most
     words = ""
-    if isinstance(least, Gt) and least.gt == 0 and most is None:
+    if isinstance(least, Gt) and least.limit == 0 and most is None:
         return noun.replace("a ", "a positive ")
     if isinstance(least, Ge):
-        words = f" from {least.ge:g}" if most is not None else f" of at least {least.ge:g}"
+        words = f" from {least.limit:g}" if most is not None else f" of at least {least.limit:g}"
     elif isinstance(least, Gt):
-        words = " above " + f"{least.gt:g}"
+        words = f" above {least.limit:g}"
     if isinstance(most, Le):
-        words += f" up to {most.le:g}" if not isinstance(least, Ge) else f" to {most.le:g}"
+        words += f" up to {most.limit:g}" if not isinstance(least, Ge) else f" to {most.limit:g}"
     elif isinstance(most, Lt):
-        words += f" to below {most.lt:g}" if isinstance(least, Ge) else f" and below {most.lt:g}"
+        words += f" to below {most.limit:g}" if isinstance(least, Ge) else f" and below {most.limit:g}"
     return noun + words
 
 

@@ -102,7 +102,7 @@ def test_what_cannot_be_captured_runs_as_it_is(monkeypatch, caplog):
     replayed = Replayed(lambda x, y: (x + 1, y))
     assert [replayed(torch.tensor(float(n)), None)[0].item() for n in range(3)] == [1.0, 2.0, 3.0]
     assert len(failed) == 1 and [r.getMessage() for r in caplog.records] == [
-        "cuda_graph: not used, for the step cannot be captured (operation not permitted when stream is capturing)"
+        "cuda_graph: not used, because the step cannot be captured (operation not permitted when stream is capturing)"
     ]
 
 

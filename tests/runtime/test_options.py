@@ -4,11 +4,14 @@ from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, Literal
 
 import pytest
-from annotated_types import Ge, Gt, Le, Lt
 
 from ddfast.runtime.options import (
     AtLeast1,
     Declared,
+    Ge,
+    Gt,
+    Le,
+    Lt,
     NotNegative,
     Option,
     Positive,

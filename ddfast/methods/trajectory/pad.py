@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Lt
 from torch import Tensor
 
 from ddfast.methods.trajectory.datm import DATM, DATMSettings
-from ddfast.runtime.options import Option
+from ddfast.runtime.options import Ge, Lt, Option
 
 
 @dataclass(frozen=True, kw_only=True)

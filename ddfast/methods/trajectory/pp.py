@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Lt
 from torch import Tensor
 
 from ddfast.methods.trajectory.matching import TrajectoryMatching
 from ddfast.methods.trajectory.settings import TrajectorySettings
-from ddfast.runtime.options import Option
+from ddfast.runtime.options import Ge, Lt, Option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
 
 from ddfast.engine.distances import DISTANCES
 from ddfast.engine.planner import UnrollSize
 from ddfast.methods.settings import LARGEST_LR, OUTER, Rate, SetSettings
 from ddfast.runtime.arguments import expect_whole
-from ddfast.runtime.options import AtLeast0, AtLeast1, NotNegative, OneOf, Option
+from ddfast.runtime.options import AtLeast0, AtLeast1, Ge, Gt, Le, Lt, NotNegative, OneOf, Option
 
 UNROLL = "Unroll"
 
