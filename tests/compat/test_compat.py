@@ -85,7 +85,7 @@ def test_files_of_an_old_pytorch_are_read_too(tmp_path, digits, caplog):
     torch.save(buffer(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     caplog.set_level("INFO", "ddfast")
     store = compat.read_replay_buffers(tmp_path / "old.pt", tmp_path / "store", digits, network=WIDTH)
-    assert same(store.snapshot(1, 2), flat(buffer()[1][2])) and "read whole into memory" in caplog.text
+    assert same(store.snapshot(1, 2), flat(buffer()[1][2])) and "read into memory as a whole" in caplog.text
 
 
 def test_own_experts_survive_the_way_to_buffers_and_back(tmp_path, digits):
@@ -206,7 +206,7 @@ def test_other_files_are_never_written_over(source, tmp_path, digits):
     with pytest.raises(FileExistsError, match="holds something else than experts"):
         compat.read_replay_buffers(source, other, digits, network=WIDTH)
     store = compat.read_replay_buffers(source / "replay_buffer_0.pt", tmp_path / "store", digits, network=WIDTH)
-    with pytest.raises(FileExistsError, match=r"thesis.txt: is none of the files"):
+    with pytest.raises(FileExistsError, match=r"thesis.txt: not one of the files"):
         compat.write_replay_buffers(store, other, digits)
     (tmp_path / "first").mkdir()
     shutil.copy(source / "replay_buffer_1.pt", tmp_path / "first")

@@ -67,7 +67,7 @@ def test_a_whitening_of_other_data_or_that_differs_is_refused(data, images):
     with pytest.raises(ValueError, match="the whitening was fitted on the training images 0123"):
         raw.preprocessed_like(other)
     differing = replace(data.preprocessing, zca=replace(zca, probe=tuple(2 * p for p in zca.probe)))
-    with pytest.raises(ValueError, match="the whitening fitted anew on custom differs from the recorded one"):
+    with pytest.raises(ValueError, match="the whitening fitted again on custom differs from the recorded one"):
         raw.preprocessed_like(differing)
 
 

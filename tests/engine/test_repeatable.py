@@ -198,8 +198,8 @@ def test_distributions_and_classes_are_taken_in_silence():
 def test_what_was_drawn_beforehand_is_not_watched(monkeypatch):
     """A look at a device's images would wait for it."""
     draws = DSA("crop").draw_steps(3, 6, (SIDE, SIDE), torch.Generator().manual_seed(0))
-    crops = Seen(Texture(2), torch.zeros(3, 6, 2).long(), draws)
+    seen = Seen(Texture(1), torch.zeros(3, 6, 2).long(), draws)  # of a canvas as large as an image
     for name in ("__call__", "finish"):
         monkeypatch.setattr(Repeatable, name, lambda *arguments: pytest.fail("watched"))
-    for augment in (draws, crops):
+    for augment in (draws, seen):
         run(make("dropout").eval(), augment)

@@ -273,7 +273,7 @@ def test_a_network_that_diverges_in_an_evaluation_is_named_with_its_rate(pair, s
             synthetic, pair, networks=(network,), num_eval=1, eval_epochs=20, eval_lr=lr, device="cpu"
         )
     assert 0 <= result.mean <= 100
-    assert f"{network} trained at rate {lr:g}: it diverged" in caplog.text
+    assert f"{network} trained at rate {lr:g}: training diverged" in caplog.text
     caplog.clear()
     with caplog.at_level("WARNING", "ddfast"):
         ddfast.evaluate(synthetic, pair, networks=(network,), num_eval=1, eval_epochs=5, eval_lr=1e-3, device="cpu")
@@ -299,7 +299,7 @@ def test_a_snapshot_that_is_not_finite_is_named_or_refused(pair, tmp_path, caplo
         store.segment(0, 0, 1)  # so near that their squared distance is 0
     with caplog.at_level("WARNING", "ddfast"):
         evaluate_snapshots(data, NETWORK, [torch.full((P,), NAN)], "cpu")
-    assert f"a snapshot of {NETWORK}: it diverged" in caplog.text
+    assert f"a snapshot of {NETWORK}: training diverged" in caplog.text
 
 
 def not_json(word):
@@ -357,15 +357,15 @@ def test_a_run_of_extreme_settings_ends_finite_or_says_that_it_diverged(pair, tm
         ({"train_lr": INF}, "expected a positive number"),
         ({"train_lr": 1e30}, "expert 0 diverged"),
         ({"train_lr": 1e-30}, "are equal: there is no trajectory to match"),
-        ({"l2": INF}, "l2: expected at least 0, got inf"),
+        ({"l2": INF}, "l2: expected a number of at least 0, got inf"),
         ({"l2": 1e30}, "expert 0 diverged"),
         ({"optimizer": "gsam", "rho": 1e30}, "rho: expected a positive number up to 1000"),
         ({"optimizer": "gsam", "alpha": 1e30}, "expert 0 diverged"),
-        ({"lr_img": INF}, "lr_img: expected 0 to 1e[+]30, got inf"),
-        ({"lr_teacher": 0.0}, "lr_teacher: expected a positive number"),
-        ({"start_noise": NAN}, "start_noise: expected 0 to 1e[+]30, got nan"),
-        ({"threshold": NAN}, "threshold: expected a positive loss, got nan"),
-        ({"syn_momentum": 1.0}, "syn_momentum: expected 0 to below 1"),
+        ({"lr_img": INF}, "lr_img: expected a number from 0 to 1e[+]30, got inf"),
+        ({"lr_teacher": 0.0}, "lr_teacher: expected a number above 0"),
+        ({"start_noise": NAN}, "start_noise: expected a number from 0 to 1e[+]30, got nan"),
+        ({"threshold": NAN}, "threshold: expected a positive number, got nan"),
+        ({"syn_momentum": 1.0}, "syn_momentum: expected a number from 0 to below 1"),
     ],
 )
 def test_a_run_that_cannot_be_is_one_sentence(pair, tmp_path, options, sentence):

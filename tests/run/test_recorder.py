@@ -77,7 +77,7 @@ def test_an_evaluation_that_a_kill_left_out_is_made(begin, monkeypatch):
     run, job, again = begin()
     recorder = Recorder(run, job, again)
     assert again.iteration == 3 and run.keep_until("evaluations", 9) == []
-    recorder.evaluate_what_a_kill_left_out()
+    recorder.evaluate_if_due()
     assert [record["iteration"] for record in run.keep_until("evaluations", 9)] == [3]
 
 
@@ -86,7 +86,7 @@ def test_a_checkpoint_that_is_missing_or_of_another_run_is_refused(begin):
     go(Recorder(run, job, distillation), distillation, 2)
     run.write_state({"iteration": 2, "skips": 0, "method": {}})
     run, job, again = begin()
-    with pytest.raises(ValueError, match=r"checkpoint\.pt: not of this run"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: does not belong to this run"):
         Recorder(run, job, again)
     (run.path / "checkpoint.pt").unlink()
     with pytest.raises(ValueError, match=r"checkpoint\.pt: is missing, the run cannot be resumed"):

@@ -89,7 +89,7 @@ def test_the_run_goes_on_with_half_of_the_memory_from_the_same_draws(pair, tmp_p
     plans = failing(3)
     with caplog.at_level("WARNING", "ddfast"):
         result = ddfast.distill(pair, output=tmp_path / "run", **OPTIONS)
-    assert "memory ran out in iteration 3 (CUDA out of memory. Tried to allocate 60.00 GiB): going on" in caplog.text
+    assert "memory ran out in iteration 3 (CUDA out of memory. Tried to allocate 60.00 GiB): retrying" in caplog.text
     before, after = config_of(tmp_path / "whole")["memory_plan"], config_of(tmp_path / "run")["memory_plan"]
     assert config_of(tmp_path / "run")["memory_ran_out"] == {"iteration": 3, "memory_plan": before}
     assert [plan.predicted_bytes for plan in plans] == 3 * [before["predicted_bytes"]] + 2 * [after["predicted_bytes"]]

@@ -118,7 +118,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(pair, tmp_path):
     (tmp_path / "run" / "summary.json").unlink()
     for state in ({"iteration": 3}, {"iteration": 3, "skips": 0, "method": {"descent": {"state": []}}}):
         ddfast.run.folder.RunFolder(tmp_path / "run").write_state(state)
-        with pytest.raises(ValueError, match=r"checkpoint\.pt: not of this run"):
+        with pytest.raises(ValueError, match=r"checkpoint\.pt: does not belong to this run"):
             ddfast.distill(pair, output=tmp_path / "run", resume=True)
         ddfast.run.folder.RunFolder(tmp_path / "run").write_state(state)
 
