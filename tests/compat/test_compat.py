@@ -212,7 +212,7 @@ def test_other_files_are_never_written_over(source, tmp_path, digits):
     shutil.copy(source / "replay_buffer_1.pt", tmp_path / "first")
     with pytest.raises(FileExistsError, match=r"replay_buffer_1.pt: exists and holds other experts"):
         compat.write_replay_buffers(store, tmp_path / "first", digits, per_file=1)
-    with pytest.raises(ValueError, match="holds another expert 0 already"):
+    with pytest.raises(ValueError, match="already holds a different expert 0"):
         compat.read_replay_buffers(source / "replay_buffer_1.pt", tmp_path / "store", digits, network=WIDTH)
     with pytest.raises(ValueError, match="holds experts with other settings"):
         compat.read_replay_buffers(source, tmp_path / "store", digits, network=WIDTH, training={"mom": 0.5})

@@ -89,7 +89,7 @@ def test_a_checkpoint_that_is_missing_or_of_another_run_is_refused(begin):
     with pytest.raises(ValueError, match=r"checkpoint\.pt: does not belong to this run"):
         Recorder(run, job, again)
     (run.path / "checkpoint.pt").unlink()
-    with pytest.raises(ValueError, match=r"checkpoint\.pt: is missing, the run cannot be resumed"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: is missing, so the run cannot be resumed"):
         Recorder(run, job, again)
 
 
