@@ -81,6 +81,8 @@ class Job:
         """Set the plan of an outer step; ValueError where nothing fits, or none can be made that was asked for."""
         if not self.needs.unroll:
             self.config["memory_plan"] = asdict(Plan())
+            if asked:
+                log.warning("memory_budget: ignored, %s does not plan memory", self.config["method"])
             return
         student, size = self._unroll()
         sharers = self.ranks.size if self.device.type == "cpu" else 1  # they may all be on this machine

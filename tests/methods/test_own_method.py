@@ -142,6 +142,12 @@ def test_what_it_has_no_use_for_is_refused(pair, tmp_path, change, sentence):
     assert not (tmp_path / "run").exists()
 
 
+def test_options_of_an_unroll_are_ignored_with_a_warning(pair, caplog):
+    ddfast.Distillation(resolve({"dataset": pair, **SMALL, "memory_budget": "1GiB", "cuda_graph": True}))
+    assert "memory_budget: ignored, means does not plan memory" in caplog.text
+    assert "cuda_graph: ignored, this method does not capture its steps" in caplog.text
+
+
 def test_a_budget_says_how_many_iterations(pair):
     options = {name: value for name, value in SMALL.items() if name != "iterations"}
     job = resolve({"dataset": pair, **options, "budget": "20s"})
