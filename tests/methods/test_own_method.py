@@ -123,6 +123,7 @@ def test_the_command_line_has_its_options_and_runs_it(tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["batch_real"] == 2 and config["dataset"] == "digits" and config["preset"] == "means/defaults"
     assert "means" in CliRunner().invoke(cli, ["info"]).output
+    assert CliRunner().invoke(cli, ["presets", "means"]).output == "means: no presets, only defaults\n"
 
 
 @pytest.mark.parametrize(
