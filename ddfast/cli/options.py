@@ -2,13 +2,12 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ddfast.run.config import methods_with, read_config_file, run_options
+from ddfast.run.config import OF_METHODS, default_of, only_for, read_config_file, run_options
 from ddfast.runtime.options import SECTIONS, Declared, alternatives, check_option, choices_of, expected, parse_option
 
 log = logging.getLogger("ddfast")
@@ -47,7 +46,7 @@ def _metavar(option: Declared) -> str:
     found = "|".join(choices_of(option.type)) or next(
         (n for word, n in names.items() if words.startswith(word)), "TEXT"
     )
-    return f"{found} or none" if option.switches_off and option.section in ("Unroll", "Outer step") else found
+    return f"{found} or none" if option.switches_off and option.section in OF_METHODS else found
 
 
 class SectionOption(click.Option):
@@ -63,21 +62,14 @@ def option(*names: str, section: str = "Run", **how: Any) -> Callable:
     return click.option(*names, cls=SectionOption, section=section, **how)
 
 
-def click_option(declared: Declared, **how: Any) -> SectionOption:
+def click_option(declared: Declared) -> SectionOption:
     """The option of the command line that gives a declared one; None where it is not given."""
     flag = declared.name.replace("_", "-")
-    is_switch = bool in alternatives(declared.type)
-    of = methods_with(declared.name)
-    some = of is not None and len(of) < 9  # more are the whole family
-    only = f" ({', '.join(of)} only)" if some else ""
-    words = declared.words
-    if words is None:
-        words = "the preset's" if declared.default is MISSING or declared.default is None else declared.default
-        words = ("yes" if words else "no") if isinstance(words, bool) else words
-    options = {"help": f"{declared.help}{only}  [default: {words}]", "default": None, "section": declared.section}
-    if is_switch:
-        return SectionOption([f"--{flag}/--no-{flag}", declared.name], **options | how)
-    return SectionOption([f"--{flag}", declared.name], type=OptionType(declared), metavar=None, **options | how)
+    words = f"{declared.help}{only_for(declared.name)}  [default: {default_of(declared)}]"
+    how: dict[str, Any] = {"help": words, "default": None, "section": declared.section}
+    if bool in alternatives(declared.type):
+        return SectionOption([f"--{flag}/--no-{flag}", declared.name], **how)
+    return SectionOption([f"--{flag}", declared.name], type=OptionType(declared), **how)
 
 
 class Command(click.Command):

@@ -1,7 +1,6 @@
 """Images per class (ipc): one number for all classes, or one for each."""
 
 import difflib
-import sys
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy
 from torch import Tensor
 
 from ddfast.runtime.arguments import plain
-from ddfast.runtime.files import read_json
+from ddfast.runtime.files import parse_toml, read_json
 
 DEFAULT = "default"  # the entry of classes that are not named
 
@@ -112,12 +111,7 @@ def _read(path: str | Path) -> Any:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return parse_toml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path}: no TOML ({error})") from None

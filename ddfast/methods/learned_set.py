@@ -55,7 +55,7 @@ class LearnedSet:
         if synthetic.is_hard != (settings.labels == "hard"):
             has = "classes" if synthetic.is_hard else "label logits"
             raise ValueError(f"labels: expected a set of {settings.labels} labels, got one of {has}")
-        self.device, self._learns_labels = device, bool(settings.lr_label)
+        self.device = device
         visits = in_a_step is not None and in_a_step < len(synthetic)
 
         def taken(tensor: Tensor) -> Tensor:
@@ -63,24 +63,24 @@ class LearnedSet:
 
         images, labels = taken(synthetic.images), taken(synthetic.labels)
         tensors, learned = [images], [Learned(settings.lr_img, RULES[settings.img_optimizer])]
-        self.lr_at = self.labels_at = None  # their places
+        self.lr_at = self.labels_at = None  # the places of those that are learned
         if lr_lr is not None:
             self.lr_at = len(tensors)
             tensors.append(synthetic.lr.detach().clone().to(device))
             learned.append(Learned(lr_lr, Momentum(0.5)))
-        if self._learns_labels:
-            self.labels_at = len(tensors)
+        self._labels_row = len(tensors)  # the place that labels have, learned or not
+        if settings.lr_label:
+            self.labels_at = self._labels_row
             tensors.append(labels)
             learned.append(Learned(settings.lr_label, LABEL_RULE))
         of_images = [IMAGES] if self.labels_at is None else [IMAGES, self.labels_at]
         elsewhere = of_images if visits else []
         self.descent = Descent(tensors, learned, self.lr_at, settings.threshold, settings.ema_decay, elsewhere)
         self.visiting: VisitingRows | None = None
-        self._labels_row = 1 + max([IMAGES, *filter(None, [self.lr_at])]) if self.labels_at is None else self.labels_at
         if visits:
             rows = {IMAGES: images, self._labels_row: labels}
             self.visiting = VisitingRows(rows, {place: learned[place] for place in elsewhere}, device)
-        self._labels = None if visits or self._learns_labels else labels
+        self._labels = labels if not visits and self.labels_at is None else None
         # what the set says beside its tensors; the images that it began with would only take room
         self.about = replace(synthetic, images=synthetic.images.new_zeros(()).expand_as(synthetic.images))
 
@@ -94,7 +94,7 @@ class LearnedSet:
             batches, rows, velocities = self.visiting.visit(batches)
             for place, velocity in velocities.items():
                 values[place], slots[place] = rows[place], (velocity,)
-            labels = None if self._learns_labels else rows[self._labels_row]
+            labels = rows[self._labels_row] if self.labels_at is None else None
         return Taken(values, slots, labels, batches)
 
     def slots_of(self, flat: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
@@ -146,8 +146,13 @@ class LearnedSet:
 
     def current(self) -> SyntheticSet:
         """The synthetic set as it is now."""
+        return self._set_of()
+
+    def _set_of(self, average: Tensor | None = None) -> SyntheticSet:
+        """The set as it is now, or with the average in the place of its images."""
         now = self.descent.now()
-        images, labels = now[IMAGES], self._labels if self.labels_at is None else now[self.labels_at]
+        images = now[IMAGES] if average is None else average
+        labels = self._labels if self.labels_at is None else now[self.labels_at]
         if self.visiting is not None:
             images, labels = self.visiting.now().values()
         return self.about.with_values(images, labels, self.about.lr if self.lr_at is None else now[self.lr_at])
@@ -155,7 +160,7 @@ class LearnedSet:
     def averaged(self) -> SyntheticSet | None:
         """The set with the average of its images over the iterations; None where none is kept."""
         average = self.descent.average()
-        return None if average is None else replace(self.current(), images=average.detach().cpu().clone())
+        return None if average is None else self._set_of(average)
 
     def counts(self) -> dict[str, int]:
         """Updates left out as not finite, projections of α, and updates above the threshold, so far."""

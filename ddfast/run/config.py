@@ -1,7 +1,6 @@
 """Every option of a run, declared once; those of a method are in its Settings."""
 
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -13,12 +12,12 @@ from ddfast.evaluation import PROTOCOLS
 from ddfast.experts import FORMATS, OPTIMIZERS, SCHEDULES
 from ddfast.methods import METHODS, Method, method_class
 from ddfast.ops import PRECISIONS
+from ddfast.runtime.files import parse_toml
 from ddfast.runtime.options import (
     NONE,
     SECTIONS,
     AtLeast1,
     Declared,
-    Gt,
     Lt,
     NotNegative,
     OneOf,
@@ -68,8 +67,7 @@ def _count(value: Any) -> Any:
     return value
 
 
-Side = Annotated[int, Gt(0)]
-ImageSize = Annotated[Side | tuple[Side, Side], Parsed(_sides), "a side or HxW in pixels"]
+ImageSize = Annotated[AtLeast1 | tuple[AtLeast1, AtLeast1], Parsed(_sides), "a side or HxW in pixels"]
 ValueRange = Annotated[Any, Parsed(_range), "auto, or the values of black and white as 0,4095"]
 Networks = Annotated[Any, Parsed(_names), "names separated by commas"]
 KeepEpochs = Annotated[
@@ -245,6 +243,21 @@ def methods_with(name: str) -> list[str] | None:
     return None if len(having) == len(METHODS) else having
 
 
+def only_for(name: str) -> str:
+    """ " (pp only)" for an option of some methods, "" for one of all, or of all that have experts."""
+    of = methods_with(name)
+    return "" if of is None or of == methods_with("experts") else f" ({', '.join(of)} only)"
+
+
+def default_of(option: Declared) -> str:
+    """The default of an option, in words."""
+    if option.words is not None:
+        return option.words
+    if option.default is MISSING or option.default is None:
+        return THE_PRESETS
+    return {True: "yes", False: "no"}[option.default] if isinstance(option.default, bool) else str(option.default)
+
+
 def check_names(given: dict[str, Any], method: str) -> None:
     """ValueError for an option that there is not, or one of other methods only."""
     known = run_options(method_class(method))
@@ -261,7 +274,7 @@ def read_config_file(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
     Errors: ValueError for another ending, a file that is none, or an option that is not `known`; OSError.
     """
     path = Path(path)
-    readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": _read_toml, ".json": json.loads}
+    readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": parse_toml, ".json": json.loads}
     if path.suffix.lower() not in readers:
         raise ValueError(f"config: expected a .yaml, .toml or .json file, got {path}")
     try:
@@ -287,15 +300,6 @@ def _read_yaml(text: str) -> Any:
         return yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
-
-
-def _read_toml(text: str) -> Any:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    return tomllib.loads(text)
 
 
 def options_of_run(config: dict[str, Any]) -> dict[str, Any]:
@@ -338,8 +342,6 @@ def table() -> Iterator[str]:
         yield "| option | values | default | |\n|---|---|---|---|"
         for name, option in known.items():
             if option.section == section:
-                of = methods_with(name)
-                only = "" if of is None or len(of) > 8 else f" ({', '.join(of)} only)"
-                default = option.words or ("the preset's" if option.default is MISSING else option.default)
-                yield f"| `{name}` | {expected(option.type)} | {default} | {option.help}{only} |"
+                row = f"`{name}`", expected(option.type), default_of(option), option.help + only_for(name)
+                yield f"| {' | '.join(row)} |"
         yield ""

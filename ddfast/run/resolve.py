@@ -63,7 +63,8 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     given = by_name({name: value for name, value in given.items() if value is not None})
     method = method_named(given.get("method"), given.get("preset"))
     check_names(given, method)
-    known = run_options(method_class(method))
+    kind = method_class(method)
+    known = run_options(kind)
     off = {name: None for name, value in given.items() if known[name].switches_off and is_none(value)}
     given = {name: value for name, value in given.items() if name not in off or known[name].section in OF_METHODS}
     _check_values(given | off, known)
@@ -76,7 +77,7 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     given["ipc"] = images_per_class(ipc, data.class_names)
     preset = preset_for(method, data, given["ipc"], config["preset"])
     derived = derived_for(given | off, data, preset, store) if derived is None else derived
-    of_experts = OF_EXPERTS if method_class(method).needs.experts else {}
+    of_experts = OF_EXPERTS if kind.needs.experts else {}
     config = DATA | RUN | REPORT | of_experts | preset.settings | derived.settings
     config |= _of_experts(store, given, config) | given | off
     expansion = ("current_max_start_epoch", "expansion_end")
@@ -90,7 +91,7 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     own = is_own(data, preset, given)
     config |= {"method": method, "preset": f"own data, else {preset.name}" if own else preset.name}
     config |= {"dataset": _spec(dataset), "derived": derived.reasons, "derived_settings": derived.settings}
-    probes = own and method_class(method).needs.unroll
+    probes = own and kind.needs.unroll
     config["probed"] = [name for name in RATES if probes and name not in given]
     tell_settings(preset.name, derived, own)
     if of_experts:
@@ -100,7 +101,7 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     config["zca"] = data.preprocessing.zca is not None
     if of_experts:
         check_sharpness(given, config["optimizer"])
-    job = checked_job(config, data, method_class(method), store, ranks)
+    job = checked_job(config, data, kind, store, ranks)
     job.check_expansion("expansion_end" in given)
     if job.settings.init not in INITS:
         lr = load_init(job.settings, data, config["ipc"]).lr  # refuses one that does not fit

@@ -219,6 +219,16 @@ def read_json(path: Path, *, checksum: bool = True) -> Any:
     return value
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """What TOML says; ValueError where it is none."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    return tomllib.loads(text)
+
+
 def _digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(_encoded(text)).hexdigest()[:16]

@@ -1,13 +1,13 @@
 """Settings found to work, as data: one TOML file per method, a table per data set and images per class."""
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 from ddfast.methods import METHODS
+from ddfast.runtime.files import parse_toml
 from ddfast.runtime.options import did_you_mean
 
 WITHOUT_PRESETS = {"network": "convnet", "zca": False, "iterations": 1000}  # settings of a method that has none
@@ -38,15 +38,10 @@ def load_presets(method: str) -> dict[str, Preset]:
     or all, with [inherit.settings] over them; a row of the file itself then changes the inherited one of its name (not
     its side, classes and channels).
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
     file = files("ddfast.run.presets").joinpath(f"{method}.toml")
     of_method = METHODS[method].presets if method in METHODS else None
     text = of_method or (file.read_text(encoding="utf-8") if file.is_file() else "")
-    tables = tomllib.loads(text)
+    tables = parse_toml(text)
     defaults, inherit = tables.pop("defaults", {}), tables.pop("inherit", None)
     presets = {} if inherit is None else {preset.name: preset for preset in _inherited(method, **inherit)}
     for dataset, key, table in _rows(tables):
