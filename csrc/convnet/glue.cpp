@@ -1,5 +1,5 @@
 // The ConvNet on flat parameters: logits, gradient, and the gradient's jvp by forward over reverse, without an autograd
-// graph. Composed of at::convolution and norm_relu_pool; one source for both devices.
+// graph. Composed of conv3x3 and norm_relu_pool; one source for both devices.
 //
 // S students are folded into channels: maps are [B, S·C, H, W], channels-last, and convolutions have S groups. Images
 // that all students see keep their C channels, and the first convolution one group. With the precision bfloat16, maps
@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "../common/checks.h"
-#include "conv_weight.h"
+#include "../conv3x3/glue.h"
 
 namespace ddfast {
 namespace {
@@ -57,13 +57,16 @@ struct Layout {
     return total;
   }
 
+  int64_t tile() const { return precision == "default" ? kFastTile : kDirect; }
+
   at::ScalarType map_type(const Tensor& parameters) const {
     return precision == "bfloat16" ? at::kBFloat16 : parameters.scalar_type();
   }
 };
 
 struct BlockWeights {
-  Tensor w, gamma, beta;  // [S·width, I, 3, 3], [S·width], [S·width]
+  Filters w;           // [S·width, I, 3, 3]
+  Tensor gamma, beta;  // [S·width]
 };
 
 // A row of flat parameters by layer. With one student the pieces are views, so that a gradient can be written to them.
@@ -83,7 +86,7 @@ struct Weights {
       const Tensor w = next(width * inputs * 9).reshape({S * width, inputs, 3, 3}).to(layout.map_type(flat));
       next(width);  // the bias of the convolution: without effect before an instance norm
       const Tensor gamma = next(width).reshape({S * width});
-      blocks.push_back({w, gamma, next(width).reshape({S * width})});
+      blocks.push_back({Filters(w, layout.tile()), gamma, next(width).reshape({S * width})});
     }
     const auto [H, W] = layout.map(images, layout.depth);
     weight = next(K * width * H * W).reshape({S, K, width * H * W});
@@ -121,12 +124,6 @@ class Gradient {
   int64_t end_;
 };
 
-// By its strides, also those of a single channel, at::convolution chooses a layout; the other is several times slower.
-Tensor channels_last(const Tensor& maps) {
-  if (maps.size(1) != 1) return maps.contiguous(kChannelsLast);
-  return maps.squeeze(1).contiguous().unsqueeze(3).permute({0, 3, 1, 2});
-}
-
 // [B, C, H, W] or [S, B, C, H, W] -> [B, (S·)C, H + 2·border, W + 2·border]
 Tensor fold(const Tensor& images, const Layout& layout) {
   const int64_t border = layout.border;
@@ -157,17 +154,6 @@ Tensor unfeatures(const Tensor& features, const Tensor& y) {
   return channels_last(maps.flatten(1, 2).to(y.scalar_type()));
 }
 
-int64_t groups(const Tensor& x, const Tensor& w) { return x.size(1) / w.size(1); }
-
-Tensor conv(const Tensor& x, const Tensor& w) {
-  return channels_last(at::convolution(x, w, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, groups(x, w)));
-}
-
-Tensor conv_input(const Tensor& g, const Tensor& x, const Tensor& w) {
-  return std::get<0>(at::convolution_backward(g, x, w, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0},
-                                              groups(x, w), {true, false, false}));
-}
-
 struct Block {
   Tensor x, z, mean, rstd;     // the block's input and its convolution's result
   Tensor dx, dz, dmean, dcov;  // their tangents
@@ -184,7 +170,7 @@ Forward forward(const Weights& weights, const Tensor& images, const Layout& layo
   Tensor x = fold(images, layout);
   for (int64_t i = 0; i < layout.depth; ++i) {
     const auto& [w, gamma, beta] = weights.blocks[i];
-    const Tensor z = kept.empty() ? conv(x, w) : kept[2 * i];
+    const Tensor z = kept.empty() ? conv3x3(x, w) : kept[2 * i];
     auto [y, mean, rstd] = call("ddfast::norm_relu_pool", z, gamma, beta, layout.eps);
     if (for_backward) out.blocks.push_back({x, z, mean, rstd, {}, {}, {}, {}});
     x = y;
@@ -302,8 +288,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> convnet_grad(const Tensor& param
         call("ddfast::norm_relu_pool_backward", g_y, block.z, block.mean, block.rstd, gamma, beta);
     if (keep) kept[2 * i] = block.z, kept[2 * i + 1] = g_y;
     block.z.reset();
-    gradient.block(conv_weight(g_z, block.x, w), g_gamma, g_beta);
-    if (i > 0) g_y = conv_input(g_z, block.x, w);
+    gradient.block(conv3x3_weight(g_z, block.x, w, w.w.scalar_type()), g_gamma, g_beta);
+    if (i > 0) g_y = conv3x3_input(g_z, block.x, w);
   }
   return {losses, gradient.flat, kept};
 }
@@ -327,8 +313,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
     const auto& [dw, dgamma, dbeta] = dots.blocks[i];
     Block& block = blocks[i];
     block.dx = dy;
-    block.dz = conv(block.x, dw);
-    if (dy.defined()) block.dz.add_(conv(dy, w));
+    block.dz = dy.defined() ? conv3x3(block.x, dw, dy, w) : conv3x3(block.x, dw);
     std::tie(dy, block.dmean, block.dcov) =
         call("ddfast::norm_relu_pool_jvp", block.dz, dgamma, dbeta, block.z, block.mean, block.rstd, gamma, beta);
   }
@@ -361,12 +346,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
              block.rstd, block.dmean, block.dcov, gamma, dgamma, beta);
     block.z.reset(), block.dz.reset();
     if (want_parameters) {
-      Tensor h_w = conv_weight(dg_z, block.x, w).to(parameters.scalar_type());  // before the sum, which is rounded once
-      if (block.dx.defined()) h_w.add_(conv_weight(g_z, block.dx, w));
+      const at::ScalarType type = parameters.scalar_type();
+      const Tensor h_w = block.dx.defined() ? conv3x3_weight(dg_z, block.x, w, type, g_z, block.dx)
+                                            : conv3x3_weight(dg_z, block.x, w, type);
       second.block(h_w, h_gamma, h_beta);
     }
-    if (i > 0 || want_images) dg_y = conv_input(dg_z, block.x, w).add_(conv_input(g_z, block.x, dw));
-    if (i > 0) g_y = kept.empty() ? conv_input(g_z, block.x, w) : kept[2 * i - 1];
+    if (i > 0 || want_images) dg_y = conv3x3_input(dg_z, block.x, w, g_z, dw);
+    if (i > 0) g_y = kept.empty() ? conv3x3_input(g_z, block.x, w) : kept[2 * i - 1];
   }
   if (want_images) by_images = unfold(dg_y, images, border);
   if (want_parameters) by_parameters = second.flat;

@@ -6,6 +6,7 @@ from ddfast.ops._layout import channels_last
 from ddfast.ops._library import has_kernel, op_names, reference_mode
 from ddfast.ops._precision import PRECISIONS, computing_in, expect_precision
 from ddfast.ops._scatter import add_rows
+from ddfast.ops.conv3x3 import conv3x3
 from ddfast.ops.convnet import ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp
 from ddfast.ops.dsa_augment import dsa_augment
 from ddfast.ops.norm_relu_pool import norm_relu_pool
@@ -20,6 +21,7 @@ __all__ = [
     "add_rows",
     "channels_last",
     "computing_in",
+    "conv3x3",
     "convnet_forward",
     "convnet_grad",
     "convnet_grad_jvp",

@@ -1,0 +1,93 @@
+// What the kernels of conv3x3 read and write: pointers into channels-last memory, and where tiles and tasks lie.
+//
+// x is [B, H, W, groups·C] in memory, z is [B, H, W, groups·O], w is [groups·O, C, 3, 3]; stride 1, padding 1. A face
+// computes the sum of one or two products, so that a tangent of two terms takes one inverse transform.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+
+namespace ddfast {
+
+struct Conv3x3Shape {
+  int64_t B, H, W, groups, C, O;
+
+  int64_t tiles(int64_t tile) const { return B * ((H + tile - 1) / tile) * ((W + tile - 1) / tile); }
+};
+
+constexpr int64_t kLine = 16;          // floats of a cache line
+constexpr int64_t kBlockTiles = 12;    // what a task of the forward transforms at a time: smaller would reuse less
+constexpr int64_t kChunkTiles = 24;    // tiles whose products are summed in registers for the weight gradient
+constexpr int64_t kPackChannels = 16;  // of a task that transforms filters
+constexpr int kTerms = 2;
+
+inline int64_t round_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
+
+// Filters as the kernel reads them: [groups][n²][panels][inputs][panel], panel outputs side by side, from
+// w [groups·O, C, 3, 3]; for the input gradient (transposed) inputs are the O, outputs the C, and filters are flipped.
+struct Conv3x3Pack {
+  int64_t groups, C, O;
+  bool transposed;
+  int64_t panel;   // floats: two vectors of the instruction set
+  int64_t points;  // n²
+  const float* w;
+  float* packed;
+
+  int64_t inputs() const { return transposed ? O : C; }
+  int64_t outputs() const { return transposed ? C : O; }
+  int64_t panels() const { return (outputs() + panel - 1) / panel; }
+  int64_t point_stride() const { return panels() * inputs() * panel + kLine; }  // not a power of two: cache sets
+  int64_t floats() const { return groups * points * point_stride(); }
+  int64_t input_blocks() const { return (inputs() + kPackChannels - 1) / kPackChannels; }
+  int64_t tasks() const { return groups * panels() * input_blocks(); }
+};
+
+// Σ_i x_i ∗ w_i; a task is a group, a block of tiles and some panels of outputs.
+struct Conv3x3Forward {
+  Conv3x3Shape shape;  // C inputs, O outputs
+  int64_t panel, tile;
+  int terms;
+  const float* x[kTerms];        // [B, H, W, groups·C]
+  const float* filters[kTerms];  // packed
+  const float* bias;             // [groups·O] or nullptr
+  float* z;                      // [B, H, W, groups·O]
+  int64_t blocks, parts;
+
+  void split(int64_t threads) {
+    const int64_t tiles = shape.tiles(tile), panels = (shape.O + panel - 1) / panel;
+    blocks = round_up(tiles, kBlockTiles) / kBlockTiles;
+    if (blocks < tiles) blocks = std::min(tiles, round_up(blocks, std::gcd(threads, int64_t{4})));  // equal shares
+    const int64_t tasks = shape.groups * blocks;
+    parts = tasks >= threads ? 1 : std::min(panels, (threads + tasks - 1) / tasks);
+  }
+  int64_t tasks() const { return shape.groups * blocks * parts; }
+};
+
+// dw = Σ_i corr(x_i, g_i): sums over tiles in the transformed domain, in `parts` of tiles and `columns` of panels, then
+// their inverse transform. The order of a sum depends on parts only.
+struct Conv3x3Weight {
+  Conv3x3Shape shape;
+  int64_t panel, tile, points;
+  int terms;
+  const float* g[kTerms];  // [B, H, W, groups·O]
+  const float* x[kTerms];  // [B, H, W, groups·C]
+  float* sums;             // [parts, groups, n², C, O rounded up]
+  float* dw;               // [groups·O, C, 3, 3]
+  int64_t parts, columns;
+
+  void split(int64_t threads) {
+    const int64_t panels = (shape.O + panel - 1) / panel;
+    const int64_t chunks = terms * round_up(shape.tiles(tile), kChunkTiles) / kChunkTiles;
+    columns = std::gcd(threads, panels);
+    parts = std::clamp<int64_t>(threads / (columns * shape.groups), 1, chunks);
+  }
+  int64_t row() const { return round_up(shape.O, panel); }
+  int64_t point_stride() const { return round_up(shape.C, 2) * row() + kLine; }  // products take pairs of rows
+  int64_t part_stride() const { return shape.groups * points * point_stride(); }
+  int64_t floats() const { return parts * part_stride(); }
+  int64_t tasks() const { return shape.groups * parts * columns; }
+  int64_t inverse_tasks() const { return shape.groups * shape.C; }
+};
+
+}  // namespace ddfast

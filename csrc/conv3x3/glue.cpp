@@ -1,0 +1,224 @@
+// CPU glue of conv3x3, and what computes it where minimal filtering does not.
+#include "glue.h"
+
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <array>
+#include <optional>
+
+#include "../common/checks.h"
+#include "cpu.h"
+#include "direct.h"
+
+namespace ddfast {
+namespace {
+
+using at::Tensor;
+using Optional = std::optional<Tensor>;
+constexpr int64_t kFewChannels = 16, kSmallSide = 2;
+
+int64_t panel_floats() {  // two vectors
+  switch (used_instruction_set()) {
+    case InstructionSet::avx512:
+      return 32;
+    case InstructionSet::avx2:
+      return 16;
+    default:
+      return 8;
+  }
+}
+
+template <template <typename, int> class Kernel, typename Args>
+void spread(int64_t tile, const Args& args, int64_t tasks) {
+  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    if (tile == 4) {
+      run_best<Kernel, Transform<4>>(args, begin, end);
+    } else {
+      run_best<Kernel, Transform<2>>(args, begin, end);
+    }
+  });
+}
+
+int64_t points(int64_t tile) { return (tile + 2) * (tile + 2); }
+
+const float* data(const Tensor& tensor) { return tensor.const_data_ptr<float>(); }
+
+Tensor by_tiles(const Tensor& x, const Filters& w, const Tensor& x2, const Filters& w2, const Tensor& bias,
+                int64_t groups, bool transposed) {
+  const int64_t outputs = transposed ? w.w.size(1) : w.w.size(0) / groups;
+  const Tensor maps = channels_last(x), maps2 = x2.defined() ? channels_last(x2) : maps;
+  const int64_t B = x.size(0), H = x.size(2), W = x.size(3);
+  Tensor z = at::empty({B, groups * outputs, H, W}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  Conv3x3Forward args{
+      {B, H, W, groups, x.size(1) / groups, outputs}, panel_floats(), w.tile, 1, {}, {}, nullptr, nullptr, 0, 0};
+  args.x[0] = data(maps), args.filters[0] = data(w.packed(groups, transposed));
+  if (x2.defined()) {
+    args.terms = 2;
+    args.x[1] = data(maps2), args.filters[1] = data(w2.packed(groups, transposed));
+  }
+  const Tensor added = bias.defined() ? bias.contiguous() : bias;
+  args.bias = bias.defined() ? data(added) : nullptr;
+  args.z = z.mutable_data_ptr<float>();
+  args.split(at::get_num_threads());
+  spread<RunForward>(w.tile, args, args.tasks());
+  return z;
+}
+
+Tensor weight_by_tiles(const Tensor& g, const Tensor& x, int64_t groups, int64_t tile, const Tensor& g2,
+                       const Tensor& x2) {
+  const int64_t O = g.size(1) / groups, C = x.size(1) / groups;
+  const std::array<Tensor, 4> maps{channels_last(g), channels_last(x), g2.defined() ? channels_last(g2) : Tensor(),
+                                   x2.defined() ? channels_last(x2) : Tensor()};
+  Conv3x3Weight args{{x.size(0), x.size(2), x.size(3), groups, C, O},
+                     panel_floats(),
+                     tile,
+                     points(tile),
+                     1,
+                     {},
+                     {},
+                     nullptr,
+                     nullptr,
+                     0,
+                     0};
+  args.g[0] = data(maps[0]), args.x[0] = data(maps[1]);
+  if (g2.defined()) args.terms = 2, args.g[1] = data(maps[2]), args.x[1] = data(maps[3]);
+  args.split(at::get_num_threads());
+  const auto plain = x.options().memory_format(std::nullopt);
+  const Tensor sums = at::empty({args.floats()}, plain);
+  Tensor dw = at::empty({groups * O, C, 3, 3}, plain);
+  args.sums = sums.mutable_data_ptr<float>(), args.dw = dw.mutable_data_ptr<float>();
+  spread<RunWeight>(tile, args, args.tasks());
+  spread<RunWeightInverse>(tile, args, args.inverse_tasks());
+  return dw;
+}
+
+}  // namespace
+
+bool conv3x3_applies(const Tensor& maps, int64_t inputs, int64_t outputs) {
+  return maps.is_cpu() && maps.scalar_type() == at::kFloat && std::min(inputs, outputs) >= kFewChannels &&
+         maps.size(2) > kSmallSide && maps.size(3) > kSmallSide && maps.size(0) > 0;
+}
+
+const Tensor& Filters::packed(int64_t groups, bool transposed) const {
+  Tensor& kept = transposed ? transposed_ : packed_;
+  if (kept.defined()) return kept;
+  const Tensor filters = w.contiguous();
+  Conv3x3Pack args{groups,         w.size(1),    w.size(0) / groups, transposed,
+                   panel_floats(), points(tile), data(filters),      nullptr};
+  kept = at::empty({args.floats()}, w.options().memory_format(std::nullopt));
+  args.packed = kept.mutable_data_ptr<float>();
+  spread<RunPack>(tile, args, args.tasks());
+  return kept;
+}
+
+Tensor conv3x3(const Tensor& x, const Filters& w, const Tensor& x2, const Filters& w2, const Tensor& bias) {
+  const int64_t groups = x.size(1) / w.w.size(1);
+  if (w.tile != kDirect && conv3x3_applies(x, w.w.size(1), w.w.size(0) / groups)) {
+    return by_tiles(x, w, x2, w2, bias, groups, false);
+  }
+  Tensor z = direct_forward(x, w.w, bias);
+  return x2.defined() ? z.add_(direct_forward(x2, w2.w)) : z;
+}
+
+Tensor conv3x3_input(const Tensor& g, const Tensor& x, const Filters& w, const Tensor& g2, const Filters& w2) {
+  const int64_t groups = x.size(1) / w.w.size(1);
+  if (w.tile != kDirect && conv3x3_applies(g, w.w.size(0) / groups, w.w.size(1))) {
+    return by_tiles(g, w, g2, w2, {}, groups, true);
+  }
+  Tensor grad = direct_input(g, x, w.w);
+  return g2.defined() ? grad.add_(direct_input(g2, x, w2.w)) : grad;
+}
+
+Tensor conv3x3_weight(const Tensor& g, const Tensor& x, const Filters& w, at::ScalarType type, const Tensor& g2,
+                      const Tensor& x2) {
+  const int64_t groups = x.size(1) / w.w.size(1);
+  if (w.tile != kDirect && conv3x3_applies(x, w.w.size(1), w.w.size(0) / groups)) {
+    return weight_by_tiles(g, x, groups, w.tile, g2, x2);
+  }
+  Tensor dw = direct_weight(g, x, w.w).to(type);
+  return g2.defined() ? dw.add_(direct_weight(g2, x2, w.w)) : dw;
+}
+
+Tensor channels_last(const Tensor& maps) {
+  if (maps.size(1) != 1) return maps.contiguous(at::MemoryFormat::ChannelsLast);
+  return maps.squeeze(1).contiguous().unsqueeze(3).permute({0, 3, 1, 2});
+}
+
+namespace {
+
+// Of the ops: maps and filters that belong together; the second term is like the first.
+struct Checked {
+  int64_t groups;
+
+  Checked(const char* maps_name, const Tensor& maps, const Tensor& w, int64_t channels, const Optional& maps2,
+          const Optional& w2, int64_t tile) {
+    expect_real(maps_name, maps, true);
+    expect_tensor("w", w);
+    TORCH_CHECK_VALUE(tile == 0 || tile == 2 || tile == 4, "tile: expected 0, 2 or 4, got ", tile);
+    TORCH_CHECK_VALUE(maps.dim() == 4 && maps.numel() > 0, maps_name, ": expected [B, C, H, W], got ", maps.sizes());
+    groups = channels > 0 && maps.size(1) % channels == 0 ? maps.size(1) / channels : 0;
+    TORCH_CHECK_VALUE(groups > 0, maps_name, ": expected channels for groups of ", channels, ", got ", maps.sizes());
+    TORCH_CHECK_VALUE(maps2.has_value() == w2.has_value(), "second term: expected both of its tensors, or none");
+    if (maps2.has_value()) {
+      expect_tensor(maps_name, *maps2, maps.sizes(), maps.scalar_type(), maps.device());
+      expect_tensor("w", *w2, w.sizes(), w.scalar_type(), w.device());
+    }
+  }
+};
+
+void check_filters(const Tensor& w, const Tensor& maps) {
+  expect_tensor("w", w);
+  TORCH_CHECK_VALUE(w.dim() == 4 && w.size(2) == 3 && w.size(3) == 3 && w.numel() > 0, "w: expected [O, C, 3, 3], got ",
+                    w.sizes());
+  expect_tensor("w", w, w.sizes(), maps.scalar_type(), maps.device());
+}
+
+Tensor value(const Optional& tensor) { return tensor.value_or(Tensor()); }
+Filters filters(const Optional& w, int64_t tile) { return w.has_value() ? Filters(*w, tile) : Filters(); }
+
+Tensor forward_op(const Tensor& x, const Tensor& w, const Optional& bias, const Optional& x2, const Optional& w2,
+                  int64_t tile) {
+  check_filters(w, expect_real("x", x, true));
+  const Checked checked("x", x, w, w.size(1), x2, w2, tile);
+  TORCH_CHECK_VALUE(w.size(0) % checked.groups == 0, "w: expected outputs for ", checked.groups, " groups, got ",
+                    w.sizes());
+  if (bias.has_value()) expect_tensor("bias", *bias, {w.size(0)}, w.scalar_type(), w.device());
+  return conv3x3(x, Filters(w, tile), value(x2), filters(w2, tile), value(bias));
+}
+
+Tensor input_op(const Tensor& g, const Tensor& w, const Optional& g2, const Optional& w2, int64_t groups,
+                int64_t tile) {
+  check_filters(w, expect_real("g", g, true));
+  expect_range("groups", groups, 1, w.size(0));
+  TORCH_CHECK_VALUE(w.size(0) % groups == 0, "w: expected outputs for ", groups, " groups, got ", w.sizes());
+  const Checked checked("g", g, w, w.size(0) / groups, g2, w2, tile);
+  TORCH_CHECK_VALUE(checked.groups == groups, "g: expected ", w.size(0), " channels, got ", g.sizes());
+  const Tensor x = at::empty({g.size(0), groups * w.size(1), g.size(2), g.size(3)},
+                             g.options().memory_format(at::MemoryFormat::ChannelsLast));
+  return conv3x3_input(g, x, Filters(w, tile), value(g2), filters(w2, tile));
+}
+
+Tensor weight_op(const Tensor& g, const Tensor& x, const Optional& g2, const Optional& x2, int64_t groups,
+                 int64_t tile) {
+  expect_real("g", g, true), expect_tensor("x", x);
+  TORCH_CHECK_VALUE(g.dim() == 4 && x.dim() == 4 && g.numel() > 0 && x.numel() > 0, "g, x: expected [B, C, H, W], got ",
+                    g.sizes(), " and ", x.sizes());
+  expect_range("groups", groups, 1);
+  TORCH_CHECK_VALUE(g.size(1) % groups == 0 && x.size(1) % groups == 0, "g, x: expected channels for ", groups,
+                    " groups, got ", g.sizes(), " and ", x.sizes());
+  expect_tensor("x", x, {g.size(0), x.size(1), g.size(2), g.size(3)}, g.scalar_type(), g.device());
+  const Checked checked("g", g, x, g.size(1) / groups, g2, x2, tile);
+  const Tensor w = at::empty({g.size(1), x.size(1) / groups, 3, 3}, g.options().memory_format(std::nullopt));
+  return conv3x3_weight(g, x, Filters(w, tile), g.scalar_type(), value(g2), value(x2));
+}
+
+TORCH_LIBRARY_IMPL(ddfast, CPU, m) {
+  m.impl("conv3x3", &forward_op);
+  m.impl("conv3x3_input", &input_op);
+  m.impl("conv3x3_weight", &weight_op);
+}
+
+}  // namespace
+}  // namespace ddfast
