@@ -90,4 +90,39 @@ struct Conv3x3Weight {
   int64_t inverse_tasks() const { return shape.groups * shape.C; }
 };
 
+// The same three faces for few input channels, as those of images: matrix products over patches, in bands of rows. The
+// 9 C taps of a patch are in the order (row, column, channel), that of memory.
+struct ThinPack {
+  int64_t groups, C, O, panel;
+  bool transposed;  // [groups][taps' panels][O][panel], else [groups][O's panels][taps][panel]
+  const float* w;   // [groups·O, C, 3, 3]
+  float* packed;
+
+  int64_t inputs() const { return transposed ? O : 9 * C; }
+  int64_t outputs() const { return transposed ? 9 * C : O; }
+  int64_t group_stride() const { return round_up(outputs(), panel) * inputs(); }
+  int64_t floats() const { return groups * group_stride(); }
+};
+
+struct Thin {
+  Conv3x3Shape shape;
+  int64_t panel;
+  int terms;
+  const float* maps[kTerms];     // x [B, H, W, groups·C]; of the input gradient g [B, H, W, groups·O]
+  const float* filters[kTerms];  // packed; of the weight gradient unused
+  const float* g[kTerms];        // of the weight gradient
+  const float* bias;             // of the forward: [groups·O] or nullptr
+  float* out;                    // z, the gradient of x, or sums [parts, groups, 3, 3 C rounded up, O rounded up]
+  int64_t bands, parts;          // of an image; of all images, for sums
+
+  void split(int64_t threads) {
+    bands = std::clamp<int64_t>((threads + shape.B * shape.groups - 1) / (shape.B * shape.groups), 1, shape.H);
+    parts = std::clamp<int64_t>(threads / shape.groups, 1, shape.B * bands);
+  }
+  int64_t tasks() const { return shape.groups * shape.B * bands; }
+  int64_t sum_tasks() const { return shape.groups * parts; }
+  int64_t sum_rows() const { return round_up(3 * shape.C, 2); }  // products take pairs of rows
+  int64_t sum_stride() const { return 3 * sum_rows() * round_up(shape.O, panel); }
+};
+
 }  // namespace ddfast

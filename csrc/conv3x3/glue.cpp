@@ -11,6 +11,7 @@
 #include "../common/checks.h"
 #include "cpu.h"
 #include "direct.h"
+#include "thin.h"
 
 namespace ddfast {
 namespace {
@@ -39,6 +40,11 @@ void spread(int64_t tile, const Args& args, int64_t tasks) {
       run_best<Kernel, Transform<2>>(args, begin, end);
     }
   });
+}
+
+template <template <typename, int> class Kernel, typename Args>
+void spread_thin(const Args& args, int64_t tasks) {
+  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { run_best<Kernel, float>(args, begin, end); });
 }
 
 int64_t points(int64_t tile) { return (tile + 2) * (tile + 2); }
@@ -94,6 +100,59 @@ Tensor weight_by_tiles(const Tensor& g, const Tensor& x, int64_t groups, int64_t
   return dw;
 }
 
+Thin thin(const Tensor& maps, int64_t groups, int64_t C, int64_t O) {
+  return Thin{
+      {maps.size(0), maps.size(2), maps.size(3), groups, C, O}, panel_floats(), 1, {}, {}, {}, nullptr, nullptr, 0, 0};
+}
+
+// The forward, or the input gradient.
+Tensor by_patches(const Tensor& maps, const Filters& w, const Tensor& maps2, const Filters& w2, const Tensor& bias,
+                  int64_t groups, bool transposed) {
+  const int64_t C = w.w.size(1), O = w.w.size(0) / groups;
+  const Tensor first = channels_last(maps), second = maps2.defined() ? channels_last(maps2) : Tensor();
+  Tensor out = channels_last(at::empty({maps.size(0), groups * (transposed ? C : O), maps.size(2), maps.size(3)},
+                                       maps.options().memory_format(at::MemoryFormat::ChannelsLast)));
+  Thin args = thin(maps, groups, C, O);
+  args.maps[0] = data(first), args.filters[0] = data(w.packed(groups, transposed));
+  if (maps2.defined())
+    args.terms = 2, args.maps[1] = data(second), args.filters[1] = data(w2.packed(groups, transposed));
+  const Tensor added = bias.defined() ? bias.contiguous() : bias;
+  args.bias = bias.defined() ? data(added) : nullptr;
+  args.out = out.mutable_data_ptr<float>();
+  args.split(at::get_num_threads());
+  if (transposed) {
+    spread_thin<RunThinInput>(args, args.tasks());
+  } else {
+    spread_thin<RunThinForward>(args, args.tasks());
+  }
+  return out;
+}
+
+Tensor weight_by_patches(const Tensor& g, const Tensor& x, int64_t groups, const Tensor& g2, const Tensor& x2) {
+  const int64_t O = g.size(1) / groups, C = x.size(1) / groups;
+  const std::array<Tensor, 4> maps{channels_last(g), channels_last(x), g2.defined() ? channels_last(g2) : Tensor(),
+                                   x2.defined() ? channels_last(x2) : Tensor()};
+  Thin args = thin(x, groups, C, O);
+  args.g[0] = data(maps[0]), args.maps[0] = data(maps[1]);
+  if (g2.defined()) args.terms = 2, args.g[1] = data(maps[2]), args.maps[1] = data(maps[3]);
+  args.split(at::get_num_threads());
+  const int64_t row = round_up(O, args.panel);
+  const Tensor sums = at::empty({args.parts, groups, 3, args.sum_rows(), row}, x.options().memory_format(std::nullopt));
+  args.out = sums.mutable_data_ptr<float>();
+  spread_thin<RunThinWeight>(args, args.sum_tasks());
+  // [groups, 3, 3 C, O] -> [groups·O, C, 3, 3]
+  return sums.sum(0)
+      .narrow(2, 0, 3 * C)
+      .narrow(3, 0, O)
+      .reshape({groups, 3, 3, C, O})
+      .permute({0, 4, 3, 1, 2})
+      .reshape({groups * O, C, 3, 3});
+}
+
+bool thin_applies(const Tensor& maps, int64_t inputs, int64_t outputs) {
+  return maps.is_cpu() && maps.scalar_type() == at::kFloat && inputs < kFewChannels && outputs >= kFewChannels;
+}
+
 }  // namespace
 
 bool conv3x3_applies(const Tensor& maps, int64_t inputs, int64_t outputs) {
@@ -105,6 +164,13 @@ const Tensor& Filters::packed(int64_t groups, bool transposed) const {
   Tensor& kept = transposed ? transposed_ : packed_;
   if (kept.defined()) return kept;
   const Tensor filters = w.contiguous();
+  if (w.size(1) < kFewChannels) {
+    ThinPack args{groups, w.size(1), w.size(0) / groups, panel_floats(), transposed, data(filters), nullptr};
+    kept = at::empty({args.floats()}, w.options().memory_format(std::nullopt));
+    args.packed = kept.mutable_data_ptr<float>();
+    spread_thin<RunThinPack>(args, groups);
+    return kept;
+  }
   Conv3x3Pack args{groups,         w.size(1),    w.size(0) / groups, transposed,
                    panel_floats(), points(tile), data(filters),      nullptr};
   kept = at::empty({args.floats()}, w.options().memory_format(std::nullopt));
@@ -118,6 +184,7 @@ Tensor conv3x3(const Tensor& x, const Filters& w, const Tensor& x2, const Filter
   if (w.tile != kDirect && conv3x3_applies(x, w.w.size(1), w.w.size(0) / groups)) {
     return by_tiles(x, w, x2, w2, bias, groups, false);
   }
+  if (thin_applies(x, w.w.size(1), w.w.size(0) / groups)) return by_patches(x, w, x2, w2, bias, groups, false);
   Tensor z = direct_forward(x, w.w, bias);
   return x2.defined() ? z.add_(direct_forward(x2, w2.w)) : z;
 }
@@ -127,6 +194,7 @@ Tensor conv3x3_input(const Tensor& g, const Tensor& x, const Filters& w, const T
   if (w.tile != kDirect && conv3x3_applies(g, w.w.size(0) / groups, w.w.size(1))) {
     return by_tiles(g, w, g2, w2, {}, groups, true);
   }
+  if (thin_applies(g, w.w.size(1), w.w.size(0) / groups)) return by_patches(g, w, g2, w2, {}, groups, true);
   Tensor grad = direct_input(g, x, w.w);
   return g2.defined() ? grad.add_(direct_input(g2, x, w2.w)) : grad;
 }
@@ -137,6 +205,7 @@ Tensor conv3x3_weight(const Tensor& g, const Tensor& x, const Filters& w, at::Sc
   if (w.tile != kDirect && conv3x3_applies(x, w.w.size(1), w.w.size(0) / groups)) {
     return weight_by_tiles(g, x, groups, w.tile, g2, x2);
   }
+  if (thin_applies(x, w.w.size(1), w.w.size(0) / groups)) return weight_by_patches(g, x, groups, g2, x2);
   Tensor dw = direct_weight(g, x, w.w).to(type);
   return g2.defined() ? dw.add_(direct_weight(g2, x2, w.w)) : dw;
 }

@@ -34,12 +34,14 @@ struct Lanes {
 struct Operands {
   const float* a;  // kTransposed: [count, ≥ rows], row after row a_stride apart; else [rows, ≥ count]
   int64_t a_stride;
-  const float* b;  // [count, panel], rows b_stride apart
+  const float* b;  // [repeats · count, panel], rows b_stride apart
   int64_t b_stride;
   int64_t count;
   float* c;  // [rows, panel], rows c_stride apart
   int64_t c_stride;
-  bool add;  // to what c holds
+  bool add;              // to what c holds
+  int64_t repeats = 1;   // further columns of a not transposed a, count each,
+  int64_t a_repeat = 0;  // so far apart
 };
 
 template <int kBytes, int kRows, bool kTransposed>
@@ -56,19 +58,21 @@ DDFAST_INLINE void multiply_rows(const Operands& operands) {
   const float* b = operands.b;
   constexpr int kBases = kTransposed ? 1 : (kRows + 2) / 3;  // rows base, base + stride, base + 2 stride: few registers
   const float* base[kBases];
-  for (int r = 0; r < kBases; ++r) base[r] = operands.a + 3 * r * stride;
-  for (int64_t i = 0; i < operands.count; ++i) {
-    const typename L::Vector left = L::load(b), right = L::load(b + L::kCount);
+  for (int64_t repeat = 0; repeat < operands.repeats; ++repeat) {
+    for (int r = 0; r < kBases; ++r) base[r] = operands.a + repeat * operands.a_repeat + 3 * r * stride;
+    for (int64_t i = 0; i < operands.count; ++i) {
+      const typename L::Vector left = L::load(b), right = L::load(b + L::kCount);
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
-      const float value = kTransposed ? base[0][r] : base[r / 3][r % 3 * stride];
-      const typename L::Vector all = value - typename L::Vector{};
-      sum[r][0] += all * left;
-      sum[r][1] += all * right;
-    }
-    b += operands.b_stride;
+      for (int r = 0; r < kRows; ++r) {
+        const float value = kTransposed ? base[0][r] : base[r / 3][r % 3 * stride];
+        const typename L::Vector all = value - typename L::Vector{};
+        sum[r][0] += all * left;
+        sum[r][1] += all * right;
+      }
+      b += operands.b_stride;
 #pragma GCC unroll 4
-    for (int r = 0; r < kBases; ++r) base[r] += kTransposed ? stride : 1;
+      for (int r = 0; r < kBases; ++r) base[r] += kTransposed ? stride : 1;
+    }
   }
   for (int r = 0; r < kRows; ++r) {
     for (int j = 0; j < 2; ++j) L::store(sum[r][j], operands.c + r * operands.c_stride + j * L::kCount);
@@ -103,6 +107,17 @@ DDFAST_INLINE void multiply(Operands operands, int64_t rows) {
     operands.a += kTransposed ? kMost : kMost * operands.a_stride;
     operands.c += kMost * operands.c_stride;
   }
+}
+
+// The same where nothing may be read or written beyond the last row.
+template <int kBytes, bool kTransposed>
+DDFAST_INLINE void multiply_exactly(Operands operands, int64_t rows) {
+  const int64_t even = rows / 2 * 2;
+  multiply<kBytes, kTransposed>(operands, even);
+  if (even == rows) return;
+  operands.a += kTransposed ? even : even * operands.a_stride;
+  operands.c += even * operands.c_stride;
+  multiply_rows<kBytes, 1, kTransposed>(operands);
 }
 
 }  // namespace ddfast
