@@ -92,7 +92,7 @@ struct Conv3x3Weight {
 
 // The same three faces for few input channels, as those of images: matrix products over patches, in bands of rows. The
 // 9 C taps of a patch are in the order (row, column, channel), that of memory.
-struct ThinPack {
+struct PatchPack {
   int64_t groups, C, O, panel;
   bool transposed;  // [groups][taps' panels][O][panel], else [groups][O's panels][taps][panel]
   const float* w;   // [groups·O, C, 3, 3]
@@ -104,15 +104,16 @@ struct ThinPack {
   int64_t floats() const { return groups * group_stride(); }
 };
 
-struct Thin {
+struct PatchArgs {
   Conv3x3Shape shape;
   int64_t panel;
   int terms;
   const float* maps[kTerms];     // x [B, H, W, groups·C]; of the input gradient g [B, H, W, groups·O]
   const float* filters[kTerms];  // packed; of the weight gradient unused
-  const float* g[kTerms];        // of the weight gradient
+  const float* g[kTerms];        // of the weight gradient [B, H, W, groups·O]
   const float* bias;             // of the forward: [groups·O] or nullptr
   float* out;                    // z, the gradient of x, or sums [parts, groups, 3, 3 C rounded up, O rounded up]
+  bool add;                      // to the sums
   int64_t bands, parts;          // of an image; of all images, for sums
 
   void split(int64_t threads) {

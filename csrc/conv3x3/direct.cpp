@@ -21,8 +21,7 @@ namespace ddfast {
 namespace {
 
 using at::Tensor;
-constexpr int64_t kChunk = 1024;      // pixels
-constexpr int64_t kFewChannels = 16;  // below, a product is too thin
+constexpr int64_t kChunk = 1024;  // pixels
 
 struct Grid {
   int64_t B, H, W;

@@ -1,157 +1,23 @@
-// CPU glue of conv3x3, and what computes it where minimal filtering does not.
+// How a 3x3 convolution is computed, and the ops.
 #include "glue.h"
 
 #include <ATen/Functions.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <array>
+#include <algorithm>
 #include <optional>
 
 #include "../common/checks.h"
-#include "cpu.h"
 #include "direct.h"
-#include "thin.h"
+#include "patches.h"
+#include "tiles.h"
 
 namespace ddfast {
 namespace {
 
 using at::Tensor;
 using Optional = std::optional<Tensor>;
-constexpr int64_t kFewChannels = 16, kSmallSide = 2;
-
-int64_t panel_floats() {  // two vectors
-  switch (used_instruction_set()) {
-    case InstructionSet::avx512:
-      return 32;
-    case InstructionSet::avx2:
-      return 16;
-    default:
-      return 8;
-  }
-}
-
-template <template <typename, int> class Kernel, typename Args>
-void spread(int64_t tile, const Args& args, int64_t tasks) {
-  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    if (tile == 4) {
-      run_best<Kernel, Transform<4>>(args, begin, end);
-    } else {
-      run_best<Kernel, Transform<2>>(args, begin, end);
-    }
-  });
-}
-
-template <template <typename, int> class Kernel, typename Args>
-void spread_thin(const Args& args, int64_t tasks) {
-  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { run_best<Kernel, float>(args, begin, end); });
-}
-
-int64_t points(int64_t tile) { return (tile + 2) * (tile + 2); }
-
-const float* data(const Tensor& tensor) { return tensor.const_data_ptr<float>(); }
-
-Tensor by_tiles(const Tensor& x, const Filters& w, const Tensor& x2, const Filters& w2, const Tensor& bias,
-                int64_t groups, bool transposed) {
-  const int64_t outputs = transposed ? w.w.size(1) : w.w.size(0) / groups;
-  const Tensor maps = channels_last(x), maps2 = x2.defined() ? channels_last(x2) : maps;
-  const int64_t B = x.size(0), H = x.size(2), W = x.size(3);
-  Tensor z = at::empty({B, groups * outputs, H, W}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
-  Conv3x3Forward args{
-      {B, H, W, groups, x.size(1) / groups, outputs}, panel_floats(), w.tile, 1, {}, {}, nullptr, nullptr, 0, 0};
-  args.x[0] = data(maps), args.filters[0] = data(w.packed(groups, transposed));
-  if (x2.defined()) {
-    args.terms = 2;
-    args.x[1] = data(maps2), args.filters[1] = data(w2.packed(groups, transposed));
-  }
-  const Tensor added = bias.defined() ? bias.contiguous() : bias;
-  args.bias = bias.defined() ? data(added) : nullptr;
-  args.z = z.mutable_data_ptr<float>();
-  args.split(at::get_num_threads());
-  spread<RunForward>(w.tile, args, args.tasks());
-  return z;
-}
-
-Tensor weight_by_tiles(const Tensor& g, const Tensor& x, int64_t groups, int64_t tile, const Tensor& g2,
-                       const Tensor& x2) {
-  const int64_t O = g.size(1) / groups, C = x.size(1) / groups;
-  const std::array<Tensor, 4> maps{channels_last(g), channels_last(x), g2.defined() ? channels_last(g2) : Tensor(),
-                                   x2.defined() ? channels_last(x2) : Tensor()};
-  Conv3x3Weight args{{x.size(0), x.size(2), x.size(3), groups, C, O},
-                     panel_floats(),
-                     tile,
-                     points(tile),
-                     1,
-                     {},
-                     {},
-                     nullptr,
-                     nullptr,
-                     0,
-                     0};
-  args.g[0] = data(maps[0]), args.x[0] = data(maps[1]);
-  if (g2.defined()) args.terms = 2, args.g[1] = data(maps[2]), args.x[1] = data(maps[3]);
-  args.split(at::get_num_threads());
-  const auto plain = x.options().memory_format(std::nullopt);
-  const Tensor sums = at::empty({args.floats()}, plain);
-  Tensor dw = at::empty({groups * O, C, 3, 3}, plain);
-  args.sums = sums.mutable_data_ptr<float>(), args.dw = dw.mutable_data_ptr<float>();
-  spread<RunWeight>(tile, args, args.tasks());
-  spread<RunWeightInverse>(tile, args, args.inverse_tasks());
-  return dw;
-}
-
-Thin thin(const Tensor& maps, int64_t groups, int64_t C, int64_t O) {
-  return Thin{
-      {maps.size(0), maps.size(2), maps.size(3), groups, C, O}, panel_floats(), 1, {}, {}, {}, nullptr, nullptr, 0, 0};
-}
-
-// The forward, or the input gradient.
-Tensor by_patches(const Tensor& maps, const Filters& w, const Tensor& maps2, const Filters& w2, const Tensor& bias,
-                  int64_t groups, bool transposed) {
-  const int64_t C = w.w.size(1), O = w.w.size(0) / groups;
-  const Tensor first = channels_last(maps), second = maps2.defined() ? channels_last(maps2) : Tensor();
-  Tensor out = channels_last(at::empty({maps.size(0), groups * (transposed ? C : O), maps.size(2), maps.size(3)},
-                                       maps.options().memory_format(at::MemoryFormat::ChannelsLast)));
-  Thin args = thin(maps, groups, C, O);
-  args.maps[0] = data(first), args.filters[0] = data(w.packed(groups, transposed));
-  if (maps2.defined())
-    args.terms = 2, args.maps[1] = data(second), args.filters[1] = data(w2.packed(groups, transposed));
-  const Tensor added = bias.defined() ? bias.contiguous() : bias;
-  args.bias = bias.defined() ? data(added) : nullptr;
-  args.out = out.mutable_data_ptr<float>();
-  args.split(at::get_num_threads());
-  if (transposed) {
-    spread_thin<RunThinInput>(args, args.tasks());
-  } else {
-    spread_thin<RunThinForward>(args, args.tasks());
-  }
-  return out;
-}
-
-Tensor weight_by_patches(const Tensor& g, const Tensor& x, int64_t groups, const Tensor& g2, const Tensor& x2) {
-  const int64_t O = g.size(1) / groups, C = x.size(1) / groups;
-  const std::array<Tensor, 4> maps{channels_last(g), channels_last(x), g2.defined() ? channels_last(g2) : Tensor(),
-                                   x2.defined() ? channels_last(x2) : Tensor()};
-  Thin args = thin(x, groups, C, O);
-  args.g[0] = data(maps[0]), args.maps[0] = data(maps[1]);
-  if (g2.defined()) args.terms = 2, args.g[1] = data(maps[2]), args.maps[1] = data(maps[3]);
-  args.split(at::get_num_threads());
-  const int64_t row = round_up(O, args.panel);
-  const Tensor sums = at::empty({args.parts, groups, 3, args.sum_rows(), row}, x.options().memory_format(std::nullopt));
-  args.out = sums.mutable_data_ptr<float>();
-  spread_thin<RunThinWeight>(args, args.sum_tasks());
-  // [groups, 3, 3 C, O] -> [groups·O, C, 3, 3]
-  return sums.sum(0)
-      .narrow(2, 0, 3 * C)
-      .narrow(3, 0, O)
-      .reshape({groups, 3, 3, C, O})
-      .permute({0, 4, 3, 1, 2})
-      .reshape({groups * O, C, 3, 3});
-}
-
-bool thin_applies(const Tensor& maps, int64_t inputs, int64_t outputs) {
-  return maps.is_cpu() && maps.scalar_type() == at::kFloat && inputs < kFewChannels && outputs >= kFewChannels;
-}
+constexpr int64_t kSmallSide = 2;
 
 }  // namespace
 
@@ -162,20 +28,9 @@ bool conv3x3_applies(const Tensor& maps, int64_t inputs, int64_t outputs) {
 
 const Tensor& Filters::packed(int64_t groups, bool transposed) const {
   Tensor& kept = transposed ? transposed_ : packed_;
-  if (kept.defined()) return kept;
-  const Tensor filters = w.contiguous();
-  if (w.size(1) < kFewChannels) {
-    ThinPack args{groups, w.size(1), w.size(0) / groups, panel_floats(), transposed, data(filters), nullptr};
-    kept = at::empty({args.floats()}, w.options().memory_format(std::nullopt));
-    args.packed = kept.mutable_data_ptr<float>();
-    spread_thin<RunThinPack>(args, groups);
-    return kept;
+  if (!kept.defined()) {
+    kept = w.size(1) < kFewChannels ? pack_patches(w, groups, transposed) : pack_tiles(w, groups, tile, transposed);
   }
-  Conv3x3Pack args{groups,         w.size(1),    w.size(0) / groups, transposed,
-                   panel_floats(), points(tile), data(filters),      nullptr};
-  kept = at::empty({args.floats()}, w.options().memory_format(std::nullopt));
-  args.packed = kept.mutable_data_ptr<float>();
-  spread<RunPack>(tile, args, args.tasks());
   return kept;
 }
 
@@ -184,7 +39,7 @@ Tensor conv3x3(const Tensor& x, const Filters& w, const Tensor& x2, const Filter
   if (w.tile != kDirect && conv3x3_applies(x, w.w.size(1), w.w.size(0) / groups)) {
     return by_tiles(x, w, x2, w2, bias, groups, false);
   }
-  if (thin_applies(x, w.w.size(1), w.w.size(0) / groups)) return by_patches(x, w, x2, w2, bias, groups, false);
+  if (patches_apply(x, w.w.size(1), w.w.size(0) / groups)) return by_patches(x, w, x2, w2, bias, groups, false);
   Tensor z = direct_forward(x, w.w, bias);
   return x2.defined() ? z.add_(direct_forward(x2, w2.w)) : z;
 }
@@ -194,7 +49,7 @@ Tensor conv3x3_input(const Tensor& g, const Tensor& x, const Filters& w, const T
   if (w.tile != kDirect && conv3x3_applies(g, w.w.size(0) / groups, w.w.size(1))) {
     return by_tiles(g, w, g2, w2, {}, groups, true);
   }
-  if (thin_applies(g, w.w.size(1), w.w.size(0) / groups)) return by_patches(g, w, g2, w2, {}, groups, true);
+  if (patches_apply(g, w.w.size(1), w.w.size(0) / groups)) return by_patches(g, w, g2, w2, {}, groups, true);
   Tensor grad = direct_input(g, x, w.w);
   return g2.defined() ? grad.add_(direct_input(g2, x, w2.w)) : grad;
 }
@@ -205,7 +60,7 @@ Tensor conv3x3_weight(const Tensor& g, const Tensor& x, const Filters& w, at::Sc
   if (w.tile != kDirect && conv3x3_applies(x, w.w.size(1), w.w.size(0) / groups)) {
     return weight_by_tiles(g, x, groups, w.tile, g2, x2);
   }
-  if (thin_applies(x, w.w.size(1), w.w.size(0) / groups)) return weight_by_patches(g, x, groups, g2, x2);
+  if (patches_apply(x, w.w.size(1), w.w.size(0) / groups)) return weight_by_patches(g, x, groups, g2, x2);
   Tensor dw = direct_weight(g, x, w.w).to(type);
   return g2.defined() ? dw.add_(direct_weight(g2, x2, w.w)) : dw;
 }

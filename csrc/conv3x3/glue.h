@@ -9,6 +9,7 @@
 namespace ddfast {
 
 constexpr int64_t kFastTile = 4, kDirect = 0;  // outputs a side of a tile; none
+constexpr int64_t kFewChannels = 16;           // below, products of tiles are too thin
 
 // Whether minimal filtering computes these: float32 on a CPU, at least 16 channels in and out of a group, maps of more
 // than two pixels a side.

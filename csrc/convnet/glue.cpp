@@ -12,12 +12,14 @@
 #include <torch/library.h>
 
 #include <array>
+#include <optional>
 #include <string_view>
 #include <tuple>
 #include <vector>
 
 #include "../common/checks.h"
 #include "../conv3x3/glue.h"
+#include "first_block.h"
 
 namespace ddfast {
 namespace {
@@ -155,7 +157,7 @@ Tensor unfeatures(const Tensor& features, const Tensor& y) {
 }
 
 struct Block {
-  Tensor x, z, mean, rstd;     // the block's input and its convolution's result
+  Tensor x, z, mean, rstd;     // the block's input and its convolution's result; no z where first_block.h computes it
   Tensor dx, dz, dmean, dcov;  // their tangents
 };
 
@@ -164,16 +166,37 @@ struct Forward {
   Tensor y, features, logits;  // the last map [B, S·width, H, W]; [S, B, F]; [S, B, K]
 };
 
+FirstBlock first_of(const Tensor& x, const Weights& weights) {
+  const auto& [w, gamma, beta] = weights.blocks[0];
+  return {x, w, gamma.contiguous(), beta.contiguous()};
+}
+
+FirstTangents tangents_of(const Weights& dots) {
+  const auto& [dw, dgamma, dbeta] = dots.blocks[0];
+  return {dw, dgamma.contiguous(), dbeta.contiguous()};
+}
+
+FirstForward first_of(const Block& block) { return {{}, block.mean, block.rstd, {}, block.dmean, block.dcov}; }
+
+// With `dots`, tangents of a first block that first_block.h computes are computed beside it: its y's is `dy`.
 Forward forward(const Weights& weights, const Tensor& images, const Layout& layout, at::TensorList kept,
-                bool for_backward) {
+                bool for_backward, const Weights* dots = nullptr, Tensor* dy = nullptr) {
   Forward out;
   Tensor x = fold(images, layout);
   for (int64_t i = 0; i < layout.depth; ++i) {
     const auto& [w, gamma, beta] = weights.blocks[i];
-    const Tensor z = kept.empty() ? conv3x3(x, w) : kept[2 * i];
-    auto [y, mean, rstd] = call("ddfast::norm_relu_pool", z, gamma, beta, layout.eps);
-    if (for_backward) out.blocks.push_back({x, z, mean, rstd, {}, {}, {}, {}});
-    x = y;
+    Block block{x, {}, {}, {}, {}, {}, {}, {}};
+    if (i == 0 && first_block_applies(x, w.w)) {
+      const std::optional<FirstTangents> tangents = dots ? std::optional(tangents_of(*dots)) : std::nullopt;
+      const FirstForward first = first_forward(first_of(x, weights), layout.eps, dots ? &*tangents : nullptr);
+      block.mean = first.mean, block.rstd = first.rstd, block.dmean = first.dmean, block.dcov = first.dcov;
+      x = first.y;
+      if (dots) *dy = first.dy;
+    } else {
+      block.z = i == 0 || kept.empty() ? conv3x3(x, w) : kept[2 * i - 1];
+      std::tie(x, block.mean, block.rstd) = call("ddfast::norm_relu_pool", block.z, gamma, beta, layout.eps);
+    }
+    if (for_backward) out.blocks.push_back(block);
   }
   out.y = x;
   out.features = features_of(x, weights.weight);
@@ -236,10 +259,11 @@ void check_labels(const Tensor& parameters, const Tensor& images, const Tensor& 
 
 // What convnet_grad kept, or nothing.
 void check_kept(const Tensor& parameters, const Tensor& images, at::TensorList kept, const Layout& layout) {
-  TORCH_CHECK_VALUE(kept.empty() || static_cast<int64_t>(kept.size()) == 2 * layout.depth, "kept: expected ",
-                    2 * layout.depth, " tensors, got ", kept.size());
+  const int64_t count = 2 * layout.depth - 1;
+  TORCH_CHECK_VALUE(kept.empty() || static_cast<int64_t>(kept.size()) == count, "kept: expected ", count,
+                    " tensors, got ", kept.size());
   for (int64_t i = 0; i < static_cast<int64_t>(kept.size()); ++i) {
-    const auto [H, W] = layout.map(images, (i + 1) / 2);  // z, then its pooled map, as large as the next block's z
+    const auto [H, W] = layout.map(images, i / 2 + 1);  // a pooled map, then the next block's z, as large
     expect_tensor("kept", kept[i], {images.size(-4), parameters.size(0) * layout.width, H, W},
                   layout.map_type(parameters), parameters.device());
   }
@@ -280,13 +304,19 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> convnet_grad(const Tensor& param
   gradient.linear(at::bmm(delta.mT(), features), delta.sum(1));
   Tensor g_y = unfeatures(at::bmm(delta, weights.weight), y);
   y.reset(), features.reset();
-  std::vector<Tensor> kept(keep ? 2 * depth : 0);
+  std::vector<Tensor> kept(keep ? 2 * depth - 1 : 0);
   for (int64_t i = depth - 1; i >= 0; --i) {
     const auto& [w, gamma, beta] = weights.blocks[i];
     Block block = std::move(blocks[i]);
+    if (keep) kept[2 * i] = g_y;
+    if (!block.z.defined()) {
+      const auto [g_w, g_gamma, g_beta] = first_backward(first_of(block.x, weights), first_of(block), g_y);
+      gradient.block(g_w, g_gamma, g_beta);
+      break;
+    }
+    if (keep && i > 0) kept[2 * i - 1] = block.z;
     auto [g_z, g_gamma, g_beta] =
         call("ddfast::norm_relu_pool_backward", g_y, block.z, block.mean, block.rstd, gamma, beta);
-    if (keep) kept[2 * i] = block.z, kept[2 * i + 1] = g_y;
     block.z.reset();
     gradient.block(conv3x3_weight(g_z, block.x, w, w.w.scalar_type()), g_gamma, g_beta);
     if (i > 0) g_y = conv3x3_input(g_z, block.x, w);
@@ -306,9 +336,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
   const Tensor sigma = checked("direction", direction, parameters, parameters.sizes());
   check_kept(parameters, images, kept, layout);
   const Weights weights(parameters, images, layout), dots(sigma, images, layout);
-  auto [blocks, y, f, logits] = forward(weights, images, layout, kept, true);
   Tensor dy;  // undefined: the images' own tangent is 0
-  for (int64_t i = 0; i < depth; ++i) {
+  auto [blocks, y, f, logits] = forward(weights, images, layout, kept, true, &dots, &dy);
+  for (int64_t i = dy.defined() ? 1 : 0; i < depth; ++i) {
     const auto& [w, gamma, beta] = weights.blocks[i];
     const auto& [dw, dgamma, dbeta] = dots.blocks[i];
     Block& block = blocks[i];
@@ -339,6 +369,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
     const auto& [w, gamma, beta] = weights.blocks[i];
     const auto& [dw, dgamma, dbeta] = dots.blocks[i];
     Block block = std::move(blocks[i]);
+    if (!block.z.defined()) {
+      const auto [h_w, h_gamma, h_beta, dg_x] = first_backward_jvp(
+          first_of(block.x, weights), tangents_of(dots), first_of(block), g_y, dg_y, want_parameters, want_images);
+      if (want_parameters) second.block(h_w, h_gamma, h_beta);
+      dg_y = dg_x;
+      break;
+    }
     const Tensor g_z =
         std::get<0>(call("ddfast::norm_relu_pool_backward", g_y, block.z, block.mean, block.rstd, gamma, beta));
     auto [dg_z, h_gamma, h_beta] =
@@ -352,7 +389,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
       second.block(h_w, h_gamma, h_beta);
     }
     if (i > 0 || want_images) dg_y = conv3x3_input(dg_z, block.x, w, g_z, dw);
-    if (i > 0) g_y = kept.empty() ? conv3x3_input(g_z, block.x, w) : kept[2 * i - 1];
+    if (i > 0) g_y = kept.empty() ? conv3x3_input(g_z, block.x, w) : kept[2 * i - 2];
   }
   if (want_images) by_images = unfold(dg_y, images, border);
   if (want_parameters) by_parameters = second.flat;

@@ -77,7 +77,7 @@ struct Unroll {
   }
 };
 
-// θ_T [S, P], θ_0 … θ_{T−1} [T, S, P], and what the last stored_steps steps kept, 2·depth tensors each
+// θ_T [S, P], θ_0 … θ_{T−1} [T, S, P], and what the last stored_steps steps kept, 2·depth − 1 tensors each
 std::tuple<Tensor, Tensor, std::vector<Tensor>> unroll(const Tensor& start, const Tensor& images, const Tensor& labels,
                                                        const Tensor& lr, const Optional& batches, const Optional& rows,
                                                        int64_t syn_steps, double momentum, double weight_decay,
@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> unroll_backward(const Tensor& grad, c
   expect_range("syn_steps", syn_steps, states.size(0), states.size(0));
   sweep.check(syn_steps);
   expect_tensor("grad", grad, states.sizes().slice(1), states.scalar_type(), states.device());
-  const int64_t each = 2 * depth, count = static_cast<int64_t>(kept.size());  // tensors of a step, and of all
+  const int64_t each = 2 * depth - 1, count = static_cast<int64_t>(kept.size());  // tensors of a step, and of all
   TORCH_CHECK_VALUE(count % each == 0 && count / each <= syn_steps, "kept: expected ", each,
                     " tensors for each of at most ", syn_steps, " steps, got ", count);
   TORCH_CHECK_VALUE(!wanted[2] || labels.is_floating_point(), "wanted: expected false for int64 labels, got true");

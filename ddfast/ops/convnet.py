@@ -41,7 +41,8 @@ def convnet_grad(
     """The mean cross-entropy of every student and its gradient g = ∇_θ ℓ.
 
     With `keep`, what `convnet_grad_jvp` can take up instead of computing it again: of every block the convolution's
-    result z [B, S·width, H, W] and the cotangent of the pooled map [B, S·width, H/2, W/2]. A convolution's bias stands
+    result z [B, S·width, H, W], but of the first, whose z is the largest and cheap; then the cotangent of the pooled map
+    [B, S·width, H/2, W/2]. A convolution's bias stands
     before an instance norm and has no effect: its gradient is exactly 0. g is differentiable once, by convnet_grad_jvp;
     the losses are not.
 
@@ -65,7 +66,7 @@ def convnet_grad_jvp(
     """Directional derivatives along σ of the gradient: one forward pass with tangents, one backward pass with theirs.
 
     Forward over reverse (Pearlmutter 1994) without an autograd graph: 8 convolutions of a forward pass's size where
-    `kept` holds what convnet_grad kept for the same arguments, 8 plus 2 where not. Images that every student sees, and
+    `kept` holds what convnet_grad kept for the same arguments, 8 plus 2 where not (and the first one in either case). Images that every student sees, and
     labels, get the sum over students. What is not `wanted` (of parameters, images, labels) comes back empty, [0]. Not
     differentiable.
 
@@ -196,7 +197,7 @@ def _forward(
 ) -> tuple[list[tuple[Tensor, ...]], Tensor, Tensor]:  # of every block (x, z, mean, rstd); the last y; logits [S, B, K]
     x, blocks = _fold(images, layout), []
     for i, (w, gamma, beta) in enumerate(weights.blocks):
-        z = kept[2 * i] if kept else _conv(x, w)
+        z = kept[2 * i - 1] if kept and i else _conv(x, w)
         y, mean, rstd = torch.ops.ddfast.norm_relu_pool(z, gamma, beta, layout.eps)
         blocks.append((x, z, mean, rstd))
         x = y
@@ -228,7 +229,7 @@ def _grad_reference(
     kept: list[Tensor] = []
     for i in reversed(range(layout.depth)):
         (w, gamma, beta), (x, z, mean, rstd) = weights.blocks[i], blocks[i]
-        kept = [z, g_y, *kept] if keep else kept
+        kept = [*([z] if i else []), g_y, *kept] if keep else kept
         g_z, g_gamma, g_beta = torch.ops.ddfast.norm_relu_pool_backward(g_y, z, mean, rstd, gamma, beta)
         gradients.insert(0, (_conv_weight(g_z, x, w), g_gamma, g_beta))
         g_y = _conv_input(g_z, x, w) if i else None
@@ -280,7 +281,7 @@ def _grad_jvp_reference(
         if i or wanted[1]:
             dg_y = _conv_input(dg_z, x, w) + _conv_input(g_z, x, dw)
         if i:
-            g_y = kept[2 * i - 1] if kept else _conv_input(g_z, x, w)
+            g_y = kept[2 * i - 2] if kept else _conv_input(g_z, x, w)
     empty = parameters.new_empty(0)
     return (
         slope,
@@ -294,9 +295,9 @@ def _grad_fake(parameters, images, labels, keep, *sizes):
     layout, kept = ConvNetLayout(*sizes), []
     dtype = layout.map_dtype(parameters.dtype)
     N, C = images.shape[-4], len(parameters) * layout.width
-    for H, W in layout.maps(tuple(images.shape[-2:]))[:-1] if keep else ():
-        for size in ((H, W), (H // 2, W // 2)):
-            kept.append(channels_last(parameters.new_empty((N, C, *size), dtype=dtype)))
+    for size in layout.maps(tuple(images.shape[-2:]))[1:] if keep else ():
+        kept += [channels_last(parameters.new_empty((N, C, *size), dtype=dtype)) for _ in range(2)]
+    kept = kept[:-1]  # a pooled map is as large as the next block's z
     return parameters.new_empty(len(parameters)), torch.empty_like(parameters), kept
 
 

@@ -83,7 +83,7 @@ def _backward_reference(
     sweep, empty = _Sweep(images, labels, lr, batches, rows), states.new_empty(0)
     _, want_images, want_labels, _ = wanted
     by_images, by_labels, slopes = torch.zeros_like(images), 0, []
-    lam, sigma, each = grad, 0, 2 * sizes[1]
+    lam, sigma, each = grad, 0, 2 * sizes[1] - 1
     for n in reversed(range(T)):
         sigma, x, y = lam + momentum * sigma, sweep.minibatch(n), sweep.take(labels, n)
         step, kept = (kept[-each:], kept[:-each]) if kept else ([], [])

@@ -32,15 +32,17 @@ struct TilePixels {
   }
 };
 
-// n x n from kSide x kSide pixels, vector by vector of channels; the result's numbers lie `stride` apart.
+// n x n from kSide x kSide pixels; the result's numbers lie `stride` apart. First along columns, into `half`, then
+// along rows: memory is walked pixel by pixel.
 template <typename Tile, int kBytes, int kSide>
-DDFAST_INLINE void transform_tile(const TilePixels<kSide>& pixels, int64_t channels, float* to, int64_t stride) {
+DDFAST_INLINE void transform_tile(const TilePixels<kSide>& pixels, int64_t channels, float* half, float* to,
+                                  int64_t stride) {
   using L = Lanes<kBytes>;
   using V = typename L::Vector;
   constexpr int n = Tile::kPoints;
-  for (int64_t c = 0; c < channels; c += L::kCount) {
-    V half[n][kSide];
-    for (int j = 0; j < kSide; ++j) {
+  const int64_t row = round_up(channels, kLine);
+  for (int j = 0; j < kSide; ++j) {
+    for (int64_t c = 0; c < channels; c += L::kCount) {
       V column[kSide], out[n];
       for (int i = 0; i < kSide; ++i) column[i] = L::load(pixels.at[i * kSide + j] + c, channels - c);
       if constexpr (kSide == n) {
@@ -48,14 +50,17 @@ DDFAST_INLINE void transform_tile(const TilePixels<kSide>& pixels, int64_t chann
       } else {
         Tile::output_adjoint(column, out);
       }
-      for (int i = 0; i < n; ++i) half[i][j] = out[i];
+      for (int i = 0; i < n; ++i) L::store(out[i], half + (i * kSide + j) * row + c);
     }
-    for (int i = 0; i < n; ++i) {
-      V out[n];
+  }
+  for (int i = 0; i < n; ++i) {
+    for (int64_t c = 0; c < channels; c += L::kCount) {
+      V line[kSide], out[n];
+      for (int j = 0; j < kSide; ++j) line[j] = L::load(half + (i * kSide + j) * row + c);
       if constexpr (kSide == n) {
-        Tile::input(half[i], out);
+        Tile::input(line, out);
       } else {
-        Tile::output_adjoint(half[i], out);
+        Tile::output_adjoint(line, out);
       }
       for (int j = 0; j < n; ++j) L::store(out[j], to + (i * n + j) * stride + c);
     }
@@ -130,16 +135,17 @@ struct RunForward {
     const int64_t panel = part * panels / args.parts, last_panel = (part + 1) * panels / args.parts;
     const int64_t rows = count + count % 2, width = (last_panel - panel) * kPanel;
     const int64_t row = round_up(shape.C, kLine), stride = rows * row + kLine, out_stride = rows * width + kLine;
-    float* inputs = conv3x3_workspace(n * n * (stride + out_stride) + row);
+    float* inputs = conv3x3_workspace(n * n * (stride + out_stride + std::max(row, width)) + row);
     float* products = inputs + n * n * stride;
-    float* zeros = products + n * n * out_stride;
+    float* half = products + n * n * out_stride;
+    float* zeros = half + n * n * std::max(row, width);
     std::memset(zeros, 0, row * sizeof(float));
     const int64_t point_stride = panels * shape.C * kPanel + kLine;
     for (int term = 0; term < args.terms; ++term) {
       for (int64_t t = 0; t < count; ++t) {
         const TilePixels<n> pixels(shape, m, first + t, 1, args.x[term] + group * shape.C, shape.groups * shape.C,
                                    zeros);
-        transform_tile<Tile, kBytes>(pixels, shape.C, inputs + t * row, stride);
+        transform_tile<Tile, kBytes>(pixels, shape.C, half, inputs + t * row, stride);
       }
       const float* filters = args.filters[term] + group * n * n * point_stride + panel * shape.C * kPanel;
       for (int k = 0; k < n * n; ++k) {
@@ -151,34 +157,35 @@ struct RunForward {
       }
     }
     for (int64_t t = 0; t < count; ++t) {
-      store(args, group, first + t, panel * kPanel, width, products + t * width, out_stride);
+      store(args, group, first + t, panel * kPanel, width, products + t * width, out_stride, half);
     }
   }
 
   // The inverse transform of one tile, of `outputs` outputs from `o` on.
   static DDFAST_INLINE void store(const Conv3x3Forward& args, int64_t group, int64_t index, int64_t o, int64_t outputs,
-                                  const float* from, int64_t stride) {
+                                  const float* from, int64_t stride, float* half) {
     const Conv3x3Shape& shape = args.shape;
     const int64_t across = (shape.W + m - 1) / m, down = (shape.H + m - 1) / m, pitch = shape.groups * shape.O;
     const int64_t left = index % across * m, top = index / across % down * m;
     float* corner = args.z + ((index / (across * down) * shape.H + top) * shape.W + left) * pitch + group * shape.O;
     const int64_t height = std::min<int64_t>(m, shape.H - top), width = std::min<int64_t>(m, shape.W - left);
     const int64_t last = std::min(shape.O, o + outputs);
-    for (int64_t c = o; c < last; c += L::kCount) {
-      V bias = {}, half[m][n];
-      if (args.bias != nullptr) bias = L::load(args.bias + group * shape.O + c, shape.O - c);
-      for (int j = 0; j < n; ++j) {
+    for (int j = 0; j < n; ++j) {
+      for (int64_t c = 0; c < last - o; c += L::kCount) {
         V column[n], out[m];
-        for (int i = 0; i < n; ++i) column[i] = L::load(from + (i * n + j) * stride + c - o);
+        for (int i = 0; i < n; ++i) column[i] = L::load(from + (i * n + j) * stride + c);
         Tile::output(column, out);
-        for (int i = 0; i < m; ++i) half[i][j] = out[i];
+        for (int i = 0; i < m; ++i) L::store(out[i], half + (i * n + j) * outputs + c);
       }
-      for (int i = 0; i < m; ++i) {
-        V out[m];
-        Tile::output(half[i], out);
-        if (i >= height) continue;
+    }
+    for (int i = 0; i < height; ++i) {
+      for (int64_t c = 0; c < last - o; c += L::kCount) {
+        V bias = {}, line[n], out[m];
+        if (args.bias != nullptr) bias = L::load(args.bias + group * shape.O + o + c, shape.O - o - c);
+        for (int j = 0; j < n; ++j) line[j] = L::load(half + (i * n + j) * outputs + c);
+        Tile::output(line, out);
         for (int j = 0; j < m; ++j) {
-          if (j < width) L::store(out[j] + bias, corner + (i * shape.W + j) * pitch + c, shape.O - c);
+          if (j < width) L::store(out[j] + bias, corner + (i * shape.W + j) * pitch + o + c, shape.O - o - c);
         }
       }
     }
@@ -205,9 +212,10 @@ struct RunWeight {
     // one row more than tiles and channels: products take pairs of rows
     const int64_t row = round_up(shape.C, kLine) + kLine;
     const int64_t stride = kChunkTiles * row + kLine, g_stride = kChunkTiles * width + kLine;
-    float* inputs = conv3x3_workspace(n * n * (stride + g_stride) + row + width);
+    float* inputs = conv3x3_workspace(n * n * (stride + g_stride + row + width) + row + width);
     float* cotangents = inputs + n * n * stride;
-    float* zeros = cotangents + n * n * g_stride;
+    float* half = cotangents + n * n * g_stride;
+    float* zeros = half + n * n * (row + width);
     std::memset(zeros, 0, (row + width) * sizeof(float));
     float* sums = args.sums + part * args.part_stride() + group * n * n * args.point_stride() + o;
     const int64_t all = args.terms * tiles, last = (part + 1) * all / args.parts;
@@ -218,9 +226,9 @@ struct RunWeight {
       for (int64_t t = 0; t < count; ++t) {
         const int64_t index = first + t - term * tiles;
         const TilePixels<n> x(shape, m, index, 1, args.x[term] + group * shape.C, shape.groups * shape.C, zeros);
-        transform_tile<Tile, kBytes>(x, shape.C, inputs + t * row, stride);
+        transform_tile<Tile, kBytes>(x, shape.C, half, inputs + t * row, stride);
         const TilePixels<m> g(shape, m, index, 0, args.g[term] + group * shape.O + o, shape.groups * shape.O, zeros);
-        transform_tile<Tile, kBytes>(g, outputs, cotangents + t * width, g_stride);
+        transform_tile<Tile, kBytes>(g, outputs, half, cotangents + t * width, g_stride);
       }
       for (int k = 0; k < n * n; ++k) {
         for (int64_t p = 0; p < last_panel - panel; ++p) {

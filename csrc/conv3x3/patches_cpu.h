@@ -14,7 +14,7 @@ template <typename Float>  // float, or const float to read from
 struct Band {
   int64_t image, group, first, last;
 
-  Band(const Thin& args, int64_t task) {
+  Band(const PatchArgs& args, int64_t task) {
     const Conv3x3Shape& shape = args.shape;
     const int64_t band = task % args.bands;
     image = task / args.bands % shape.B, group = task / args.bands / shape.B;
@@ -42,10 +42,10 @@ struct Band {
   }
 };
 
-// Tag is not used: thin kernels have no tiles.
+// Tag is not used: kernels of patches have no tiles.
 template <typename Tag, int kBytes>
-struct RunThinPack {
-  static DDFAST_INLINE void run(const ThinPack& args, int64_t begin, int64_t end) {
+struct RunPatchPack {
+  static DDFAST_INLINE void run(const PatchPack& args, int64_t begin, int64_t end) {
     const int64_t inputs = args.inputs(), outputs = args.outputs(), taps = 9 * args.C;
     for (int64_t group = begin; group < end; ++group) {
       float* to = args.packed + group * args.group_stride();
@@ -61,14 +61,14 @@ struct RunThinPack {
 };
 
 template <typename Tag, int kBytes>
-struct RunThinForward {
-  static DDFAST_INLINE void run(const Thin& args, int64_t begin, int64_t end) {
+struct RunPatchForward {
+  static DDFAST_INLINE void run(const PatchArgs& args, int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) walk(args, task);
   }
 
   static constexpr int64_t kPanel = 2 * Lanes<kBytes>::kCount, kMost = Lanes<kBytes>::kMaxRows;
 
-  static DDFAST_INLINE void walk(const Thin& args, int64_t task) {
+  static DDFAST_INLINE void walk(const PatchArgs& args, int64_t task) {
     const Conv3x3Shape& shape = args.shape;
     const Band<const float> band(args, task);
     const int64_t row = Band<float>::row(shape), pitch = shape.groups * shape.O, size = band.rows() * row;
@@ -104,14 +104,14 @@ struct RunThinForward {
 
 // The input gradient: products of cotangents and filters, [pixels, taps], are added where their patches lie.
 template <typename Tag, int kBytes>
-struct RunThinInput {
-  static DDFAST_INLINE void run(const Thin& args, int64_t begin, int64_t end) {
+struct RunPatchInput {
+  static DDFAST_INLINE void run(const PatchArgs& args, int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) walk(args, task);
   }
 
   static constexpr int64_t kPanel = 2 * Lanes<kBytes>::kCount, kMost = Lanes<kBytes>::kMaxRows;
 
-  static DDFAST_INLINE void walk(const Thin& args, int64_t task) {
+  static DDFAST_INLINE void walk(const PatchArgs& args, int64_t task) {
     const Conv3x3Shape& shape = args.shape;
     const Band<float> band(args, task);
     const int64_t row = Band<float>::row(shape), pitch = shape.groups * shape.O;
@@ -152,14 +152,14 @@ struct RunThinInput {
 
 // The weight gradient's sums of a part of the bands, each summed by itself before it is added.
 template <typename Tag, int kBytes>
-struct RunThinWeight {
-  static DDFAST_INLINE void run(const Thin& args, int64_t begin, int64_t end) {
+struct RunPatchWeight {
+  static DDFAST_INLINE void run(const PatchArgs& args, int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) walk(args, task);
   }
 
   static constexpr int64_t kPanel = 2 * Lanes<kBytes>::kCount;
 
-  static DDFAST_INLINE void walk(const Thin& args, int64_t task) {
+  static DDFAST_INLINE void walk(const PatchArgs& args, int64_t task) {
     const Conv3x3Shape& shape = args.shape;
     const int64_t part = task % args.parts, group = task / args.parts, each = shape.B * args.bands;
     const int64_t row = Band<float>::row(shape), pitch = shape.groups * shape.O, width = round_up(shape.O, kPanel);
@@ -168,7 +168,7 @@ struct RunThinWeight {
     float *own = padded + size, *partial = own + sums;  // of one band; a panel of which O fills a part
     std::memset(padded, 0, (size + sums + shape.W * kPanel) * sizeof(float));
     float* total = args.out + (part * shape.groups + group) * sums;
-    std::memset(total, 0, sums * sizeof(float));
+    if (!args.add) std::memset(total, 0, sums * sizeof(float));
     for (int term = 0; term < args.terms; ++term) {
       for (int64_t i = part * each / args.parts; i < (part + 1) * each / args.parts; ++i) {
         const Band<const float> band(args, group * each + i);
