@@ -1,7 +1,8 @@
 // What the kernels of conv3x3 read and write: pointers into channels-last memory, and where tiles and tasks lie.
 //
-// x is [B, H, W, groups·C] in memory, z is [B, H, W, groups·O], w is [groups·O, C, 3, 3]; stride 1, padding 1. A face
-// computes the sum of one or two products, so that a tangent of two terms takes one inverse transform.
+// x is [B, H, W, groups·C] in memory, z is [B, H, W, groups·O], w is [groups·O, C, 3, 3]; stride 1, padding 1. Faces
+// compute sums of products, so that a tangent of two terms takes one inverse transform, and both a value and its
+// tangent, so that what they share is transformed once.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +21,7 @@ constexpr int64_t kLine = 16;          // floats of a cache line
 constexpr int64_t kBlockTiles = 12;    // what a task of the forward transforms at a time: smaller would reuse less
 constexpr int64_t kChunkTiles = 24;    // tiles whose products are summed in registers for the weight gradient
 constexpr int64_t kPackChannels = 16;  // of a task that transforms filters
-constexpr int kTerms = 2;
+constexpr int kTerms = 2, kProducts = 3;
 
 inline int64_t round_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
@@ -43,15 +44,20 @@ struct Conv3x3Pack {
   int64_t tasks() const { return groups * panels() * input_blocks(); }
 };
 
-// Σ_i x_i ∗ w_i; a task is a group, a block of tiles and some panels of outputs.
+// Sums of products x ∗ w; a task is a group, a block of tiles and some panels of outputs.
 struct Conv3x3Forward {
+  struct Product {
+    int x, filters, z;
+  };
+
   Conv3x3Shape shape;  // C inputs, O outputs
   int64_t panel, tile;
-  int terms;
+  int results, count;
+  Product products[kProducts];   // those of one x after another
   const float* x[kTerms];        // [B, H, W, groups·C]
   const float* filters[kTerms];  // packed
-  const float* bias;             // [groups·O] or nullptr
-  float* z;                      // [B, H, W, groups·O]
+  const float* bias;             // of all results: [groups·O] or nullptr
+  float* z[kTerms];              // [B, H, W, groups·O]
   int64_t blocks, parts;
 
   void split(int64_t threads) {

@@ -19,50 +19,66 @@ using at::Tensor;
 using Optional = std::optional<Tensor>;
 constexpr int64_t kSmallSide = 2;
 
+int64_t groups_of(const Tensor& x, const Tensor& w) { return x.size(1) / w.size(1); }
+
+// Whether minimal filtering computes these: float32 on a CPU, at least 16 channels in and out of a group, maps of more
+// than two pixels a side.
+bool tiles_apply(const Tensor& maps, const Tensor& w, int64_t groups) {
+  return maps.is_cpu() && maps.scalar_type() == at::kFloat && std::min(w.size(1), w.size(0) / groups) >= kFewChannels &&
+         std::min(maps.size(2), maps.size(3)) > kSmallSide;
+}
+
 }  // namespace
 
-bool conv3x3_applies(const Tensor& maps, int64_t inputs, int64_t outputs) {
-  return maps.is_cpu() && maps.scalar_type() == at::kFloat && std::min(inputs, outputs) >= kFewChannels &&
-         maps.size(2) > kSmallSide && maps.size(3) > kSmallSide && maps.size(0) > 0;
+Tensor conv3x3(int64_t tile, const Tensor& x, const Tensor& w, const Tensor& x2, const Tensor& w2, const Tensor& bias) {
+  const int64_t groups = groups_of(x, w);
+  if (tile != kDirect && tiles_apply(x, w, groups)) {
+    if (!x2.defined()) return by_tiles({x}, {w}, {{0, 0, 0}}, bias, groups, tile, false)[0];
+    return by_tiles({x, x2}, {w, w2}, {{0, 0, 0}, {1, 1, 0}}, bias, groups, tile, false)[0];
+  }
+  if (patches_apply(x, w.size(1), w.size(0) / groups)) return by_patches(x, w, x2, w2, bias, groups, false);
+  Tensor z = direct_forward(x, w, bias);
+  return x2.defined() ? z.add_(direct_forward(x2, w2)) : z;
 }
 
-const Tensor& Filters::packed(int64_t groups, bool transposed) const {
-  Tensor& kept = transposed ? transposed_ : packed_;
-  if (!kept.defined()) {
-    kept = w.size(1) < kFewChannels ? pack_patches(w, groups, transposed) : pack_tiles(w, groups, tile, transposed);
+Tensor conv3x3_input(int64_t tile, const Tensor& x, const Tensor& g, const Tensor& w, const Tensor& g2,
+                     const Tensor& w2) {
+  const int64_t groups = groups_of(x, w);
+  if (tile != kDirect && tiles_apply(g, w, groups)) {
+    if (!g2.defined()) return by_tiles({g}, {w}, {{0, 0, 0}}, {}, groups, tile, true)[0];
+    return by_tiles({g, g2}, {w, w2}, {{0, 0, 0}, {1, 1, 0}}, {}, groups, tile, true)[0];
   }
-  return kept;
+  if (patches_apply(g, w.size(1), w.size(0) / groups)) return by_patches(g, w, g2, w2, {}, groups, true);
+  Tensor grad = direct_input(g, x, w);
+  return g2.defined() ? grad.add_(direct_input(g2, x, w2)) : grad;
 }
 
-Tensor conv3x3(const Tensor& x, const Filters& w, const Tensor& x2, const Filters& w2, const Tensor& bias) {
-  const int64_t groups = x.size(1) / w.w.size(1);
-  if (w.tile != kDirect && conv3x3_applies(x, w.w.size(1), w.w.size(0) / groups)) {
-    return by_tiles(x, w, x2, w2, bias, groups, false);
+Pair conv3x3_jvp(int64_t tile, const Tensor& x, const Tensor& w, const Tensor& dx, const Tensor& dw) {
+  const int64_t groups = groups_of(x, w);
+  if (tile != kDirect && tiles_apply(x, w, groups)) {
+    auto both = by_tiles({x, dx}, {w, dw}, {{0, 0, 0}, {0, 1, 1}, {1, 0, 1}}, {}, groups, tile, false);
+    return {both[0], both[1]};
   }
-  if (patches_apply(x, w.w.size(1), w.w.size(0) / groups)) return by_patches(x, w, x2, w2, bias, groups, false);
-  Tensor z = direct_forward(x, w.w, bias);
-  return x2.defined() ? z.add_(direct_forward(x2, w2.w)) : z;
+  return {conv3x3(tile, x, w), conv3x3(tile, x, dw, dx, w)};
 }
 
-Tensor conv3x3_input(const Tensor& g, const Tensor& x, const Filters& w, const Tensor& g2, const Filters& w2) {
-  const int64_t groups = x.size(1) / w.w.size(1);
-  if (w.tile != kDirect && conv3x3_applies(g, w.w.size(0) / groups, w.w.size(1))) {
-    return by_tiles(g, w, g2, w2, {}, groups, true);
+Pair conv3x3_input_jvp(int64_t tile, const Tensor& x, const Tensor& g, const Tensor& w, const Tensor& dg,
+                       const Tensor& dw) {
+  const int64_t groups = groups_of(x, w);
+  if (tile != kDirect && tiles_apply(g, w, groups)) {
+    auto both = by_tiles({g, dg}, {w, dw}, {{0, 0, 0}, {0, 1, 1}, {1, 0, 1}}, {}, groups, tile, true);
+    return {both[0], both[1]};
   }
-  if (patches_apply(g, w.w.size(1), w.w.size(0) / groups)) return by_patches(g, w, g2, w2, {}, groups, true);
-  Tensor grad = direct_input(g, x, w.w);
-  return g2.defined() ? grad.add_(direct_input(g2, x, w2.w)) : grad;
+  return {conv3x3_input(tile, x, g, w), conv3x3_input(tile, x, g, dw, dg, w)};
 }
 
-Tensor conv3x3_weight(const Tensor& g, const Tensor& x, const Filters& w, at::ScalarType type, const Tensor& g2,
-                      const Tensor& x2) {
-  const int64_t groups = x.size(1) / w.w.size(1);
-  if (w.tile != kDirect && conv3x3_applies(x, w.w.size(1), w.w.size(0) / groups)) {
-    return weight_by_tiles(g, x, groups, w.tile, g2, x2);
-  }
-  if (patches_apply(x, w.w.size(1), w.w.size(0) / groups)) return weight_by_patches(g, x, groups, g2, x2);
-  Tensor dw = direct_weight(g, x, w.w).to(type);
-  return g2.defined() ? dw.add_(direct_weight(g2, x2, w.w)) : dw;
+Tensor conv3x3_weight(int64_t tile, const Tensor& g, const Tensor& x, const Tensor& w, at::ScalarType type,
+                      const Tensor& g2, const Tensor& x2) {
+  const int64_t groups = groups_of(x, w);
+  if (tile != kDirect && tiles_apply(x, w, groups)) return weight_by_tiles(g, x, groups, tile, g2, x2);
+  if (patches_apply(x, w.size(1), w.size(0) / groups)) return weight_by_patches(g, x, groups, g2, x2);
+  Tensor dw = direct_weight(g, x, w).to(type);
+  return g2.defined() ? dw.add_(direct_weight(g2, x2, w)) : dw;
 }
 
 Tensor channels_last(const Tensor& maps) {
@@ -100,7 +116,6 @@ void check_filters(const Tensor& w, const Tensor& maps) {
 }
 
 Tensor value(const Optional& tensor) { return tensor.value_or(Tensor()); }
-Filters filters(const Optional& w, int64_t tile) { return w.has_value() ? Filters(*w, tile) : Filters(); }
 
 Tensor forward_op(const Tensor& x, const Tensor& w, const Optional& bias, const Optional& x2, const Optional& w2,
                   int64_t tile) {
@@ -109,7 +124,7 @@ Tensor forward_op(const Tensor& x, const Tensor& w, const Optional& bias, const 
   TORCH_CHECK_VALUE(w.size(0) % checked.groups == 0, "w: expected outputs for ", checked.groups, " groups, got ",
                     w.sizes());
   if (bias.has_value()) expect_tensor("bias", *bias, {w.size(0)}, w.scalar_type(), w.device());
-  return conv3x3(x, Filters(w, tile), value(x2), filters(w2, tile), value(bias));
+  return conv3x3(tile, x, w, value(x2), value(w2), value(bias));
 }
 
 Tensor input_op(const Tensor& g, const Tensor& w, const Optional& g2, const Optional& w2, int64_t groups,
@@ -121,7 +136,7 @@ Tensor input_op(const Tensor& g, const Tensor& w, const Optional& g2, const Opti
   TORCH_CHECK_VALUE(checked.groups == groups, "g: expected ", w.size(0), " channels, got ", g.sizes());
   const Tensor x = at::empty({g.size(0), groups * w.size(1), g.size(2), g.size(3)},
                              g.options().memory_format(at::MemoryFormat::ChannelsLast));
-  return conv3x3_input(g, x, Filters(w, tile), value(g2), filters(w2, tile));
+  return conv3x3_input(tile, x, g, w, value(g2), value(w2));
 }
 
 Tensor weight_op(const Tensor& g, const Tensor& x, const Optional& g2, const Optional& x2, int64_t groups,
@@ -135,7 +150,7 @@ Tensor weight_op(const Tensor& g, const Tensor& x, const Optional& g2, const Opt
   expect_tensor("x", x, {g.size(0), x.size(1), g.size(2), g.size(3)}, g.scalar_type(), g.device());
   const Checked checked("g", g, x, g.size(1) / groups, g2, x2, tile);
   const Tensor w = at::empty({g.size(1), x.size(1) / groups, 3, 3}, g.options().memory_format(std::nullopt));
-  return conv3x3_weight(g, x, Filters(w, tile), g.scalar_type(), value(g2), value(x2));
+  return conv3x3_weight(tile, g, x, w, g.scalar_type(), value(g2), value(x2));
 }
 
 TORCH_LIBRARY_IMPL(ddfast, CPU, m) {

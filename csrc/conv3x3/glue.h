@@ -1,5 +1,5 @@
-// 3x3 convolutions, stride 1, padding 1, and their transposes, on whichever device: by minimal filtering where the
-// rules of conv3x3_applies hold, else by at::convolution.
+// 3x3 convolutions, stride 1, padding 1, and their transposes, on whichever device: by minimal filtering (tiles.h) or
+// over patches (patches.h) where these apply, else by at::convolution (direct.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,36 +11,24 @@ namespace ddfast {
 constexpr int64_t kFastTile = 4, kDirect = 0;  // outputs a side of a tile; none
 constexpr int64_t kFewChannels = 16;           // below, products of tiles are too thin
 
-// Whether minimal filtering computes these: float32 on a CPU, at least 16 channels in and out of a group, maps of more
-// than two pixels a side.
-bool conv3x3_applies(const at::Tensor& maps, int64_t inputs, int64_t outputs);
-
-// Filters w [groups·O, C, 3, 3], transformed once for all convolutions with them.
-class Filters {
- public:
-  Filters() = default;
-  Filters(at::Tensor w_, int64_t tile_) : w(std::move(w_)), tile(tile_) {}
-  const at::Tensor& packed(int64_t groups, bool transposed) const;
-
-  at::Tensor w;
-  int64_t tile = kDirect;
-
- private:
-  mutable at::Tensor packed_, transposed_;
-};
-
 // x ∗ w, or x ∗ w + x2 ∗ w2, and a bias [groups·O]: [B, groups·C, H, W] -> [B, groups·O, H, W], channels-last.
-at::Tensor conv3x3(const at::Tensor& x, const Filters& w, const at::Tensor& x2 = {}, const Filters& w2 = {},
-                   const at::Tensor& bias = {});
+at::Tensor conv3x3(int64_t tile, const at::Tensor& x, const at::Tensor& w, const at::Tensor& x2 = {},
+                   const at::Tensor& w2 = {}, const at::Tensor& bias = {});
 
 // The transpose: [B, groups·O, H, W] -> [B, groups·C, H, W]. Of x only sizes and layout count.
-at::Tensor conv3x3_input(const at::Tensor& g, const at::Tensor& x, const Filters& w, const at::Tensor& g2 = {},
-                         const Filters& w2 = {});
+at::Tensor conv3x3_input(int64_t tile, const at::Tensor& x, const at::Tensor& g, const at::Tensor& w,
+                         const at::Tensor& g2 = {}, const at::Tensor& w2 = {});
+
+// Value and tangent: x ∗ w and x ∗ dw + dx ∗ w; of the transpose likewise.
+using Pair = std::pair<at::Tensor, at::Tensor>;
+Pair conv3x3_jvp(int64_t tile, const at::Tensor& x, const at::Tensor& w, const at::Tensor& dx, const at::Tensor& dw);
+Pair conv3x3_input_jvp(int64_t tile, const at::Tensor& x, const at::Tensor& g, const at::Tensor& w,
+                       const at::Tensor& dg, const at::Tensor& dw);
 
 // corr(x, g), or the sum of two: [groups·O, C, 3, 3] like w, of which nothing else counts, and of `type`, which a sum
 // has before it is rounded.
-at::Tensor conv3x3_weight(const at::Tensor& g, const at::Tensor& x, const Filters& w, at::ScalarType type,
-                          const at::Tensor& g2 = {}, const at::Tensor& x2 = {});
+at::Tensor conv3x3_weight(int64_t tile, const at::Tensor& g, const at::Tensor& x, const at::Tensor& w,
+                          at::ScalarType type, const at::Tensor& g2 = {}, const at::Tensor& x2 = {});
 
 // The same maps, channels-last. By the strides, also those of a single channel, at::convolution chooses a layout; the
 // other is several times slower.

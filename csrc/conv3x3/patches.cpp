@@ -44,17 +44,19 @@ Tensor weight_of_sums(const Tensor& sums, const PatchArgs& args) {  // [groups, 
   return taps.permute({0, 4, 3, 1, 2}).reshape({groups * O, C, 3, 3});
 }
 
-Tensor by_patches(const Tensor& maps, const Filters& w, const Tensor& maps2, const Filters& w2, const Tensor& bias,
+Tensor by_patches(const Tensor& maps, const Tensor& w, const Tensor& maps2, const Tensor& w2, const Tensor& bias,
                   int64_t groups, bool transposed) {
-  const int64_t C = w.w.size(1), O = w.w.size(0) / groups;
+  const int64_t C = w.size(1), O = w.size(0) / groups;
+  const Tensor packed = pack_patches(w, groups, transposed);
+  const Tensor packed2 = maps2.defined() ? pack_patches(w2, groups, transposed) : Tensor();
   const Tensor first = channels_last(maps), second = maps2.defined() ? channels_last(maps2) : Tensor();
   Tensor out = channels_last(at::empty({maps.size(0), groups * (transposed ? C : O), maps.size(2), maps.size(3)},
                                        maps.options().memory_format(at::MemoryFormat::ChannelsLast)));
   PatchArgs args = patch_args(maps, groups, C, O);
-  args.maps[0] = data(first), args.filters[0] = data(w.packed(groups, transposed));
+  args.maps[0] = data(first), args.filters[0] = data(packed);
   if (maps2.defined()) {
     args.terms = 2;
-    args.maps[1] = data(second), args.filters[1] = data(w2.packed(groups, transposed));
+    args.maps[1] = data(second), args.filters[1] = data(packed2);
   }
   const Tensor added = bias.defined() ? bias.contiguous() : bias;
   args.bias = bias.defined() ? data(added) : nullptr;

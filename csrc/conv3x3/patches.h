@@ -12,7 +12,7 @@ bool patches_apply(const at::Tensor& maps, int64_t inputs, int64_t outputs);
 at::Tensor pack_patches(const at::Tensor& w, int64_t groups, bool transposed);
 
 // The forward, or the input gradient (transposed); x2 and bias may be undefined.
-at::Tensor by_patches(const at::Tensor& x, const Filters& w, const at::Tensor& x2, const Filters& w2,
+at::Tensor by_patches(const at::Tensor& x, const at::Tensor& w, const at::Tensor& x2, const at::Tensor& w2,
                       const at::Tensor& bias, int64_t groups, bool transposed);
 
 // [groups·O, C, 3, 3]; g2 and x2 may be undefined.

@@ -3,7 +3,9 @@
 
 #include <ATen/Functions.h>
 
+#include <algorithm>
 #include <array>
+#include <vector>
 
 #include "spread.h"
 #include "tiles_cpu.h"
@@ -24,11 +26,8 @@ void spread_tiles(int64_t tile, const Args& args, int64_t tasks) {
   }
 }
 
-Tensor last_or_none(const Tensor& maps) { return maps.defined() ? channels_last(maps) : maps; }
-
-}  // namespace
-
-Tensor pack_tiles(const Tensor& w, int64_t groups, int64_t tile, bool transposed) {
+// w [groups·O, C, 3, 3] as the kernel reads it: for the forward, or the input gradient (transposed).
+Tensor pack(const Tensor& w, int64_t groups, int64_t tile, bool transposed) {
   const Tensor filters = w.contiguous();
   Conv3x3Pack args{groups,         w.size(1),    w.size(0) / groups, transposed,
                    panel_floats(), points(tile), data(filters),      nullptr};
@@ -38,25 +37,35 @@ Tensor pack_tiles(const Tensor& w, int64_t groups, int64_t tile, bool transposed
   return packed;
 }
 
-Tensor by_tiles(const Tensor& x, const Filters& w, const Tensor& x2, const Filters& w2, const Tensor& bias,
-                int64_t groups, bool transposed) {
-  const int64_t outputs = transposed ? w.w.size(1) : w.w.size(0) / groups;
-  const Tensor maps = channels_last(x), maps2 = x2.defined() ? channels_last(x2) : maps;
-  const int64_t B = x.size(0), H = x.size(2), W = x.size(3);
-  Tensor z = at::empty({B, groups * outputs, H, W}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
-  Conv3x3Forward args{
-      {B, H, W, groups, x.size(1) / groups, outputs}, panel_floats(), w.tile, 1, {}, {}, nullptr, nullptr, 0, 0};
-  args.x[0] = data(maps), args.filters[0] = data(w.packed(groups, transposed));
-  if (x2.defined()) {
-    args.terms = 2;
-    args.x[1] = data(maps2), args.filters[1] = data(w2.packed(groups, transposed));
+Tensor last_or_none(const Tensor& maps) { return maps.defined() ? channels_last(maps) : maps; }
+
+}  // namespace
+
+std::vector<Tensor> by_tiles(at::TensorList maps, at::TensorList filters, const std::vector<TileProduct>& products,
+                             const Tensor& bias, int64_t groups, int64_t tile, bool transposed) {
+  const Tensor &first = maps[0], &w = filters[0];
+  const int64_t B = first.size(0), H = first.size(2), W = first.size(3), C = first.size(1) / groups;
+  const int64_t O = transposed ? w.size(1) : w.size(0) / groups;
+  Conv3x3Forward args{};
+  args.shape = {B, H, W, groups, C, O};
+  args.panel = panel_floats(), args.tile = tile;
+  std::vector<Tensor> held, results;
+  for (size_t i = 0; i < maps.size(); ++i) args.x[i] = data(held.emplace_back(channels_last(maps[i])));
+  for (size_t i = 0; i < filters.size(); ++i) {
+    args.filters[i] = data(held.emplace_back(pack(filters[i], groups, tile, transposed)));
   }
-  const Tensor added = bias.defined() ? bias.contiguous() : bias;
-  args.bias = bias.defined() ? data(added) : nullptr;
-  args.z = z.mutable_data_ptr<float>();
+  for (const auto [x, filter, z] : products) {
+    args.products[args.count++] = {x, filter, z};
+    args.results = std::max(args.results, z + 1);
+  }
+  if (bias.defined()) args.bias = data(held.emplace_back(bias.contiguous()));
+  for (int z = 0; z < args.results; ++z) {
+    results.push_back(at::empty({B, groups * O, H, W}, first.options().memory_format(at::MemoryFormat::ChannelsLast)));
+    args.z[z] = results[z].mutable_data_ptr<float>();
+  }
   args.split(at::get_num_threads());
-  spread_tiles<RunForward>(w.tile, args, args.tasks());
-  return z;
+  spread_tiles<RunForward>(tile, args, args.tasks());
+  return results;
 }
 
 Tensor weight_by_tiles(const Tensor& g, const Tensor& x, int64_t groups, int64_t tile, const Tensor& g2,

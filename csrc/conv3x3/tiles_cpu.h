@@ -135,39 +135,48 @@ struct RunForward {
     const int64_t panel = part * panels / args.parts, last_panel = (part + 1) * panels / args.parts;
     const int64_t rows = count + count % 2, width = (last_panel - panel) * kPanel;
     const int64_t row = round_up(shape.C, kLine), stride = rows * row + kLine, out_stride = rows * width + kLine;
-    float* inputs = conv3x3_workspace(n * n * (stride + out_stride + std::max(row, width)) + row);
-    float* products = inputs + n * n * stride;
-    float* half = products + n * n * out_stride;
+    float* inputs = conv3x3_workspace(n * n * (stride + args.results * out_stride + std::max(row, width)) + row);
+    float* results = inputs + n * n * stride;
+    float* half = results + n * n * args.results * out_stride;
     float* zeros = half + n * n * std::max(row, width);
     std::memset(zeros, 0, row * sizeof(float));
     const int64_t point_stride = panels * shape.C * kPanel + kLine;
-    for (int term = 0; term < args.terms; ++term) {
-      for (int64_t t = 0; t < count; ++t) {
-        const TilePixels<n> pixels(shape, m, first + t, 1, args.x[term] + group * shape.C, shape.groups * shape.C,
-                                   zeros);
-        transform_tile<Tile, kBytes>(pixels, shape.C, half, inputs + t * row, stride);
+    bool add[kTerms] = {};
+    for (int i = 0; i < args.count; ++i) {
+      const Conv3x3Forward::Product product = args.products[i];
+      if (i == 0 || product.x != args.products[i - 1].x) {
+        const float* maps = args.x[product.x] + group * shape.C;
+        for (int64_t t = 0; t < count; ++t) {
+          const TilePixels<n> pixels(shape, m, first + t, 1, maps, shape.groups * shape.C, zeros);
+          transform_tile<Tile, kBytes>(pixels, shape.C, half, inputs + t * row, stride);
+        }
       }
-      const float* filters = args.filters[term] + group * n * n * point_stride + panel * shape.C * kPanel;
+      const float* filters = args.filters[product.filters] + group * n * n * point_stride + panel * shape.C * kPanel;
+      float* sums = results + product.z * n * n * out_stride;
       for (int k = 0; k < n * n; ++k) {
         for (int64_t p = 0; p < last_panel - panel; ++p) {
           multiply<kBytes, false>({inputs + k * stride, row, filters + k * point_stride + p * shape.C * kPanel, kPanel,
-                                   shape.C, products + k * out_stride + p * kPanel, width, term > 0},
+                                   shape.C, sums + k * out_stride + p * kPanel, width, add[product.z]},
                                   count);
         }
       }
+      add[product.z] = true;
     }
-    for (int64_t t = 0; t < count; ++t) {
-      store(args, group, first + t, panel * kPanel, width, products + t * width, out_stride, half);
+    for (int z = 0; z < args.results; ++z) {
+      for (int64_t t = 0; t < count; ++t) {
+        store(args, z, group, first + t, panel * kPanel, width, results + z * n * n * out_stride + t * width,
+              out_stride, half);
+      }
     }
   }
 
   // The inverse transform of one tile, of `outputs` outputs from `o` on.
-  static DDFAST_INLINE void store(const Conv3x3Forward& args, int64_t group, int64_t index, int64_t o, int64_t outputs,
-                                  const float* from, int64_t stride, float* half) {
+  static DDFAST_INLINE void store(const Conv3x3Forward& args, int z, int64_t group, int64_t index, int64_t o,
+                                  int64_t outputs, const float* from, int64_t stride, float* half) {
     const Conv3x3Shape& shape = args.shape;
     const int64_t across = (shape.W + m - 1) / m, down = (shape.H + m - 1) / m, pitch = shape.groups * shape.O;
     const int64_t left = index % across * m, top = index / across % down * m;
-    float* corner = args.z + ((index / (across * down) * shape.H + top) * shape.W + left) * pitch + group * shape.O;
+    float* corner = args.z[z] + ((index / (across * down) * shape.H + top) * shape.W + left) * pitch + group * shape.O;
     const int64_t height = std::min<int64_t>(m, shape.H - top), width = std::min<int64_t>(m, shape.W - left);
     const int64_t last = std::min(shape.O, o + outputs);
     for (int j = 0; j < n; ++j) {

@@ -22,10 +22,10 @@ int64_t parts_of(int64_t B) { return std::min<int64_t>(at::get_num_threads(), B)
 // The images spread over threads, and what the kernels of one image read and write.
 class Images {
  public:
-  Images(const FirstBlock& block, int64_t maps) : block_(block), groups_(block.x.size(1) / block.w.w.size(1)) {
-    const int64_t O = block.w.w.size(0);
+  Images(const FirstBlock& block, int64_t maps) : block_(block), groups_(block.x.size(1) / block.w.size(1)) {
+    const int64_t O = block.w.size(0);
     B_ = block.x.size(0);
-    one_ = patch_args(block.x, groups_, block.w.w.size(1), O / groups_);
+    one_ = patch_args(block.x, groups_, block.w.size(1), O / groups_);
     one_.shape.B = 1;
     norm_ = {1, O, one_.shape.H, one_.shape.W};
     pixels_ = norm_.pixels(), pooled_ = norm_.pooled_height() * norm_.pooled_width();
@@ -112,8 +112,9 @@ FirstForward first_forward(const FirstBlock& block, double eps, const FirstTange
   const auto statistic = [&] { return at::empty({B, C}, plain); };
   FirstForward result{pooled(), statistic(), statistic(), {}, {}, {}};
   if (tangents) result.dy = pooled(), result.dmean = statistic(), result.dcov = statistic();
-  const int64_t groups = block.x.size(1) / block.w.w.size(1);
-  const Tensor packed = block.w.packed(groups, false), dpacked = tangents ? tangents->dw.packed(groups, false) : packed;
+  const int64_t groups = block.x.size(1) / block.w.size(1);
+  const Tensor packed = pack_patches(block.w, groups, false),
+               dpacked = tangents ? pack_patches(tangents->dw, groups, false) : packed;
   images.for_each([&](int64_t part, int64_t b) {
     float* z = images.map(part, 0);
     images.convolve(b, packed, z);
@@ -136,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> first_backward(const FirstBlock& block, const
   const Images images(block, 2);
   const InstanceShape& one = images.shape();
   const Tensor g_gamma = at::empty_like(forward.mean), g_beta = at::empty_like(forward.mean), sums = images.sums();
-  const Tensor packed = block.w.packed(block.x.size(1) / block.w.w.size(1), false);
+  const Tensor packed = pack_patches(block.w, block.x.size(1) / block.w.size(1), false);
   images.for_each([&](int64_t part, int64_t b) {
     float *z = images.map(part, 0), *g_z = images.map(part, 1);
     const int64_t at = images.statistic(b);
@@ -156,10 +157,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> first_backward_jvp(const FirstBlock& 
   const InstanceShape& one = images.shape();
   const Tensor by_gamma = at::empty_like(forward.mean), by_beta = at::empty_like(forward.mean), sums = images.sums();
   const Tensor dx = want_x ? at::empty_like(block.x) : Tensor();
-  const int64_t groups = block.x.size(1) / block.w.w.size(1);
-  const Tensor packed = block.w.packed(groups, false), dpacked = tangents.dw.packed(groups, false);
-  const Tensor transposed = want_x ? block.w.packed(groups, true) : packed;
-  const Tensor dtransposed = want_x ? tangents.dw.packed(groups, true) : packed;
+  const int64_t groups = block.x.size(1) / block.w.size(1);
+  const Tensor packed = pack_patches(block.w, groups, false), dpacked = pack_patches(tangents.dw, groups, false);
+  const Tensor transposed = want_x ? pack_patches(block.w, groups, true) : packed;
+  const Tensor dtransposed = want_x ? pack_patches(tangents.dw, groups, true) : packed;
   const Tensor scratch = at::empty({parts_of(block.x.size(0)), 2, one.C}, forward.mean.options());
   images.for_each([&](int64_t part, int64_t b) {
     float *z = images.map(part, 0), *dz = images.map(part, 1), *g_z = images.map(part, 2), *dg_z = images.map(part, 3);

@@ -13,14 +13,13 @@ namespace ddfast {
 bool first_block_applies(const at::Tensor& x, const at::Tensor& w);
 
 struct FirstBlock {
-  at::Tensor x;  // [B, G·C, H, W], channels-last
-  const Filters& w;
+  at::Tensor x;            // [B, G·C, H, W], channels-last
+  at::Tensor w;            // [S·width, C, 3, 3]
   at::Tensor gamma, beta;  // [S·width]
 };
 
 struct FirstTangents {  // of the parameters; the images' own is 0
-  const Filters& dw;
-  at::Tensor dgamma, dbeta;
+  at::Tensor dw, dgamma, dbeta;
 };
 
 struct FirstForward {

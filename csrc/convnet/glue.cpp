@@ -67,8 +67,7 @@ struct Layout {
 };
 
 struct BlockWeights {
-  Filters w;           // [S·width, I, 3, 3]
-  Tensor gamma, beta;  // [S·width]
+  Tensor w, gamma, beta;  // [S·width, I, 3, 3], [S·width], [S·width]
 };
 
 // A row of flat parameters by layer. With one student the pieces are views, so that a gradient can be written to them.
@@ -88,7 +87,7 @@ struct Weights {
       const Tensor w = next(width * inputs * 9).reshape({S * width, inputs, 3, 3}).to(layout.map_type(flat));
       next(width);  // the bias of the convolution: without effect before an instance norm
       const Tensor gamma = next(width).reshape({S * width});
-      blocks.push_back({Filters(w, layout.tile()), gamma, next(width).reshape({S * width})});
+      blocks.push_back({w, gamma, next(width).reshape({S * width})});
     }
     const auto [H, W] = layout.map(images, layout.depth);
     weight = next(K * width * H * W).reshape({S, K, width * H * W});
@@ -163,7 +162,7 @@ struct Block {
 
 struct Forward {
   std::vector<Block> blocks;
-  Tensor y, features, logits;  // the last map [B, S·width, H, W]; [S, B, F]; [S, B, K]
+  Tensor y, dy, features, logits;  // the last map [B, S·width, H, W], its tangent; [S, B, F]; [S, B, K]
 };
 
 FirstBlock first_of(const Tensor& x, const Weights& weights) {
@@ -178,28 +177,53 @@ FirstTangents tangents_of(const Weights& dots) {
 
 FirstForward first_of(const Block& block) { return {{}, block.mean, block.rstd, {}, block.dmean, block.dcov}; }
 
-// With `dots`, tangents of a first block that first_block.h computes are computed beside it: its y's is `dy`.
-Forward forward(const Weights& weights, const Tensor& images, const Layout& layout, at::TensorList kept,
-                bool for_backward, const Weights* dots = nullptr, Tensor* dy = nullptr) {
-  Forward out;
-  Tensor x = fold(images, layout);
-  for (int64_t i = 0; i < layout.depth; ++i) {
-    const auto& [w, gamma, beta] = weights.blocks[i];
-    Block block{x, {}, {}, {}, {}, {}, {}, {}};
-    if (i == 0 && first_block_applies(x, w.w)) {
-      const std::optional<FirstTangents> tangents = dots ? std::optional(tangents_of(*dots)) : std::nullopt;
-      const FirstForward first = first_forward(first_of(x, weights), layout.eps, dots ? &*tangents : nullptr);
-      block.mean = first.mean, block.rstd = first.rstd, block.dmean = first.dmean, block.dcov = first.dcov;
-      x = first.y;
-      if (dots) *dy = first.dy;
-    } else {
-      block.z = i == 0 || kept.empty() ? conv3x3(x, w) : kept[2 * i - 1];
-      std::tie(x, block.mean, block.rstd) = call("ddfast::norm_relu_pool", block.z, gamma, beta, layout.eps);
-    }
-    if (for_backward) out.blocks.push_back(block);
+// What one block makes of x; with `dots` and dx, which is undefined for images, also the tangents.
+struct BlockResult {
+  Block block;
+  Tensor y, dy;
+};
+
+BlockResult run_block(int64_t i, const Weights& weights, const Weights* dots, const Tensor& x, const Tensor& dx,
+                      const Layout& layout, at::TensorList kept) {
+  const auto& [w, gamma, beta] = weights.blocks[i];
+  const int64_t tile = layout.tile();
+  BlockResult result{{x, {}, {}, {}, dx, {}, {}, {}}, {}, {}};
+  Block& block = result.block;
+  if (i == 0 && first_block_applies(x, w)) {
+    const std::optional<FirstTangents> tangents = dots ? std::optional(tangents_of(*dots)) : std::nullopt;
+    const FirstForward first = first_forward(first_of(x, weights), layout.eps, dots ? &*tangents : nullptr);
+    block.mean = first.mean, block.rstd = first.rstd, block.dmean = first.dmean, block.dcov = first.dcov;
+    result.y = first.y, result.dy = first.dy;
+    return result;
   }
-  out.y = x;
-  out.features = features_of(x, weights.weight);
+  const bool is_kept = i > 0 && !kept.empty();
+  if (is_kept) block.z = kept[2 * i - 1];
+  if (dots && dx.defined() && !is_kept) {
+    std::tie(block.z, block.dz) = conv3x3_jvp(tile, x, w, dx, dots->blocks[i].w);
+  } else {
+    if (!is_kept) block.z = conv3x3(tile, x, w);
+    if (dots)
+      block.dz = dx.defined() ? conv3x3(tile, x, dots->blocks[i].w, dx, w) : conv3x3(tile, x, dots->blocks[i].w);
+  }
+  std::tie(result.y, block.mean, block.rstd) = call("ddfast::norm_relu_pool", block.z, gamma, beta, layout.eps);
+  if (dots) {
+    std::tie(result.dy, block.dmean, block.dcov) =
+        call("ddfast::norm_relu_pool_jvp", block.dz, dots->blocks[i].gamma, dots->blocks[i].beta, block.z, block.mean,
+             block.rstd, gamma, beta);
+  }
+  return result;
+}
+
+Forward forward(const Weights& weights, const Weights* dots, const Tensor& images, const Layout& layout,
+                at::TensorList kept, bool for_backward) {
+  Forward out;
+  out.y = fold(images, layout);
+  for (int64_t i = 0; i < layout.depth; ++i) {
+    BlockResult result = run_block(i, weights, dots, out.y, out.dy, layout, kept);
+    out.y = result.y, out.dy = result.dy;
+    if (for_backward) out.blocks.push_back(std::move(result.block));
+  }
+  out.features = features_of(out.y, weights.weight);
   out.logits = at::baddbmm(weights.bias.unsqueeze(1), out.features, weights.weight.mT());
   return out;
 }
@@ -273,7 +297,7 @@ Tensor convnet_forward(const Tensor& parameters, const Tensor& images, int64_t w
                        int64_t num_classes, int64_t border, double eps, std::string_view precision) {
   const Layout layout{width, depth, num_classes, border, eps, precision};
   check("parameters", parameters, images, layout);
-  return forward(Weights(parameters, images, layout), images, layout, {}, false).logits;
+  return forward(Weights(parameters, images, layout), nullptr, images, layout, {}, false).logits;
 }
 
 }  // namespace
@@ -294,7 +318,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> convnet_grad(const Tensor& param
   check("parameters", parameters, images, layout);
   check_labels(parameters, images, labels, layout);
   const Weights weights(parameters, images, layout);
-  auto [blocks, y, features, logits] = forward(weights, images, layout, {}, true);
+  auto [blocks, y, dy, features, logits] = forward(weights, nullptr, images, layout, {}, true);
   const Tensor targets = targets_of(labels, logits), log_p = logits.log_softmax(2);
   const double B = static_cast<double>(logits.size(1));
   const Tensor delta = (targets.sum(-1, true) * logits.softmax(2) - targets) / B;  // [S, B, K]
@@ -304,6 +328,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> convnet_grad(const Tensor& param
   gradient.linear(at::bmm(delta.mT(), features), delta.sum(1));
   Tensor g_y = unfeatures(at::bmm(delta, weights.weight), y);
   y.reset(), features.reset();
+  const int64_t tile = layout.tile();
   std::vector<Tensor> kept(keep ? 2 * depth - 1 : 0);
   for (int64_t i = depth - 1; i >= 0; --i) {
     const auto& [w, gamma, beta] = weights.blocks[i];
@@ -318,8 +343,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> convnet_grad(const Tensor& param
     auto [g_z, g_gamma, g_beta] =
         call("ddfast::norm_relu_pool_backward", g_y, block.z, block.mean, block.rstd, gamma, beta);
     block.z.reset();
-    gradient.block(conv3x3_weight(g_z, block.x, w, w.w.scalar_type()), g_gamma, g_beta);
-    if (i > 0) g_y = conv3x3_input(g_z, block.x, w);
+    gradient.block(conv3x3_weight(tile, g_z, block.x, w, w.scalar_type()), g_gamma, g_beta);
+    if (i > 0) g_y = conv3x3_input(tile, block.x, g_z, w);
   }
   return {losses, gradient.flat, kept};
 }
@@ -336,17 +361,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
   const Tensor sigma = checked("direction", direction, parameters, parameters.sizes());
   check_kept(parameters, images, kept, layout);
   const Weights weights(parameters, images, layout), dots(sigma, images, layout);
-  Tensor dy;  // undefined: the images' own tangent is 0
-  auto [blocks, y, f, logits] = forward(weights, images, layout, kept, true, &dots, &dy);
-  for (int64_t i = dy.defined() ? 1 : 0; i < depth; ++i) {
-    const auto& [w, gamma, beta] = weights.blocks[i];
-    const auto& [dw, dgamma, dbeta] = dots.blocks[i];
-    Block& block = blocks[i];
-    block.dx = dy;
-    block.dz = dy.defined() ? conv3x3(block.x, dw, dy, w) : conv3x3(block.x, dw);
-    std::tie(dy, block.dmean, block.dcov) =
-        call("ddfast::norm_relu_pool_jvp", block.dz, dgamma, dbeta, block.z, block.mean, block.rstd, gamma, beta);
-  }
+  auto [blocks, y, dy, f, logits] = forward(weights, &dots, images, layout, kept, true);
 
   const Tensor df = features_of(dy, weights.weight), targets = targets_of(labels, logits);
   Tensor dlogits = at::baddbmm(dots.bias.unsqueeze(1), df, weights.weight.mT());  // [S, B, K]
@@ -364,6 +379,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
   }
   Tensor g_y = unfeatures(at::bmm(delta, weights.weight), y);
   Tensor dg_y = unfeatures(at::bmm(ddelta, weights.weight).baddbmm_(delta, dots.weight), y);
+  const int64_t tile = layout.tile();
   y.reset(), dy.reset(), f.reset();
   for (int64_t i = depth - 1; i >= 0; --i) {
     const auto& [w, gamma, beta] = weights.blocks[i];
@@ -384,12 +400,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
     block.z.reset(), block.dz.reset();
     if (want_parameters) {
       const at::ScalarType type = parameters.scalar_type();
-      const Tensor h_w = block.dx.defined() ? conv3x3_weight(dg_z, block.x, w, type, g_z, block.dx)
-                                            : conv3x3_weight(dg_z, block.x, w, type);
+      const Tensor h_w = block.dx.defined() ? conv3x3_weight(tile, dg_z, block.x, w, type, g_z, block.dx)
+                                            : conv3x3_weight(tile, dg_z, block.x, w, type);
       second.block(h_w, h_gamma, h_beta);
     }
-    if (i > 0 || want_images) dg_y = conv3x3_input(dg_z, block.x, w, g_z, dw);
-    if (i > 0) g_y = kept.empty() ? conv3x3_input(g_z, block.x, w) : kept[2 * i - 2];
+    if (i > 0 && kept.empty()) {
+      std::tie(g_y, dg_y) = conv3x3_input_jvp(tile, block.x, g_z, w, dg_z, dw);
+    } else {
+      if (i > 0 || want_images) dg_y = conv3x3_input(tile, block.x, g_z, dw, dg_z, w);
+      if (i > 0) g_y = kept[2 * i - 2];
+    }
   }
   if (want_images) by_images = unfold(dg_y, images, border);
   if (want_parameters) by_parameters = second.flat;
