@@ -54,6 +54,7 @@ struct Conv3x3Forward {
   int64_t panel, tile;
   int results, count;
   Product products[kProducts];   // those of one x after another
+  int64_t x_pitch, z_pitch;      // of their pixels: groups·C and groups·O, or more where groups are some of all
   const float* x[kTerms];        // [B, H, W, groups·C]
   const float* filters[kTerms];  // packed
   const float* bias;             // of all results: [groups·O] or nullptr
@@ -76,10 +77,11 @@ struct Conv3x3Weight {
   Conv3x3Shape shape;
   int64_t panel, tile, points;
   int terms;
-  const float* g[kTerms];  // [B, H, W, groups·O]
-  const float* x[kTerms];  // [B, H, W, groups·C]
-  float* sums;             // [parts, groups, n², C, O rounded up]
-  float* dw;               // [groups·O, C, 3, 3]
+  int64_t g_pitch, x_pitch;  // of their pixels, as above
+  const float* g[kTerms];    // [B, H, W, groups·O]
+  const float* x[kTerms];    // [B, H, W, groups·C]
+  float* sums;               // [parts, groups, n², C, O rounded up]
+  float* dw;                 // [groups·O, C, 3, 3]
   int64_t parts, columns;
 
   void split(int64_t threads) {
@@ -114,12 +116,13 @@ struct PatchArgs {
   Conv3x3Shape shape;
   int64_t panel;
   int terms;
+  int64_t pitch;                 // of the pixels of x and its gradient: groups·C, or more where they are a slice
   const float* maps[kTerms];     // x [B, H, W, groups·C]; of the input gradient g [B, H, W, groups·O]
   const float* filters[kTerms];  // packed; of the weight gradient unused
   const float* g[kTerms];        // of the weight gradient [B, H, W, groups·O]
   const float* bias;             // of the forward: [groups·O] or nullptr
   float* out;                    // z, the gradient of x, or sums [parts, groups, 3, 3 C rounded up, O rounded up]
-  bool add;                      // to the sums
+  bool add;                      // to the gradient of x, or the sums
   int64_t bands, parts;          // of an image; of all images, for sums
 
   void split(int64_t threads) {

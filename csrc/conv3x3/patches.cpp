@@ -29,7 +29,7 @@ Tensor pack_patches(const Tensor& w, int64_t groups, bool transposed) {
 PatchArgs patch_args(const Tensor& maps, int64_t groups, int64_t C, int64_t O) {
   PatchArgs args{};
   args.shape = {maps.size(0), maps.size(2), maps.size(3), groups, C, O};
-  args.panel = panel_floats(), args.terms = 1, args.bands = args.parts = 1;
+  args.panel = panel_floats(), args.terms = 1, args.bands = args.parts = 1, args.pitch = groups * C;
   return args;
 }
 

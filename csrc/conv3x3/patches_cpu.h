@@ -22,21 +22,22 @@ struct Band {
   }
   int64_t rows() const { return last - first + 2; }
   static int64_t row(const Conv3x3Shape& shape) { return (shape.W + 2) * shape.C; }
-  Float* row_of(const Conv3x3Shape& shape, Float* maps, int64_t h) const {  // [W, groups·C]
-    return maps + (image * shape.H + h) * shape.W * shape.groups * shape.C + group * shape.C;
+  Float* row_of(const PatchArgs& args, Float* maps, int64_t h) const {  // [W, groups·C], `pitch` apart
+    return maps + (image * args.shape.H + h) * args.shape.W * args.pitch + group * args.shape.C;
   }
   // From a map [B, H, W, groups·C] into a buffer.
-  void pad(const Conv3x3Shape& shape, const float* maps, float* to) const {
+  void pad(const PatchArgs& args, const float* maps, float* to) const {
+    const Conv3x3Shape& shape = args.shape;
     std::memset(to, 0, rows() * row(shape) * sizeof(float));
     for (int64_t h = std::max<int64_t>(first - 1, 0); h < std::min(last + 1, shape.H); ++h) {
-      const float* from = row_of(shape, maps, h);
+      const float* from = row_of(args, maps, h);
       float* line = to + (h - first + 1) * row(shape) + shape.C;
-      if (shape.groups == 1) {
+      if (args.pitch == shape.C) {
         std::memcpy(line, from, shape.W * shape.C * sizeof(float));
         continue;
       }
       for (int64_t w = 0; w < shape.W; ++w) {
-        std::memcpy(line + w * shape.C, from + w * shape.groups * shape.C, shape.C * sizeof(float));
+        std::memcpy(line + w * shape.C, from + w * args.pitch, shape.C * sizeof(float));
       }
     }
   }
@@ -74,7 +75,7 @@ struct RunPatchForward {
     const int64_t row = Band<float>::row(shape), pitch = shape.groups * shape.O, size = band.rows() * row;
     float* padded = conv3x3_workspace(args.terms * size + kMost * kPanel);
     float* partial = padded + args.terms * size;  // a panel of which O fills a part
-    for (int term = 0; term < args.terms; ++term) band.pad(shape, args.maps[term], padded + term * size);
+    for (int term = 0; term < args.terms; ++term) band.pad(args, args.maps[term], padded + term * size);
     const int64_t filters = round_up(shape.O, kPanel) * 9 * shape.C;
     for (int64_t h = band.first; h < band.last; ++h) {
       float* line = args.out + ((band.image * shape.H + h) * shape.W) * pitch + band.group * shape.O;
@@ -141,10 +142,13 @@ struct RunPatchInput {
       }
     }
     for (int64_t h = band.first; h < band.last; ++h) {
-      float* to = band.row_of(shape, args.out, h);
+      float* to = band.row_of(args, args.out, h);
       const float* from = padded + (h - band.first + 2) * row + shape.C;
       for (int64_t w = 0; w < shape.W; ++w) {
-        std::memcpy(to + w * shape.groups * shape.C, from + w * shape.C, shape.C * sizeof(float));
+        for (int64_t c = 0; c < shape.C; ++c) {
+          float& value = to[w * args.pitch + c];
+          value = from[w * shape.C + c] + (args.add ? value : 0);
+        }
       }
     }
   }
@@ -172,7 +176,7 @@ struct RunPatchWeight {
     for (int term = 0; term < args.terms; ++term) {
       for (int64_t i = part * each / args.parts; i < (part + 1) * each / args.parts; ++i) {
         const Band<const float> band(args, group * each + i);
-        band.pad(shape, args.maps[term], padded);
+        band.pad(args, args.maps[term], padded);
         for (int64_t h = band.first; h < band.last; ++h) {
           const float* line = args.g[term] + (band.image * shape.H + h) * shape.W * pitch + group * shape.O;
           for (int64_t o = 0; o < shape.O; o += kPanel) {

@@ -147,7 +147,7 @@ struct RunForward {
       if (i == 0 || product.x != args.products[i - 1].x) {
         const float* maps = args.x[product.x] + group * shape.C;
         for (int64_t t = 0; t < count; ++t) {
-          const TilePixels<n> pixels(shape, m, first + t, 1, maps, shape.groups * shape.C, zeros);
+          const TilePixels<n> pixels(shape, m, first + t, 1, maps, args.x_pitch, zeros);
           transform_tile<Tile, kBytes>(pixels, shape.C, half, inputs + t * row, stride);
         }
       }
@@ -174,7 +174,7 @@ struct RunForward {
   static DDFAST_INLINE void store(const Conv3x3Forward& args, int z, int64_t group, int64_t index, int64_t o,
                                   int64_t outputs, const float* from, int64_t stride, float* half) {
     const Conv3x3Shape& shape = args.shape;
-    const int64_t across = (shape.W + m - 1) / m, down = (shape.H + m - 1) / m, pitch = shape.groups * shape.O;
+    const int64_t across = (shape.W + m - 1) / m, down = (shape.H + m - 1) / m, pitch = args.z_pitch;
     const int64_t left = index % across * m, top = index / across % down * m;
     float* corner = args.z[z] + ((index / (across * down) * shape.H + top) * shape.W + left) * pitch + group * shape.O;
     const int64_t height = std::min<int64_t>(m, shape.H - top), width = std::min<int64_t>(m, shape.W - left);
@@ -234,9 +234,9 @@ struct RunWeight {
       const int64_t count = std::min({kChunkTiles, last - first, (term + 1) * tiles - first});
       for (int64_t t = 0; t < count; ++t) {
         const int64_t index = first + t - term * tiles;
-        const TilePixels<n> x(shape, m, index, 1, args.x[term] + group * shape.C, shape.groups * shape.C, zeros);
+        const TilePixels<n> x(shape, m, index, 1, args.x[term] + group * shape.C, args.x_pitch, zeros);
         transform_tile<Tile, kBytes>(x, shape.C, half, inputs + t * row, stride);
-        const TilePixels<m> g(shape, m, index, 0, args.g[term] + group * shape.O + o, shape.groups * shape.O, zeros);
+        const TilePixels<m> g(shape, m, index, 0, args.g[term] + group * shape.O + o, args.g_pitch, zeros);
         transform_tile<Tile, kBytes>(g, outputs, half, cotangents + t * width, g_stride);
       }
       for (int k = 0; k < n * n; ++k) {

@@ -16,6 +16,7 @@ struct FirstBlock {
   at::Tensor x;            // [B, G·C, H, W], channels-last
   at::Tensor w;            // [S·width, C, 3, 3]
   at::Tensor gamma, beta;  // [S·width]
+  int64_t students;        // S
 };
 
 struct FirstTangents {  // of the parameters; the images' own is 0

@@ -167,7 +167,7 @@ struct Forward {
 
 FirstBlock first_of(const Tensor& x, const Weights& weights) {
   const auto& [w, gamma, beta] = weights.blocks[0];
-  return {x, w, gamma.contiguous(), beta.contiguous()};
+  return {x, w, gamma.contiguous(), beta.contiguous(), weights.bias.size(0)};
 }
 
 FirstTangents tangents_of(const Weights& dots) {
