@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "../common/arena.h"
 #include "../common/checks.h"
 #include "patches_cpu.h"
 #include "spread.h"
@@ -50,8 +51,8 @@ Tensor by_patches(const Tensor& maps, const Tensor& w, const Tensor& maps2, cons
   const Tensor packed = pack_patches(w, groups, transposed);
   const Tensor packed2 = maps2.defined() ? pack_patches(w2, groups, transposed) : Tensor();
   const Tensor first = channels_last(maps), second = maps2.defined() ? channels_last(maps2) : Tensor();
-  Tensor out = channels_last(at::empty({maps.size(0), groups * (transposed ? C : O), maps.size(2), maps.size(3)},
-                                       maps.options().memory_format(at::MemoryFormat::ChannelsLast)));
+  Tensor out = channels_last(empty_maps({maps.size(0), groups * (transposed ? C : O), maps.size(2), maps.size(3)},
+                                        maps.options().memory_format(at::MemoryFormat::ChannelsLast)));
   PatchArgs args = patch_args(maps, groups, C, O);
   args.maps[0] = data(first), args.filters[0] = data(packed);
   if (maps2.defined()) {

@@ -7,6 +7,7 @@
 #include <array>
 #include <vector>
 
+#include "../common/arena.h"
 #include "spread.h"
 #include "tiles_cpu.h"
 
@@ -38,7 +39,7 @@ Tensor pack(const Tensor& w, int64_t groups, int64_t tile, bool transposed) {
   const Tensor filters = w.contiguous();
   Conv3x3Pack args{groups,         w.size(1),    w.size(0) / groups, transposed,
                    panel_floats(), points(tile), data(filters),      nullptr};
-  Tensor packed = at::empty({args.floats()}, w.options().memory_format(std::nullopt));
+  Tensor packed = empty_maps({args.floats()}, w.options().memory_format(std::nullopt));
   args.packed = packed.mutable_data_ptr<float>();
   spread_tiles<RunPack>(tile, args, args.tasks());
   return packed;
@@ -63,7 +64,7 @@ std::vector<Tensor> by_tiles(at::TensorList maps, at::TensorList filters, const 
     args.results = std::max(args.results, z + 1);
   }
   for (int z = 0; z < args.results; ++z) {
-    results.push_back(at::empty({B, groups * O, H, W}, first.options().memory_format(at::MemoryFormat::ChannelsLast)));
+    results.push_back(empty_maps({B, groups * O, H, W}, first.options().memory_format(at::MemoryFormat::ChannelsLast)));
   }
   for_groups(groups, [&](int64_t from, int64_t count) {
     args.shape = {B, H, W, count, C, O};
@@ -94,7 +95,7 @@ Tensor weight_by_tiles(const Tensor& g, const Tensor& x, int64_t groups, int64_t
     args.shape = {x.size(0), x.size(2), x.size(3), count, C, O};
     for (int i = 0; i < args.terms; ++i) args.g[i] = data(gs[i]) + from * O, args.x[i] = data(xs[i]) + from * C;
     args.split(at::get_num_threads());
-    const Tensor sums = at::empty({args.floats()}, plain);
+    const Tensor sums = empty_maps({args.floats()}, plain);
     args.sums = sums.mutable_data_ptr<float>();
     args.dw = dw.mutable_data_ptr<float>() + from * O * C * 9;
     spread_tiles<RunWeight>(tile, args, args.tasks());

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../common/arena.h"
 #include "../conv3x3/patches.h"
 #include "../conv3x3/patches_cpu.h"
 #include "../conv3x3/spread.h"
@@ -37,7 +38,7 @@ class Images {
     shape = {1, C_ / slices_, one_.shape.H, one_.shape.W};
     pixels_ = shape.pixels(), pooled_ = shape.pooled_height() * shape.pooled_width();
     each_ = round_up(pixels_ * shape.C, kLine);
-    maps_ = at::empty({std::min<int64_t>(at::get_num_threads(), B_), maps, each_}, options());
+    maps_ = empty_maps({std::min<int64_t>(at::get_num_threads(), B_), maps, each_}, options());
   }
 
   // body(part, image, slice) for all, those of a part in turn.
@@ -59,8 +60,8 @@ class Images {
   int64_t parts() const { return maps_.size(0); }
   at::TensorOptions options() const { return block_.x.options().memory_format(std::nullopt); }
   Tensor empty_pooled() const {
-    return at::empty({B_, C_, shape.pooled_height(), shape.pooled_width()},
-                     options().memory_format(at::MemoryFormat::ChannelsLast));
+    return empty_maps({B_, C_, shape.pooled_height(), shape.pooled_width()},
+                      options().memory_format(at::MemoryFormat::ChannelsLast));
   }
   Tensor empty_statistic() const { return at::empty({B_, C_}, options()); }
 

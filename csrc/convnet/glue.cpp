@@ -17,6 +17,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../common/arena.h"
 #include "../common/checks.h"
 #include "../conv3x3/glue.h"
 #include "first_block.h"
@@ -297,6 +298,7 @@ Tensor convnet_forward(const Tensor& parameters, const Tensor& images, int64_t w
                        int64_t num_classes, int64_t border, double eps, std::string_view precision) {
   const Layout layout{width, depth, num_classes, border, eps, precision};
   check("parameters", parameters, images, layout);
+  const ArenaScope scope;
   return forward(Weights(parameters, images, layout), nullptr, images, layout, {}, false).logits;
 }
 
@@ -316,6 +318,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> convnet_grad(const Tensor& param
                                                              double eps, std::string_view precision) {
   const Layout layout{width, depth, num_classes, border, eps, precision};
   check("parameters", parameters, images, layout);
+  const ArenaScope scope;
   check_labels(parameters, images, labels, layout);
   const Weights weights(parameters, images, layout);
   auto [blocks, y, dy, features, logits] = forward(weights, nullptr, images, layout, {}, true);
@@ -357,6 +360,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
   const Layout layout{width, depth, num_classes, border, eps, precision};
   const auto [want_parameters, want_images, want_labels] = wanted;
   check("parameters", parameters, images, layout);
+  const ArenaScope scope;
   check_labels(parameters, images, labels, layout);
   const Tensor sigma = checked("direction", direction, parameters, parameters.sizes());
   check_kept(parameters, images, kept, layout);

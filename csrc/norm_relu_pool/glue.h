@@ -14,6 +14,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../common/arena.h"
 #include "../common/checks.h"
 #include "args.h"
 
@@ -50,7 +51,7 @@ struct NormReluPoolSizes {
   at::Tensor real(const char* name, const at::Tensor& tensor, at::IntArrayRef sizes) const {
     return checked(name, tensor, sizes, at::typeMetaToScalarType(reals.dtype()), reals.device());
   }
-  at::Tensor empty_map(at::IntArrayRef sizes) const { return at::empty(sizes, maps.memory_format(kChannelsLast)); }
+  at::Tensor empty_map(at::IntArrayRef sizes) const { return empty_maps(sizes, maps.memory_format(kChannelsLast)); }
   at::Tensor empty_statistic() const { return at::empty(statistic, reals); }
 };
 

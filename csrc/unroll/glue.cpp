@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../common/arena.h"
 #include "../common/checks.h"
 #include "../dsa_augment/args.h"
 
@@ -84,6 +85,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> unroll(const Tensor& start, cons
                                                        int64_t stored_steps, int64_t width, int64_t depth,
                                                        int64_t num_classes, int64_t border, double eps,
                                                        std::string_view precision) {
+  const ArenaScope scope;
   const Unroll sweep{images, labels, lr, batches, rows, momentum, weight_decay};
   check_convnet("start", start, images, labels, width, depth, num_classes, border, eps, precision);
   sweep.check(syn_steps);
@@ -116,6 +118,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> unroll_backward(const Tensor& grad, c
                                                            int64_t syn_steps, double momentum, double weight_decay,
                                                            int64_t width, int64_t depth, int64_t num_classes,
                                                            int64_t border, double eps, std::string_view precision) {
+  const ArenaScope scope;
   const Unroll sweep{images, labels, lr, batches, rows, momentum, weight_decay};
   expect_tensor("states", states);
   TORCH_CHECK_VALUE(states.dim() == 3 && states.numel() > 0, "states: expected [T, S, P], got ", states.sizes());
