@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
+#include "common/arena.h"
 #include "common/simd.h"
 
 // Read from the file's bytes where the module cannot be loaded (ddfast/ops/_library.py); used below, so that it is
@@ -15,6 +16,7 @@ static const char kCompiler[] = "GCC " __VERSION__;
 #endif
 
 PYBIND11_MODULE(_C, m) {
+  m.def("release_memory", &ddfast::release_memory);
   m.def("build_info", [] {
     pybind11::dict info;
     info["torch"] = TORCH_VERSION;

@@ -41,6 +41,12 @@ class Arena {
     shrink(limit());
   }
 
+  void release() {
+    const std::lock_guard lock(mutex_);
+    peak_ = last_peak_ = live_;
+    shrink(0);
+  }
+
   bool is_used() {
     const std::lock_guard lock(mutex_);
     return depth_ > 0;
@@ -117,6 +123,8 @@ Arena& arena() {
 
 ArenaScope::ArenaScope() { arena().enter(); }
 ArenaScope::~ArenaScope() { arena().leave(); }
+
+void release_memory() { arena().release(); }
 
 at::Tensor empty_maps(at::IntArrayRef sizes, const at::TensorOptions& options) {
   size_t bytes = options.dtype().itemsize();

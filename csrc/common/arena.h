@@ -17,6 +17,9 @@ class ArenaScope {
   ArenaScope& operator=(const ArenaScope&) = delete;
 };
 
+// Gives what is kept in reserve back to the system.
+void release_memory();
+
 // at::empty, from the arena where it is large, on a CPU and inside a scope.
 at::Tensor empty_maps(at::IntArrayRef sizes, const at::TensorOptions& options);
 

@@ -153,11 +153,16 @@ Tensor weight_op(const Tensor& g, const Tensor& x, const Optional& g2, const Opt
   return conv3x3_weight(tile, g, x, w, g.scalar_type(), value(g2), value(x2));
 }
 
-TORCH_LIBRARY_IMPL(ddfast, CPU, m) {
+void register_conv3x3(torch::Library& m) {
   m.impl("conv3x3", &forward_op);
   m.impl("conv3x3_input", &input_op);
   m.impl("conv3x3_weight", &weight_op);
 }
+
+TORCH_LIBRARY_IMPL(ddfast, CPU, m) { register_conv3x3(m); }
+#ifdef DDFAST_CUDA_VERSION
+TORCH_LIBRARY_IMPL(ddfast, CUDA, m) { register_conv3x3(m); }
+#endif
 
 }  // namespace
 }  // namespace ddfast

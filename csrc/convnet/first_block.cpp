@@ -23,7 +23,8 @@ float* out(const Tensor& tensor) { return tensor.mutable_data_ptr<float>(); }
 // the kernels would hold the channels of several students, all students are one.
 class Images {
  public:
-  Images(const FirstBlock& block, int64_t maps) : block_(block), count_(maps) {
+  // `pooled` more maps where pooled ones are copied
+  Images(const FirstBlock& block, int64_t maps, int64_t pooled) : block_(block) {
     const int64_t C = block.w.size(1), width = block.w.size(0) / block.students, groups = block.x.size(1) / C;
     one_ = patch_args(block.x, 1, C, width);
     if (width % one_.panel == 0) {
@@ -38,7 +39,8 @@ class Images {
     shape = {1, C_ / slices_, one_.shape.H, one_.shape.W};
     pixels_ = shape.pixels(), pooled_ = shape.pooled_height() * shape.pooled_width();
     each_ = round_up(pixels_ * shape.C, kLine);
-    maps_ = empty_maps({std::min<int64_t>(at::get_num_threads(), B_), maps, each_}, options());
+    count_ = maps + (slices_ > 1 ? pooled : 0);
+    maps_ = empty_maps({std::min<int64_t>(at::get_num_threads(), B_), count_, each_}, options());
   }
 
   // body(part, image, slice) for all, those of a part in turn.
@@ -155,21 +157,21 @@ bool first_block_applies(const Tensor& x, const Tensor& w) {
 }
 
 FirstForward first_forward(const FirstBlock& block, double eps, const FirstTangents* tangents) {
-  const Images images(block, tangents ? 4 : 2);
+  const Images images(block, 2, 1);  // z and its tangent
   const auto pooled = [&] { return images.empty_pooled(); };
   const auto statistic = [&] { return images.empty_statistic(); };
   FirstForward result{pooled(), statistic(), statistic(), {}, {}, {}};
   if (tangents) result.dy = pooled(), result.dmean = statistic(), result.dcov = statistic();
   const Tensor packed = images.packed(block.w, false), dpacked = tangents ? images.packed(tangents->dw, false) : packed;
   images.for_each([&](const At& at) {
-    float *z = images.map(at, 0), *y = images.pooled_to(at, result.y, 1);
+    float *z = images.map(at, 0), *y = images.pooled_to(at, result.y, 2);
     const float *gamma = images.channels(at, block.gamma), *beta = images.channels(at, block.beta);
     float *mean = images.statistic(at, result.mean), *rstd = images.statistic(at, result.rstd);
     images.convolve(at, packed, z);
     images.normalise<NormReluPool>(NormReluPoolArgs<float>{images.shape, z, gamma, beta, eps, y, mean, rstd});
     images.write_pooled(at, y, result.y);
     if (!tangents) return;
-    float *dz = images.map(at, 2), *dy = images.pooled_to(at, result.dy, 3);
+    float *dz = images.map(at, 1), *dy = images.pooled_to(at, result.dy, 2);
     images.convolve(at, dpacked, dz);
     images.normalise<NormReluPoolJvp>(NormReluPoolJvpArgs<float>{
         images.shape, dz, images.channels(at, tangents->dgamma), images.channels(at, tangents->dbeta), z, mean, rstd,
@@ -181,7 +183,7 @@ FirstForward first_forward(const FirstBlock& block, double eps, const FirstTange
 
 std::tuple<Tensor, Tensor, Tensor> first_backward(const FirstBlock& block, const FirstForward& forward,
                                                   const Tensor& g_y) {
-  const Images images(block, 3);
+  const Images images(block, 2, 1);
   const Tensor g_gamma = images.empty_statistic(), g_beta = images.empty_statistic(), sums = images.sums();
   const Tensor packed = images.packed(block.w, false);
   images.for_each([&](const At& at) {
@@ -199,7 +201,7 @@ std::tuple<Tensor, Tensor, Tensor> first_backward(const FirstBlock& block, const
 std::tuple<Tensor, Tensor, Tensor, Tensor> first_backward_jvp(const FirstBlock& block, const FirstTangents& tangents,
                                                               const FirstForward& forward, const Tensor& g_y,
                                                               const Tensor& dg_y, bool want_parameters, bool want_x) {
-  const Images images(block, 6);
+  const Images images(block, 4, 2);
   const Tensor by_gamma = images.empty_statistic(), by_beta = images.empty_statistic(), sums = images.sums();
   const Tensor packed = images.packed(block.w, false), dpacked = images.packed(tangents.dw, false);
   const Tensor transposed = want_x ? images.packed(block.w, true) : packed;

@@ -113,7 +113,7 @@ def predict(student: Student, size: UnrollSize, plan: Plan) -> int | None:
     """The peak of the unroll and its backward under a plan, in bytes above what was there; None if the student does not
     say what a step needs."""
     chunk = plan.micro_batch or size.batch[0]
-    step = student.step_bytes(torch.Size((min(chunk, size.batch[0]), *size.batch[1:])), size.students, size.dtype)
+    step = _step_bytes(student, size, min(chunk, size.batch[0]))
     if step is None:
         return None
     kept = step.kept * size.batch[0] / chunk  # of a whole minibatch
@@ -124,6 +124,11 @@ def predict(student: Student, size: UnrollSize, plan: Plan) -> int | None:
     working = max(at_the_turn, later, stored * kept + step.grad)
     # λ, and σ where it is another, beside a step's own tensors; λ's update after it needs four in all
     return int(states + fixed + max(working + (2 if size.momentum else 1) * vector, 4 * vector))
+
+
+def _step_bytes(student: Student, size: UnrollSize, images: int) -> StepBytes | None:
+    """Of a step on so many images."""
+    return student.step_bytes(torch.Size((images, *size.batch[1:])), size.students, size.dtype, size.on_gpu)
 
 
 def _state_bytes(student: Student, size: UnrollSize, plan: Plan) -> tuple[int, int, int]:
@@ -146,7 +151,7 @@ def make_plan(student: Student, size: UnrollSize, budget: int) -> Plan:
     it is not known what a step needs.
     """
     B, T = size.batch[0], size.syn_steps
-    if student.step_bytes(size.batch, size.students, size.dtype) is None:
+    if _step_bytes(student, size, B) is None:
         raise ValueError(f"memory_budget: {UNKNOWN}")
     whole = student.why_no_micro_batches(size.batch) is not None
     chunks = [B] if whole else sorted({-(-B // n) for n in range(1, B + 1)}, reverse=True)
@@ -180,7 +185,7 @@ def _with_most_stored(student: Student, size: UnrollSize, chunks: list[int], bud
         if best is not None and (best.stored_steps == T or chunk < SMALLEST_CHUNK):
             break
         micro_batch = None if chunk == B else chunk
-        step: StepBytes = student.step_bytes(torch.Size((chunk, *size.batch[1:])), size.students, size.dtype)
+        step: StepBytes = _step_bytes(student, size, chunk)
         if not step.kept:
             return _predicted(student, size, Plan(micro_batch, host_states=host_states))
         plans = [Plan(micro_batch, stored, host_states=host_states) for stored in range(T + 1)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ddfast.ops import channels_last, norm_relu_pool
+from ddfast.ops import channels_last, conv3x3, conv3x3_is_faster, norm_relu_pool
 from ddfast.runtime.arguments import expect_one_of, expect_whole
 
 ACTIVATIONS = {
@@ -19,6 +19,22 @@ ACTIVATIONS = {
 POOLINGS = {"avgpooling": nn.AvgPool2d, "maxpooling": nn.MaxPool2d}
 PADDING_ADVICE = "The field's code pads 28-px images to 32: first_padding=3, or convnet:first_padding=3 by name"
 NORMALISATIONS = ("instancenorm", "batchnorm", "layernorm", "groupnorm", "none")
+
+
+class Conv3x3(nn.Conv2d):
+    """nn.Conv2d(inputs, outputs, 3, padding=1), on a CPU by ops.conv3x3: [B, C, H, W] -> [B, O, H, W].
+
+    The same parameters and, but for rounding (1e-6), the same results and derivatives of any order.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer."""
+        if conv3x3_is_faster(x, self.weight):
+            return conv3x3(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class NormReLUPool(nn.Module):
@@ -98,7 +114,7 @@ class ConvNet(nn.Module):
             )
         blocks = []
         for block in range(depth):
-            blocks.append(nn.Conv2d(channels if block == 0 else width, width, 3, padding=1))
+            blocks.append(Conv3x3(channels if block == 0 else width, width))
             blocks += _after_convolution(norm, activation, pooling, width, (H, W))
             if pooling != "none":
                 H, W = H // 2, W // 2

@@ -1,13 +1,13 @@
 """The ops: each a plain-PyTorch reference, the specification, with compiled kernels behind the same name."""
 
 from ddfast.ops._checks import expect_shape, expect_tensors
-from ddfast.ops._extension import EXTENSION
+from ddfast.ops._extension import EXTENSION, release_memory
 from ddfast.ops._layout import channels_last
 from ddfast.ops._library import has_kernel, op_names, reference_mode
 from ddfast.ops._precision import PRECISIONS, computing_in, expect_precision
 from ddfast.ops._scatter import add_rows
-from ddfast.ops.conv3x3 import conv3x3
-from ddfast.ops.convnet import ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp
+from ddfast.ops.conv3x3 import conv3x3, conv3x3_is_faster
+from ddfast.ops.convnet import ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp, first_block_parts
 from ddfast.ops.dsa_augment import dsa_augment
 from ddfast.ops.norm_relu_pool import norm_relu_pool
 from ddfast.ops.param_distance import param_distance
@@ -22,6 +22,7 @@ __all__ = [
     "channels_last",
     "computing_in",
     "conv3x3",
+    "conv3x3_is_faster",
     "convnet_forward",
     "convnet_grad",
     "convnet_grad_jvp",
@@ -29,10 +30,12 @@ __all__ = [
     "expect_precision",
     "expect_shape",
     "expect_tensors",
+    "first_block_parts",
     "has_kernel",
     "norm_relu_pool",
     "op_names",
     "param_distance",
     "reference_mode",
+    "release_memory",
     "unroll",
 ]

@@ -22,6 +22,15 @@ def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
                 raise NotImplementedError(message)
 
 
+def in_transform(*tensors: Tensor | None) -> bool:
+    """Whether an op would be seen by torch.func, forward-mode derivatives, torch.compile or a tracer."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.get_interpreter_stack():
+        return True
+    return forward_ad._current_level >= 0 and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    )
+
+
 def expect_tensors(**tensors: Tensor | None) -> None:
     """Raise unless all are float32 or float64 tensors of one dtype on one device; the first one sets which."""
     (first_name, first), *_ = tensors.items()

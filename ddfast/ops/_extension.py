@@ -45,3 +45,9 @@ def why_no_extension() -> str:
 
 
 EXTENSION = _load_extension()
+
+
+def release_memory() -> None:
+    """Give back what the ops keep for their next call on a CPU: at most what the last unroll needed at once."""
+    if EXTENSION is not None:
+        EXTENSION.release_memory()

@@ -45,6 +45,11 @@ def apart_from_autocast(precision: str, device: torch.device) -> Iterator[None]:
         yield
 
 
+def is_strict_float32() -> bool:
+    """Whether convolutions of float32 tensors on a CPU were asked to be strict, as within `computing_in("float32")`."""
+    return torch._C._get_fp32_precision_getter("mkldnn", "conv") == "ieee"
+
+
 @contextlib.contextmanager
 def _strict_float32() -> Iterator[None]:
     """The settings are torch.backends.fp32_precision, .cudnn.conv.fp32_precision and so on, by the functions behind

@@ -5,9 +5,10 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from ddfast.ops._checks import expect_shape, expect_tensors, refuse_transforms
+from ddfast.ops._checks import expect_shape, expect_tensors, in_transform, refuse_transforms
 from ddfast.ops._layout import channels_last, keeping_layout
-from ddfast.ops._library import define, define_autograd
+from ddfast.ops._library import define, define_autograd, has_kernel
+from ddfast.ops._precision import is_strict_float32
 
 TILES = (4, 2, 0)  # outputs a side of a tile: the fastest, the next, and no tiles: direct
 
@@ -44,6 +45,27 @@ def conv3x3(
         expect_shape("bias", bias, (len(weight),), "[O]")
     refuse_transforms("conv3x3", x, weight, bias)
     return keeping_layout(lambda x: torch.ops.ddfast.conv3x3(x, weight, bias, None, None, tile), x, True)
+
+
+def conv3x3_is_faster(
+    x: Tensor,  # [B, C, H, W]
+    weight: Tensor,  # [O, C, 3, 3]
+) -> bool:
+    """Whether a layer may and should run as `conv3x3`: float32 on a CPU, 16 outputs and more, maps of more than 2 pixels
+    a side; not under autocast, torch.func, torch.compile or strict float32, where it is PyTorch's own."""
+    return (
+        isinstance(x, Tensor)
+        and x.is_cpu
+        and x.dtype == weight.dtype == torch.float32
+        and x.dim() == 4
+        and len(weight) >= 16
+        and min(x.shape[2:]) > 2
+        and len(x) > 0
+        and has_kernel("conv3x3", "cpu")
+        and not torch.is_autocast_enabled("cpu")
+        and not is_strict_float32()
+        and not in_transform(x, weight)
+    )
 
 
 # The reference. Each face is the sum of one or two products, as the tangent of a product is: the second may be None.

@@ -86,6 +86,7 @@ class Student(ABC):
         images: torch.Size,  # [B, C, H, W]
         students: int,  # S
         dtype: torch.dtype,
+        on_gpu: bool = False,
     ) -> StepBytes | None:
         """What a step needs, for the planner; None where the student cannot say."""
         return None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ddfast.engine.students.base import GradientJvp, Step, StepBytes, Student, Wanted, check_labels, layer_sizes
 from ddfast.engine.students.fused import why_not_fused
 from ddfast.engine.students.wrappers import unwrapped
-from ddfast.ops import ConvNetLayout, convnet_grad, convnet_grad_jvp
+from ddfast.ops import ConvNetLayout, convnet_grad, convnet_grad_jvp, first_block_parts
 
 
 class ConvNetStudent(Student):
@@ -52,29 +52,39 @@ class ConvNetStudent(Student):
             by_labels if wanted.labels else None,
         )
 
-    def step_bytes(self, images: torch.Size, students: int, dtype: torch.dtype) -> StepBytes | None:
+    def step_bytes(
+        self, images: torch.Size, students: int, dtype: torch.dtype, on_gpu: bool = False
+    ) -> StepBytes | None:
         """Of block i, A is the size of the convolution's result and Y of the pooled map: what csrc/convnet/glue.cpp has
-        alive at once, of x, z, g_z, g_y and their tangents, is most at one of the blocks of the backward pass."""
+        alive at once, of x, z, g_z, g_y and their tangents, is most at one of the blocks of the backward pass. A first
+        block that runs image by image has maps of an image per thread only; where convolutions run on tiles, their
+        filters are transformed (36 numbers for 9)."""
         B, C, H, W = images
         layout, b = self.layout, self.layout.border
         maps = [students * layout.width * h * w for h, w in layout.maps((H, W))]
+        parts = first_block_parts(layout, images, students, dtype, on_gpu)
+        first = 0 if parts else maps[0]  # what z of the first block takes
         grad = grad_jvp = of_kept = 0
         for i, (A, Y) in enumerate(pairwise(maps)):
-            before, earlier = sum(maps[: i + 1]), sum(maps[1 : i + 1])
+            earlier = sum(maps[1 : i + 1])
+            before, A = first + earlier, A if i else first
             grad = max(grad, before + earlier + Y + A)
             grad_jvp = max(grad_jvp, 2 * before + 2 * earlier + 2 * Y + 2 * A)
-            of_kept = max(of_kept, before + 2 * earlier + Y + 2 * A)
+            of_kept = max(of_kept, first + before + 2 * earlier + Y + 2 * A)
         element = layout.map_dtype(dtype).itemsize
         result = dtype.itemsize * students * self.num_parameters  # g or Hσ
         result += element * B * C * (H + 2 * b) * (W + 2 * b)  # the padded images
         copied = layout.map_dtype(dtype) != dtype  # the convolutions' weights, and their tangents
         weights = sum(torch.Size(shape).numel() for shape in layout.piece_shapes(C, (H, W)) if len(shape) == 4)
         copies = element * students * weights * copied
+        own = parts * maps[0] // students  # of one map of an image per thread; half as many again for several students
+        own += own // 2 * (students > 1)
+        tiles = 36 * layout.width**2 * (parts > 0)  # of a layer's filters
         at_the_peak = (
-            element * B * maps_alive + result + times * copies
-            for maps_alive, times in ((grad, 1), (grad_jvp, 2), (of_kept, 2))
+            element * max(B * maps_alive + times * tiles, B * maps[1] * times + own_maps * own) + result + times * copies
+            for maps_alive, times, own_maps in ((grad, 1, 2), (grad_jvp, 2, 4), (of_kept, 2, 4))
         )
-        return StepBytes(*at_the_peak, kept=element * B * (sum(maps[:-1]) + sum(maps[1:])))
+        return StepBytes(*at_the_peak, kept=element * B * (sum(maps[1:-1]) + sum(maps[1:])))
 
     def why_no_micro_batches(self, images: torch.Size | None = None) -> None:
         return None

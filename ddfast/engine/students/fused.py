@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules import module as global_state
 
 from ddfast.engine.students.wrappers import unwrapped
-from ddfast.networks import ConvNet, NormReLUPool
+from ddfast.networks import Conv3x3, ConvNet, NormReLUPool
 
 # Of a module's attributes those that change neither its function nor its gradients, or that are compared otherwise.
 _ELSEWHERE = {"_modules", "_parameters", "_buffers", "eps", "border"}
@@ -18,7 +18,7 @@ _HARMLESS = {"training", "_non_persistent_buffers_set", "_is_full_backward_hook"
 _HARMLESS |= {"_state_dict_hooks", "_state_dict_pre_hooks"}
 _HARMLESS |= {"_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"}
 _GLOBAL_HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-_LAYERS = (ConvNet, nn.Sequential, nn.Conv2d, NormReLUPool, nn.Identity, nn.Linear)
+_LAYERS = (ConvNet, nn.Sequential, Conv3x3, nn.Conv2d, NormReLUPool, nn.Identity, nn.Linear)
 _CALLED = ("__call__", "_wrapped_call_impl", "_call_impl", "forward", "_conv_forward")
 
 

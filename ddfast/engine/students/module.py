@@ -112,7 +112,9 @@ class ModuleStudent(Student):
         h_sigma = torch.cat([h.reshape(-1) for h in results]) if wanted.parameters else None
         return slope, h_sigma, by_images, by_labels
 
-    def step_bytes(self, images: torch.Size, students: int, dtype: torch.dtype) -> StepBytes | None:
+    def step_bytes(
+        self, images: torch.Size, students: int, dtype: torch.dtype, on_gpu: bool = False
+    ) -> StepBytes | None:
         """Found by running a step on the meta device, which computes nothing; None for a network that cannot, and for
         bfloat16, for there is no autocast there."""
         if self.precision == "bfloat16":

@@ -55,10 +55,12 @@ class RankBatches(Student):
         sums = iter(self._ranks.sum([tensor for tensor in parts if tensor is not None]))
         return GradientJvp(*(None if tensor is None else next(sums) for tensor in parts))
 
-    def step_bytes(self, images: torch.Size, students: int, dtype: torch.dtype) -> StepBytes | None:
+    def step_bytes(
+        self, images: torch.Size, students: int, dtype: torch.dtype, on_gpu: bool = False
+    ) -> StepBytes | None:
         """Of this rank's part, and of what is sent."""
         part = torch.Size((-(-images[0] // self._ranks.size), *images[1:]))
-        step = self.student.step_bytes(part, students, dtype)
+        step = self.student.step_bytes(part, students, dtype, on_gpu)
         if step is None:
             return None
         element = torch.empty((), dtype=dtype).element_size()
