@@ -88,25 +88,26 @@ Tensor channels_last(const Tensor& maps) {
 
 namespace {
 
-// Of the ops: maps and filters that belong together; the second term is like the first.
-struct Checked {
-  int64_t groups;
+// The second term of an op is like the first.
+void check_second(const char* names, const Optional& first, const Tensor& like_first, const Optional& second,
+                  const Tensor& like_second) {
+  TORCH_CHECK_VALUE(first.has_value() == second.has_value(), names, ": expected both tensors, or none");
+  if (!first.has_value()) return;
+  expect_tensor(names, *first, like_first.sizes(), like_first.scalar_type(), like_first.device());
+  expect_tensor(names, *second, like_second.sizes(), like_second.scalar_type(), like_second.device());
+}
 
-  Checked(const char* maps_name, const Tensor& maps, const Tensor& w, int64_t channels, const Optional& maps2,
-          const Optional& w2, int64_t tile) {
-    expect_real(maps_name, maps, true);
-    expect_tensor("w", w);
-    TORCH_CHECK_VALUE(tile == 0 || tile == 2 || tile == 4, "tile: expected 0, 2 or 4, got ", tile);
-    TORCH_CHECK_VALUE(maps.dim() == 4 && maps.numel() > 0, maps_name, ": expected [B, C, H, W], got ", maps.sizes());
-    groups = channels > 0 && maps.size(1) % channels == 0 ? maps.size(1) / channels : 0;
-    TORCH_CHECK_VALUE(groups > 0, maps_name, ": expected channels for groups of ", channels, ", got ", maps.sizes());
-    TORCH_CHECK_VALUE(maps2.has_value() == w2.has_value(), "second term: expected both of its tensors, or none");
-    if (maps2.has_value()) {
-      expect_tensor(maps_name, *maps2, maps.sizes(), maps.scalar_type(), maps.device());
-      expect_tensor("w", *w2, w.sizes(), w.scalar_type(), w.device());
-    }
-  }
-};
+void check_tile(int64_t tile) {
+  TORCH_CHECK_VALUE(tile == 0 || tile == 2 || tile == 4, "tile: expected 0, 2 or 4, got ", tile);
+}
+
+// How many groups of so many channels maps have.
+int64_t groups_of(const char* name, const Tensor& maps, int64_t channels) {
+  TORCH_CHECK_VALUE(maps.dim() == 4 && maps.numel() > 0, name, ": expected [B, C, H, W], got ", maps.sizes());
+  TORCH_CHECK_VALUE(maps.size(1) % channels == 0, name, ": expected channels for groups of ", channels, ", got ",
+                    maps.sizes());
+  return maps.size(1) / channels;
+}
 
 void check_filters(const Tensor& w, const Tensor& maps) {
   expect_tensor("w", w);
@@ -120,9 +121,10 @@ Tensor value(const Optional& tensor) { return tensor.value_or(Tensor()); }
 Tensor forward_op(const Tensor& x, const Tensor& w, const Optional& bias, const Optional& x2, const Optional& w2,
                   int64_t tile) {
   check_filters(w, expect_real("x", x, true));
-  const Checked checked("x", x, w, w.size(1), x2, w2, tile);
-  TORCH_CHECK_VALUE(w.size(0) % checked.groups == 0, "w: expected outputs for ", checked.groups, " groups, got ",
-                    w.sizes());
+  check_tile(tile);
+  const int64_t groups = groups_of("x", x, w.size(1));
+  TORCH_CHECK_VALUE(w.size(0) % groups == 0, "w: expected outputs for ", groups, " groups, got ", w.sizes());
+  check_second("x2, w2", x2, x, w2, w);
   if (bias.has_value()) expect_tensor("bias", *bias, {w.size(0)}, w.scalar_type(), w.device());
   return conv3x3(tile, x, w, value(x2), value(w2), value(bias));
 }
@@ -130,10 +132,13 @@ Tensor forward_op(const Tensor& x, const Tensor& w, const Optional& bias, const 
 Tensor input_op(const Tensor& g, const Tensor& w, const Optional& g2, const Optional& w2, int64_t groups,
                 int64_t tile) {
   check_filters(w, expect_real("g", g, true));
+  check_tile(tile);
   expect_range("groups", groups, 1, w.size(0));
   TORCH_CHECK_VALUE(w.size(0) % groups == 0, "w: expected outputs for ", groups, " groups, got ", w.sizes());
-  const Checked checked("g", g, w, w.size(0) / groups, g2, w2, tile);
-  TORCH_CHECK_VALUE(checked.groups == groups, "g: expected ", w.size(0), " channels, got ", g.sizes());
+  TORCH_CHECK_VALUE(groups_of("g", g, w.size(0) / groups) == groups, "g: expected ", w.size(0), " channels, got ",
+                    g.sizes());
+  check_second("g2, w2", g2, g, w2, w);
+  product("g, w, groups", {g.size(0), groups, w.size(1), g.size(2), g.size(3)});
   const Tensor x = at::empty({g.size(0), groups * w.size(1), g.size(2), g.size(3)},
                              g.options().memory_format(at::MemoryFormat::ChannelsLast));
   return conv3x3_input(tile, x, g, w, value(g2), value(w2));
@@ -142,15 +147,17 @@ Tensor input_op(const Tensor& g, const Tensor& w, const Optional& g2, const Opti
 Tensor weight_op(const Tensor& g, const Tensor& x, const Optional& g2, const Optional& x2, int64_t groups,
                  int64_t tile) {
   expect_real("g", g, true), expect_tensor("x", x);
-  TORCH_CHECK_VALUE(g.dim() == 4 && x.dim() == 4 && g.numel() > 0 && x.numel() > 0, "g, x: expected [B, C, H, W], got ",
-                    g.sizes(), " and ", x.sizes());
+  check_tile(tile);
   expect_range("groups", groups, 1);
-  TORCH_CHECK_VALUE(g.size(1) % groups == 0 && x.size(1) % groups == 0, "g, x: expected channels for ", groups,
-                    " groups, got ", g.sizes(), " and ", x.sizes());
+  TORCH_CHECK_VALUE(g.dim() == 4 && g.numel() > 0 && g.size(1) % groups == 0, "g: expected [B, groups·O, H, W] for ",
+                    groups, " groups, got ", g.sizes());
+  TORCH_CHECK_VALUE(x.dim() == 4 && x.numel() > 0 && x.size(1) % groups == 0, "x: expected [B, groups·C, H, W] for ",
+                    groups, " groups, got ", x.sizes());
   expect_tensor("x", x, {g.size(0), x.size(1), g.size(2), g.size(3)}, g.scalar_type(), g.device());
-  const Checked checked("g", g, x, g.size(1) / groups, g2, x2, tile);
+  check_second("g2, x2", g2, g, x2, x);
+  product("g, x", {g.size(1), x.size(1) / groups, 9});
   const Tensor w = at::empty({g.size(1), x.size(1) / groups, 3, 3}, g.options().memory_format(std::nullopt));
-  return conv3x3_weight(tile, g, x, w, g.scalar_type(), value(g2), value(x2));
+  return conv3x3_weight(tile, g, x, w, g.scalar_type(), value(g2), value(x2)).contiguous();
 }
 
 void register_conv3x3(torch::Library& m) {

@@ -40,11 +40,10 @@ def convnet_grad(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:  # losses [S], g [S, P], kept
     """The mean cross-entropy of every student and its gradient g = ∇_θ ℓ.
 
-    With `keep`, what `convnet_grad_jvp` can take up instead of computing it again: of every block the convolution's
-    result z [B, S·width, H, W], but of the first, whose z is the largest and cheap; then the cotangent of the pooled map
-    [B, S·width, H/2, W/2]. A convolution's bias stands
-    before an instance norm and has no effect: its gradient is exactly 0. g is differentiable once, by convnet_grad_jvp;
-    the losses are not.
+    With `keep`, what `convnet_grad_jvp` can take up instead of computing it again: of every block but the first, whose
+    is the largest and cheap, the convolution's result z [B, S·width, H, W], and of every block the cotangent of the
+    pooled map [B, S·width, H/2, W/2]. A convolution's bias stands before an instance norm and has no effect: its
+    gradient is exactly 0. g is differentiable once, by convnet_grad_jvp; the losses are not.
 
     Errors: as convnet_forward, and those of labels.
     """
@@ -66,9 +65,9 @@ def convnet_grad_jvp(
     """Directional derivatives along σ of the gradient: one forward pass with tangents, one backward pass with theirs.
 
     Forward over reverse (Pearlmutter 1994) without an autograd graph: 8 convolutions of a forward pass's size where
-    `kept` holds what convnet_grad kept for the same arguments, 8 plus 2 where not (and the first one in either case). Images that every student sees, and
-    labels, get the sum over students. What is not `wanted` (of parameters, images, labels) comes back empty, [0]. Not
-    differentiable.
+    `kept` holds what convnet_grad kept for the same arguments, 8 plus 2 where not; the first block's, which is cheap,
+    is always computed again. Images that every student sees, and labels, get the sum over students. What is not
+    `wanted` (of parameters, images, labels) comes back empty, [0]. Not differentiable.
 
     Errors: as convnet_grad.
     """

@@ -72,7 +72,7 @@ def test_more_memory_buys_stored_steps_and_larger_chunks():
     shares = (99, 70, 40, 20, 8)
     smaller = [make_plan(student, size, everything.predicted_bytes * share // 100) for share in shares]
     assert [plan.stored_steps for plan in smaller] == [10, 7, 3, 1, 0]
-    assert [plan.micro_batch for plan in smaller] == [50, 50, 50, 50, 25]
+    assert [plan.micro_batch for plan in smaller] == [50, 50, 50, 34, 8]
     for plan, share in zip(smaller, shares, strict=True):
         assert plan.predicted_bytes <= everything.predicted_bytes * share // 100
         assert plan.state_every == 1
@@ -94,9 +94,9 @@ def test_states_are_thinned_out_only_where_nothing_else_fits():
 def test_on_a_gpu_states_go_to_host_memory_before_anything_is_computed_twice():
     student, size = convnet_setting(B=10, T=100)
     gpu = replace(size, on_gpu=True)
-    enough = predict(student, size, Plan())
+    enough = predict(student, gpu, Plan())
     assert not make_plan(student, gpu, enough).host_states
-    least = predict(student, size, Plan(micro_batch=1))
+    least = predict(student, gpu, Plan(micro_batch=1))
     plan = make_plan(student, gpu, least - 2**20)
     assert plan.host_states and plan.state_every == 1 and plan.micro_batch is None
     moved = enough - predict(student, gpu, Plan(host_states=True))

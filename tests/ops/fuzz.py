@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.conftest import normal, uniform
 from tests.ops import test_dsa_augment as dsa
+from tests.ops.test_conv3x3 import arguments as conv3x3_arguments
 from tests.ops.test_convnet import Case, op_arguments
 from tests.ops.test_norm_relu_pool import face_arguments
 
@@ -55,6 +56,7 @@ def arguments_of_all_ops(case: Case) -> dict[str, tuple]:
         "param_distance_backward": (normal(2), *row, None, normal(2), normal(2), [True, False, True]),
         **face_arguments((2, 3, 5, 4)),
         **{name: (dsa.images()[:3], dsa.rows()[:3]) for name in dsa.FACES},
+        **conv3x3_arguments((2, 2, 16, 18, 5, 4), dtype=torch.float32),
         **of_convnet,
         "convnet_grad_jvp": (parameters, images, labels, direction, kept, [True, True, True], *sizes),
         "unroll": given,

@@ -44,12 +44,12 @@ def test_every_op_is_tried():
 
 
 @needs_extension
-@pytest.mark.parametrize("length", [1, 3, 5, 7, 13, 16])
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 7, 10, 12])
 def test_a_list_of_kept_tensors_of_another_length_is_refused(length):
     arguments = list(arguments_of_all_ops(PLAIN)["unroll_backward"])
     at = next(i for i, argument in enumerate(arguments) if isinstance(argument, list))
     arguments[at] = (2 * arguments[at])[:length]
-    with pytest.raises(ValueError, match="kept: expected 4 tensors for each of at most 3 steps"):
+    with pytest.raises(ValueError, match="kept: expected 3 tensors for each of at most 3 steps"):
         torch.ops.ddfast.unroll_backward(*arguments)
 
 

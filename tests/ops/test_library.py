@@ -14,6 +14,7 @@ import ddfast
 from ddfast.ops import EXTENSION, has_kernel, norm_relu_pool, op_names, param_distance, reference_mode
 from tests.conftest import normal
 from tests.ops import test_dsa_augment as dsa
+from tests.ops.test_conv3x3 import arguments as conv3x3_arguments
 from tests.ops.test_convnet import CASES, op_arguments
 from tests.ops.test_norm_relu_pool import FACES, face_arguments
 
@@ -26,6 +27,10 @@ OPS = {  # a call of each
     **{face: partial(getattr(torch.ops.ddfast, face), *face_arguments((1, 2, 4, 4))[face]) for face in FACES},
     **{name: partial(getattr(torch.ops.ddfast, name), *args) for name, args in op_arguments(CASES["grey"]).items()},
     **{name: partial(getattr(torch.ops.ddfast, name), dsa.images(), dsa.rows()) for name in dsa.FACES},
+    **{
+        name: partial(getattr(torch.ops.ddfast, name), *args)
+        for name, args in conv3x3_arguments((2, 1, 16, 16, 4, 4), dtype=torch.float32).items()
+    },
 }
 needs_extension = pytest.mark.skipif(EXTENSION is None, reason="the extension is not loaded")
 
@@ -52,7 +57,9 @@ def computed_by(call) -> set[str]:
 def test_the_kernel_is_what_runs_and_the_reference_is_what_reference_mode_runs(name):
     assert has_kernel(name, "cpu")
     # What the reference alone does: arithmetic, and in the composite ops cutting parameters up.
-    tell_tale = {"aten::split_with_sizes"} if "convnet" in name else {"aten::sub", "aten::mul", "aten::square"}
+    tell_tale = {"aten::sub", "aten::mul", "aten::square"}
+    tell_tale = {"aten::split_with_sizes"} if "convnet" in name else tell_tale
+    tell_tale = {"aten::convolution", "aten::convolution_backward"} if "conv3x3" in name else tell_tale
     call = OPS[name]
     assert not computed_by(call) & tell_tale
     with reference_mode():

@@ -296,7 +296,7 @@ REASONS = {
     "tied weights": "its parameters are tied, or in another order",
     "hook": r"features\.4 has hooks",
     "hook of the network": "the network has hooks",
-    "parametrised": r"features\.4 is a ParametrizedConv2d, not a Conv2d",
+    "parametrised": r"features\.4 is a ParametrizedConv3x3, not a Conv3x3",
     "forward of its own": r"features\.4 has forward of its own",
     "extra parameters": r"unused \(Linear\) was added",
     "subclass of the network": r"_OtherConvNet is not a networks\.ConvNet",
