@@ -1,5 +1,6 @@
 """The fused ConvNet ops against the module under autograd, their reference, and numerical derivatives."""
 
+import statistics
 from dataclasses import dataclass, replace
 
 import pytest
@@ -159,6 +160,33 @@ def test_a_precision_that_is_none_is_refused():
         by_ops(case, *case.inputs())
     with pytest.raises(TypeError, match=sentence):
         convnet_forward(*case.inputs()[:2], case.layout)
+
+
+FAST = {  # convolutions on tiles, and a first block image by image
+    "one student": Case(width=32, depth=3, size=(16, 12), images=5),
+    "students, images of their own or not": Case(width=32, depth=2, size=(9, 8), border=1, students=3, images=6),
+    "students whose channels share panels": Case(width=20, depth=2, size=(8, 8), channels=1, students=2, images=4),
+    "fewer images than threads": Case(width=16, depth=2, size=(12, 12), images=1),
+}
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared images", "own images"])
+@pytest.mark.parametrize("keep", [False, True], ids=["recomputed", "kept"])
+@pytest.mark.parametrize("precision", ["default", "float32"])
+@pytest.mark.parametrize("case", FAST.values(), ids=FAST)
+def test_the_fast_kernels_are_as_close_as_rounding_allows(case, precision, keep, own):
+    """The median over draws: a ReLU that switches moves some results by far more than rounding."""
+    errors = []
+    for seed in range(5):
+        inputs = case.inputs(soft=True)
+        parameters, images, labels, direction = (t + 0.01 * normal(*t.shape, seed=seed) for t in inputs)
+        if own:
+            images = images + 0.1 * normal(case.students, *images.shape, seed=seed)
+        exact = by_ops(case, parameters, images, labels, direction, keep=keep)
+        rounded = [t.float() for t in (parameters, images, labels, direction)]
+        got = by_ops(replace(case, precision=precision), *rounded, keep=keep)
+        errors.append(max(relative_error(g, e) for g, e in zip(got, exact, strict=True)))
+    assert statistics.median(errors) < ROUNDED
 
 
 @cases
