@@ -186,7 +186,9 @@ class _Recomputing:
             check_labels(labels, unroll.student.layout.num_classes)
             rows = None if unroll.augment is None else unroll.augment.rows.to(images)
             steps = Steps(unroll.batches, rows, unroll.syn_steps, unroll.momentum, unroll.weight_decay)
-            return ops.unroll(start, images, labels, lr, steps, plan.stored_steps, unroll.student.layout)
+            student = unroll.student
+            end = ops.unroll(student.to_fused(start), images, labels, lr, steps, plan.stored_steps, student.layout)
+            return student.from_fused(end)
         if plan.micro_batch is not None:
             unroll = replace(unroll, student=MicroBatches(unroll.student, plan.micro_batch))
         if not recorded:

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from ddfast.engine.adjoints import Adjoint, Augment, CheckpointedUnroll, FullUnroll, Unroll
 from ddfast.engine.distances import DISTANCES
 from ddfast.engine.distances import distance as distance_between
-from ddfast.engine.students import ModuleStudent, Student, student_of, unwrapped, why_not_fused
+from ddfast.engine.students import (
+    ModuleStudent,
+    RecognisedStudent,
+    Student,
+    student_of,
+    unwrapped,
+    why_not_fused,
+)
 from ddfast.engine.students.base import layer_sizes
 from ddfast.networks import ConvNet
 from ddfast.ops import expect_tensors
@@ -96,7 +103,7 @@ def unroll(
     expect_tensors(start=start)
     if isinstance(student, nn.Module):
         _refuse_unpadded(unwrapped(student), start)
-        student = ModuleStudent(student) if isinstance(adjoint, FullUnroll) else _student_of(student, start.device)
+        student = ModuleStudent(student) if isinstance(adjoint, FullUnroll) else _student_of(student, start, images)
     elif not isinstance(student, Student):
         raise TypeError(f"student: expected an nn.Module or a Student, got {type(student).__name__}")
     if isinstance(lr, int | float):
@@ -152,15 +159,22 @@ def match_trajectory(
     return distance_between(last, target, start, distance, weight=weight, layers=layers)
 
 
-def _student_of(network: nn.Module, device: torch.device) -> Student:
+def _student_of(network: nn.Module, start: Tensor, images: Tensor) -> Student:
     """student_of, with one line for each network that says why it is not fused."""
     bare = unwrapped(network)
-    autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
-    reason = "autocast is on" if autocast else why_not_fused(bare)
+    autocast = start.device.type != "meta" and torch.is_autocast_enabled(start.device.type)
+    if autocast:
+        student, reason = ModuleStudent(bare), "autocast is on"
+    else:
+        image = images.shape[1:] if isinstance(images, Tensor) and images.dim() == 4 and images.numel() else None
+        student, reason = student_of(bare, image=image), why_not_fused(bare)
+    if isinstance(student, RecognisedStudent):
+        reason = "recognised"
     if reason is not None and _logged.get(network) != reason:
-        log.info("%s runs by autograd: %s", type(bare).__name__, reason)
+        how = "runs on the fused ops: it is the field's ConvNet" if reason == "recognised" else "runs by autograd: "
+        log.info("%s %s", type(bare).__name__, how if reason == "recognised" else how + reason)
     _logged[network] = reason
-    return ModuleStudent(bare) if autocast else student_of(bare)
+    return student
 
 
 def _refuse_unpadded(network: nn.Module, start: Tensor) -> None:

@@ -51,8 +51,8 @@ def conv3x3_is_faster(
     x: Tensor,  # [B, C, H, W]
     weight: Tensor,  # [O, C, 3, 3]
 ) -> bool:
-    """Whether a layer may and should run as `conv3x3`: float32 on a CPU, at least 16 outputs, maps of more than 2 pixels a
-    side; not under autocast, torch.func, torch.compile or strict float32, where it is PyTorch's own."""
+    """Whether a layer may and should run as `conv3x3`: float32 on a CPU, at least 16 outputs, maps of more than 2
+    pixels a side; not under autocast, torch.func, torch.compile or strict float32, where it is PyTorch's own."""
     return (
         isinstance(x, Tensor)
         and x.is_cpu

@@ -56,7 +56,7 @@ class Job:
 
     def _unroll(self) -> tuple[Student, UnrollSize]:
         images = torch.Size((self.num_images, *self.data.train_images.shape[1:]))
-        student = student_of(self.network("plan"), self.config["precision"])
+        student = student_of(self.network("plan"), self.config["precision"], images[1:])
         states = method_class(self.config["method"]).compares_states
         size = self.settings.unroll_size(images, self.device, return_states=states)
         if self.shares_a_segment:

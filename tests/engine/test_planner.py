@@ -130,7 +130,7 @@ def test_a_network_that_mixes_images_is_planned_in_whole_minibatches():
     student = ModuleStudent(make("convnet-batchnorm"))
     size = UnrollSize(4, torch.Size((64, 3, 16, 16)), 64, dtype=torch.float64)
     plan = make_plan(student, size, 2**30)
-    assert plan.micro_batch is None and plan.stored_steps == 0  # a module keeps nothing
+    assert plan.micro_batch is None and plan.stored_steps == 4
     with pytest.raises(ValueError, match="too little"):
         make_plan(student, size, plan.predicted_bytes // 4)
 

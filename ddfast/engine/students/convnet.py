@@ -30,6 +30,14 @@ class ConvNetStudent(Student):
         norm = network.features[1]
         self.layout = ConvNetLayout(len(norm.weight), blocks, K, network.border, norm.eps, precision)
 
+    def to_fused(self, parameters: Tensor) -> Tensor:  # [S, P] -> [S, P of the layout]
+        """Flat parameters in the order of the layout."""
+        return parameters
+
+    def from_fused(self, parameters: Tensor) -> Tensor:  # [S, P of the layout] -> [S, P]
+        """The inverse of to_fused."""
+        return parameters
+
     def grad(
         self, parameters: Tensor, images: Tensor, labels: Tensor, *, step: Step, create_graph: bool = False
     ) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ def _differences(network: nn.Module) -> Iterator[str]:
         yield "its layers are in another order"
     yield from _of_settings(network)
     yield from _of_parameters(network, reference)
-    yield from _of_patches()
+    yield from of_patches()
 
 
 def _reference_of(network: ConvNet) -> ConvNet | None:
@@ -140,7 +140,7 @@ def _of_parameters(network: ConvNet, reference: ConvNet) -> Iterator[str]:
         yield "its parameters are not all of float32, or all of float64"
 
 
-def _of_patches() -> Iterator[str]:
+def of_patches() -> Iterator[str]:
     """What was changed for all modules of the process."""
     for kind in _GLOBAL_HOOKS:
         if getattr(global_state, f"_global_{kind}"):

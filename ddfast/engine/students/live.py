@@ -11,13 +11,19 @@ from torch.utils._pytree import tree_iter
 class LiveBytes(TorchDispatchMode):
     """Context manager that counts the bytes of the tensors that are made in it; `peak` is the most alive at once.
 
-    On the meta device nothing is computed or allocated, and the count is the same. What an op uses inside is not seen.
+    `alive` is how many are alive now. On the meta device nothing is computed or allocated, and the count is the same.
+    What an op uses inside is not seen.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    @property
+    def alive(self) -> int:
+        """Bytes of the tensors that were made in it and still exist."""
+        return sum(size for storage, size in self._alive.values() if not storage.expired())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}

@@ -3,7 +3,9 @@
 import contextlib
 import copy
 import sys
+import weakref
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,20 @@ from ddfast.engine.students.replay import Replay
 from ddfast.engine.students.wrappers import unwrapped
 from ddfast.ops import computing_in, expect_precision
 
+# What was found out about modules: it outlives the students that calls make of them.
+_sizes: weakref.WeakKeyDictionary[nn.Module, dict[tuple, StepBytes | None]] = weakref.WeakKeyDictionary()
+_mixing: weakref.WeakKeyDictionary[nn.Module, dict[tuple, str | None]] = weakref.WeakKeyDictionary()
+
+
+class _Graph(NamedTuple):
+    """A gradient and what it was computed from."""
+
+    loss: Tensor  # []
+    pieces: list[Tensor]  # of θ, by parameter
+    images: Tensor  # [B, C, H, W]
+    labels: Tensor  # int64 [B], or target weights [B, K]
+    gradients: list[Tensor]  # by parameter
+
 
 class ModuleStudent(Student):
     """A network whose flat parameters [P] are those of `module.parameters()`, in that order.
@@ -27,8 +43,9 @@ class ModuleStudent(Student):
     eval, that it is in. A replay draws the same random numbers (of PyTorch, NumPy and Python: dropout) and starts from
     the same buffers, modes and autocast as the forward sweep; one with another loss is refused. Buffers that the module
     updates (batch norm's running statistics) are updated in the forward sweep only, once per step and student, and a
-    copy per step is kept of those that change. Attention runs on PyTorch's mathematical backend, and compiled functions
-    as they were before: those can be differentiated twice. Wrappers are taken off (`unwrapped`).
+    copy per step is kept of those that change. A kept step keeps its autograd graph. Attention runs on PyTorch's
+    mathematical backend, and compiled functions as they were before: those can be differentiated twice. Wrappers are
+    taken off (`unwrapped`).
 
     `precision` is "default", as PyTorch is set; "float32", without TF32 in `grad` and `grad_jvp` (a FullUnroll's own
     backward pass runs after them, as PyTorch is set); or "bfloat16", the forward pass under autocast. ValueError for
@@ -49,22 +66,25 @@ class ModuleStudent(Student):
         self._sizes = [parameter.numel() for parameter in parameters]
         self.num_parameters, self.layer_sizes = sum(self._sizes), layer_sizes(module)
         self._replay = Replay(module)
-        self._step_bytes: dict[tuple[torch.Size, torch.dtype], StepBytes | None] = {}
-        self._mixing: dict[tuple, str | None] = {}  # by sizes of an image and modes
 
     def grad(
         self, parameters: Tensor, images: Tensor, labels: Tensor, *, step: Step, create_graph: bool = False
     ) -> tuple[Tensor, Tensor]:
         self._check_dtype(parameters)
         losses, gradients = [], []
+        keep = step.keep and not create_graph
         for s, row in enumerate(parameters.unbind(0)):
-            with torch.enable_grad(), computing_in(self.precision):
-                row = row if create_graph and row.requires_grad else row.detach().requires_grad_()
-                pieces = row.split(self._sizes)
-                loss = self._loss(pieces, images, labels, step, s)
-                grads = self._gradients(loss, pieces, create_graph)
+            if keep:
+                graph = self._graph(row, images, labels, step, s, Wanted(labels=labels.is_floating_point()))
+                step.memory[s].graph, loss, grads = graph, graph.loss, graph.gradients
+            else:
+                with torch.enable_grad(), computing_in(self.precision):
+                    row = row if create_graph and row.requires_grad else row.detach().requires_grad_()
+                    pieces = row.split(self._sizes)
+                    loss = self._loss(pieces, images, labels, step, s)
+                    grads = self._gradients(loss, pieces, create_graph)
             losses.append(loss if create_graph else loss.detach())
-            gradients.append(torch.cat([g.reshape(-1) for g in grads]))
+            gradients.append(torch.cat([(g if create_graph else g.detach()).reshape(-1) for g in grads]))
         return torch.stack(losses), torch.stack(gradients)
 
     def grad_jvp(
@@ -83,23 +103,31 @@ class ModuleStudent(Student):
             sum(by_labels) if wanted.labels else None,
         )
 
-    def _grad_jvp(
-        self, row: Tensor, images: Tensor, labels: Tensor, sigma: Tensor, step: Step, s: int, wanted: Wanted
-    ) -> GradientJvp:
-        """One student's ⟨g, σ⟩, Hσ [P], ∂⟨g, σ⟩/∂x and ∂⟨g, σ⟩/∂y; None where not wanted."""
+    def _graph(self, row: Tensor, images: Tensor, labels: Tensor, step: Step, s: int, wanted: Wanted) -> "_Graph":
+        """One student's gradient, with the graph of its derivatives."""
         with torch.enable_grad(), computing_in(self.precision):
             pieces = [piece.requires_grad_() for piece in row.detach().split(self._sizes)]
             images = images.detach().requires_grad_(wanted.images)
             labels = labels.detach().requires_grad_(wanted.labels)
             loss = self._loss(pieces, images, labels, step, s)
-            grads = self._gradients(loss, pieces, create_graph=True)
+            return _Graph(loss, pieces, images, labels, self._gradients(loss, pieces, create_graph=True))
+
+    def _grad_jvp(
+        self, row: Tensor, images: Tensor, labels: Tensor, sigma: Tensor, step: Step, s: int, wanted: Wanted
+    ) -> GradientJvp:
+        """One student's ⟨g, σ⟩, Hσ [P], ∂⟨g, σ⟩/∂x and ∂⟨g, σ⟩/∂y; None where not wanted."""
+        graph = None
+        if step.memory and s in step.memory:
+            graph, step.memory[s].graph = step.memory[s].graph, None  # taken once; a second backward computes it again
+        graph = graph or self._graph(row, images, labels, step, s, wanted)
+        with torch.enable_grad(), computing_in(self.precision):
             parts = sigma.detach().split(self._sizes)
-            terms = [(g, part.view(g.shape)) for g, part in zip(grads, parts, strict=True)]
+            terms = [(g, part.view(g.shape)) for g, part in zip(graph.gradients, parts, strict=True)]
             slope = torch.stack([(g.detach() * part).sum() for g, part in terms]).sum()
             # The gradient in a parameter that the loss is linear in, or does not see, has no graph.
             dependent = [(g, part) for g, part in terms if g.requires_grad]
-            inputs = [*(pieces if wanted.parameters else ()), *((images,) if wanted.images else ())]
-            inputs += (labels,) if wanted.labels else ()
+            inputs = [*(graph.pieces if wanted.parameters else ()), *((graph.images,) if wanted.images else ())]
+            inputs += (graph.labels,) if wanted.labels else ()
             if not inputs or not dependent:
                 results = [torch.zeros_like(x) for x in inputs]
             else:
@@ -115,33 +143,42 @@ class ModuleStudent(Student):
     def step_bytes(
         self, images: torch.Size, students: int, dtype: torch.dtype, on_gpu: bool = False
     ) -> StepBytes | None:
-        """Found by running a step on the meta device, which computes nothing; None for a network that cannot, and for
-        bfloat16, for there is no autocast there."""
+        """Found by running a step on the meta device, which computes nothing, once for each module; None for a network
+        that cannot, and for bfloat16, for there is no autocast there."""
         if self.precision == "bfloat16":
             return None
-        key = (images, dtype)
-        if key not in self._step_bytes:
+        known = _sizes.setdefault(self.module, {})
+        key = (images, students, dtype, self.num_parameters, *(layer.training for layer in self.module.modules()))
+        if key not in known:
             try:
                 with torch.random.fork_rng(devices=[]):
-                    grad, grad_jvp = self._step_bytes_on_meta(images, dtype)
-                self._step_bytes[key] = StepBytes(grad, grad_jvp, grad_jvp, 0)
+                    known[key] = self._step_bytes_on_meta(images, students, dtype)
             except Exception:  # whatever a network of someone else's raises there
-                self._step_bytes[key] = None
-        return self._step_bytes[key]
+                known[key] = None
+        return known[key]
 
-    def _step_bytes_on_meta(self, size: torch.Size, dtype: torch.dtype) -> tuple[int, int]:  # of grad and grad_jvp
+    def _step_bytes_on_meta(self, size: torch.Size, students: int, dtype: torch.dtype) -> StepBytes:
         meta = {  # parameters one by one: .to("meta") would untie them
             id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=dtype)) for p in self.module.parameters()
         }
         module = copy.deepcopy(self.module, meta).to("meta", dtype)
         theta = torch.empty(1, self.num_parameters, dtype=dtype, device="meta")  # students run one by one
         images = torch.empty(size, dtype=dtype, device="meta")
-        arguments = theta, images, torch.empty(len(images), dtype=torch.int64, device="meta")
+        arguments, wanted = (
+            (theta, images, torch.empty(len(images), dtype=torch.int64, device="meta")),
+            Wanted(labels=False),
+        )
         with LiveBytes() as grad:
             ModuleStudent(module, self.precision).grad(*arguments, step=Step())
         with LiveBytes() as grad_jvp:
-            ModuleStudent(module, self.precision).grad_jvp(*arguments, theta, step=Step(), wanted=Wanted(labels=False))
-        return grad.peak, grad_jvp.peak
+            ModuleStudent(module, self.precision).grad_jvp(*arguments, theta, step=Step(), wanted=wanted)
+        student, step = ModuleStudent(module, self.precision), Step(keep=True)
+        with LiveBytes() as keeping:
+            student.grad(*arguments, step=step)
+        kept = keeping.alive
+        with keeping:  # its peak goes on from there
+            student.grad_jvp(*arguments, theta, step=step, wanted=wanted)
+        return StepBytes(grad.peak, grad_jvp.peak, keeping.peak - kept, students * kept)
 
     def why_no_micro_batches(self, images: torch.Size | None = None) -> str | None:
         """Batch norm in training mode; and, once the size of the images is known, what two passes over random images
@@ -156,13 +193,14 @@ class ModuleStudent(Student):
         if images is None or images[0] == 1:
             return None
         key = (images[1:], *(layer.training for layer in self.module.modules()))
-        if key not in self._mixing:
+        known = _mixing.setdefault(self.module, {})
+        if key not in known:
             try:
-                self._mixing[key] = self._why_mixing(images[1:])
+                known[key] = self._why_mixing(images[1:])
             except Exception as error:  # whatever a network of someone else's raises there
                 words = (str(error).splitlines() or [""])[0]
-                self._mixing[key] = f"the network does not run on one or two images: {type(error).__name__}: {words}"
-        return self._mixing[key]
+                known[key] = f"the network does not run on one or two images: {type(error).__name__}: {words}"
+        return known[key]
 
     @torch.no_grad()
     def _why_mixing(self, image: torch.Size) -> str | None:  # [C, H, W]

@@ -4,6 +4,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ class Memory:
     modes: list[bool]  # train or eval, by module
     autocast_dtype: torch.dtype | None  # None where autocast is off
     loss: Tensor | None = None  # []
+    graph: Any = None  # what a kept step's directional derivative starts from
 
 
 class Replay:
@@ -44,7 +46,7 @@ class Replay:
         step.memory[s] = memory = self.remember(device)
         used = {name: buffer.clone() for name, buffer in memory.buffers.items()}
         yield used
-        memory.others = None if _other_states() == memory.others else memory.others
+        memory.others = None if other_states() == memory.others else memory.others
         for name, buffer in self.module.named_buffers():
             with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                 buffer.copy_(used[name])
@@ -52,7 +54,7 @@ class Replay:
     @contextlib.contextmanager
     def _again(self, memory: Memory, device: torch.device) -> Iterator[dict[str, Tensor]]:
         modules = list(self.module.modules())
-        modes, others = [module.training for module in modules], memory.others and _other_states()
+        modes, others = [module.training for module in modules], memory.others and other_states()
         cuda = [device] if device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices=cuda),
@@ -61,13 +63,13 @@ class Replay:
             torch.set_rng_state(memory.random_state)
             if cuda:
                 torch.cuda.set_rng_state(memory.cuda_random_state, device)
-            _set_other_states(memory.others)
+            set_other_states(memory.others)
             _set_modes(modules, memory.modes)
             try:
                 yield {name: buffer.clone() for name, buffer in memory.buffers.items()}
             finally:
                 _set_modes(modules, modes)
-                _set_other_states(others)
+                set_other_states(others)
 
     def remember(self, device: torch.device) -> Memory:
         """What a forward pass would see now."""
@@ -75,7 +77,7 @@ class Replay:
         return Memory(
             self._kept_copy("random state", torch.get_rng_state()),
             self._kept_copy(device, torch.cuda.get_rng_state(device)) if device.type == "cuda" else None,
-            _other_states(),
+            other_states(),
             {name: self._kept_copy(name, buffer) for name, buffer in self.module.named_buffers()},
             [module.training for module in self.module.modules()],
             torch.get_autocast_dtype(device.type) if autocast else None,
@@ -104,13 +106,13 @@ class Replay:
         return kept
 
 
-def _other_states() -> tuple:
+def other_states() -> tuple:
     """The global random states of NumPy, its numbers as bytes, and of Python."""
     kind, numbers, *rest = np.random.get_state()
     return (kind, numbers.tobytes(), *rest), random.getstate()
 
 
-def _set_other_states(states: tuple | None) -> None:
+def set_other_states(states: tuple | None) -> None:
     if states is not None:
         (kind, numbers, *rest), of_python = states
         np.random.set_state((kind, np.frombuffer(numbers, np.uint32), *rest))

@@ -42,7 +42,7 @@ class TrajectoryMatching(Method):
         if not 1 <= count <= experts.num_experts:
             raise ValueError(f"num_experts: expected 1 to the {experts.num_experts} in {experts.path}, got {count}")
         super().__init__(settings, synthetic, resources)
-        self.student = student_of(network.to(self.device), resources.precision)
+        self.student = student_of(network.to(self.device), resources.precision, synthetic.images.shape[1:])
         if ranks.size > 1 and settings.segments == 1:
             self.student = RankBatches(self.student, ranks)
         self._part = ranks.part(settings.segments) if settings.segments > 1 else slice(None)  # this process's segments

@@ -290,7 +290,6 @@ def test_altered_networks_can_be_experts_and_be_evaluated(name, pair, tmp_path, 
 
 REASONS = {
     "dilation set": r"features\.0 has dilation \(3, 3\)",
-    "no bias": r"features\.0 has no bias",
     "groups": r"features\.4 has groups 2",
     "one eps": r"its norms have eps 1e-05, 0\.1, 1e-05",
     "tied weights": "its parameters are tied, or in another order",
