@@ -60,10 +60,8 @@ ctest: $(READY) # the kernels alone, under sanitizers
 	$(BIN)/cmake --build build/kernels --parallel > /dev/null
 	$(BIN)/ctest --test-dir build/kernels --output-on-failure --parallel 2
 
-# page faults made rare for all rows, as the command line does for itself
 bench: $(READY)
-	THP_MEM_ALLOC_ENABLE=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 \
-		$(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name \
+	$(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name \
 		$(if $(TABLES),--tables=$(TABLES))
 
 clean:

@@ -13,7 +13,7 @@ from ddfast.engine.students import Training
 from ddfast.networks import ConvNet
 from ddfast.runtime.seeds import generator
 
-EPOCHS = 5
+EPOCHS = 20  # of the hundreds of an evaluation
 OPTIONS = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 ROWS = {"eager": "eager, one by one", "alone": "ddfast, one by one", "together": "ddfast, side by side"}
 SETTINGS = {

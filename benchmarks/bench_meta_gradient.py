@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
 import ddfast
-from benchmarks.measure import DEVICE, bytes_per_second, flops_per_second, relative_error
+from benchmarks.measure import DEVICE, relative_error
 from ddfast.engine.adjoints import CheckpointedUnroll
 from ddfast.engine.planner import Plan
 from ddfast.engine.students import ModuleStudent, student_of
@@ -24,22 +24,15 @@ ROWS = {
     "eager": "eager full unroll",
     "eager, channels-last": "eager full unroll, channels-last",
     "module": "ddfast, any module, recomputing all",
+    "module, stored": "ddfast, any module, all steps stored",
     "recompute": "ddfast, ConvNet, recomputing all",
     "store": "ddfast, ConvNet, all steps stored",
+    "direct": "ddfast, ConvNet, all steps stored, precision float32",
+    "eager, ddfast's ConvNet": "eager full unroll of ddfast's ConvNet",
+    "foreign": "ddfast, a ConvNet of PyTorch's layers, all steps stored",
     "graph": "ddfast, ConvNet, all steps stored, CUDA graph",
     "eager, bfloat16": "eager full unroll, autocast to bfloat16",
     "bfloat16": "ddfast, ConvNet, bfloat16, recomputing all",
-}
-# The floor of a row's time, per inner step: convolutions in units of a forward pass, and how often norm, ReLU and pool
-# read or write a map of their input's size and one of their result's, were they one kernel each (eager keeps what it
-# needs). A forward sweep takes value and backward; the way back both again, jvp and backward of jvp; stored steps too.
-FLOOR = {  # forward passes, maps of the one size and of the other
-    "eager": (9, 8, 5),
-    "eager, channels-last": (9, 8, 5),
-    "module": (12, 11, 7),
-    "recompute": (11, 11, 7),
-    "store": (9, 11, 7),
-    "graph": (9, 11, 7),
 }
 SLOW_ON_CPUS = ("eager, bfloat16", "bfloat16") if DEVICE == "cpu" else ()
 SETTINGS = {  # images × steps, side; the error is measured with error_steps where float64 would take minutes
@@ -109,7 +102,8 @@ def make(variant, images, steps, side, small=False, dtype="float32", seed=0):
     dtype, steps = getattr(torch, dtype), 1 if small else steps
     torch.manual_seed(seed)
     eager = variant.startswith("eager")
-    network = plain_convnet(side) if eager else ConvNet(3, 10, image_size=(side, side))
+    plain = variant == "foreign" or variant.startswith("module") or (eager and "ddfast" not in variant)
+    network = plain_convnet(side) if plain else ConvNet(3, 10, image_size=(side, side))
     start = 0.03 * torch.randn(sum(p.numel() for p in network.parameters()), dtype=torch.float64)
     start += parameters_to_vector(plain_convnet(side).parameters()).detach()
     target = start + 0.003 * torch.randn(len(start), dtype=torch.float64)
@@ -127,12 +121,14 @@ def make(variant, images, steps, side, small=False, dtype="float32", seed=0):
             with torch.autocast(DEVICE, torch.bfloat16, enabled=half):
                 loss = eager_loss(network, start, target, pixels, labels, lr, steps)
         else:
-            student = ModuleStudent(network) if variant == "module" else student_of(network, precision)
-            adjoint = CheckpointedUnroll(plan=Plan(stored_steps=steps if variant in ("store", "graph") else 0))
+            student = student_of(network, precision, pixels.shape[1:])
+            student = ModuleStudent(network) if variant.startswith("module") else student
+            stored = steps if variant in ("store", "module, stored", "direct", "foreign", "graph") else 0
+            adjoint = CheckpointedUnroll(plan=Plan(stored_steps=stored))
             loss = ddfast.match_trajectory(student, start, target, pixels, labels, lr, syn_steps=steps, adjoint=adjoint)
         return torch.autograd.grad(loss, leaves)
 
-    precision = "bfloat16" if half else "default"
+    precision = "bfloat16" if half else "float32" if variant == "direct" else "default"
     return Replayed(compute, []) if variant == "graph" else compute
 
 
@@ -152,25 +148,9 @@ def test_meta_gradient(measured, setting, variant):
     info = measured(
         sys.modules[__name__], group, ROWS[variant], against=against, rounds=rounds, variant=variant, **case
     )
-    if variant in FLOOR:
-        info["floor"] = case["steps"] * floor(variant, case["images"], case["side"])
     few = {**case, "images": 10 if case["side"] == 32 else 2, "steps": error_steps}
     # Of the image gradient, the median over draws: one ReLU that switches between the precisions makes it 1e-3.
     info["error"] = statistics.median(_error(variant, **few, seed=seed) for seed in range(DRAWS))
-
-
-def floor(variant: str, images: int, side: int) -> float:
-    """Seconds that an inner step takes at the least, at the speeds of a matrix product and of a copy measured here."""
-    forwards, full, pooled = FLOOR[variant]
-    convolutions = forwards * forward_flops(images, side) / flops_per_second()
-    maps = [images * 128 * (side >> i) ** 2 * 4 for i in range(side.bit_length() - 3)]
-    return convolutions + sum((full + pooled / 4) * size / bytes_per_second(size) for size in maps)
-
-
-def forward_flops(images: int, side: int) -> float:
-    """Floating-point operations of the convolutions of a forward pass."""
-    depth = side.bit_length() - 3
-    return sum(2 * 9 * (3 if i == 0 else 128) * 128 * (side >> i) ** 2 for i in range(depth)) * images
 
 
 def _error(variant, **case) -> float:

@@ -78,14 +78,13 @@ def _tables(rows, config) -> Iterator[str]:  # lines
         members = [row for row in rows if row.group == group]
         base = members[0]
         yield f"\n**{group}**\n"
-        yield "| | ms (median) | speed-up | peak MiB | of baseline | error against float64 | floor |"
-        yield "|---|---|---|---|---|---|---|"
+        yield "| | ms (median) | speed-up | peak MiB | of baseline | error against float64 |"
+        yield "|---|---|---|---|---|---|"
         for row in members:
-            info, error, floor = row.extra_info, row.extra_info.get("error"), row.extra_info.get("floor")
+            info, error = row.extra_info, row.extra_info.get("error")
             speed_up = info.get("speed_up", base.stats.median / row.stats.median)
             yield (
                 f"| {info['row']} | {row.stats.median * 1e3:.4g} | {speed_up:.2f}× | "
                 f"{info['peak_mib']:.4g} | {info['peak_mib'] / max(base.extra_info['peak_mib'], 1e-9):.2f} | "
-                f"{'' if error is None else f'{error:.1e}'} | "
-                f"{'' if floor is None else f'{floor / row.stats.median:.0%}'} |"
+                f"{'' if error is None else f'{error:.1e}'} |"
             )

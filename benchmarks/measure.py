@@ -1,14 +1,12 @@
 """Peak memory and errors, measured the same way for every benchmark."""
 
 import datetime
-import functools
 import importlib
 import json
 import os
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -60,33 +58,6 @@ def _measure(call) -> int:
     idle = _status("VmRSS")
     call()
     return _status("VmHWM") - idle
-
-
-@functools.cache
-def flops_per_second() -> float:
-    """What a large float32 matrix product reaches here, at its best of several: half of the floor of a time."""
-    side = 4096 if DEVICE == "cuda" else 1536
-    a = torch.randn(side, side, device=DEVICE)
-    return 2 * side**3 / _fastest(lambda: a @ a)
-
-
-@functools.cache
-def bytes_per_second(size: int) -> float:
-    """What copying a tensor of so many bytes reaches here, read and written: the other half."""
-    a = torch.randn(size // 4, device=DEVICE)
-    b = torch.empty_like(a)
-    return 2 * size / _fastest(lambda: b.copy_(a))
-
-
-def _fastest(call) -> float:  # seconds, of 20
-    times = []
-    for _ in range(20):
-        began = time.perf_counter()
-        call()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def described(command: str) -> str:
