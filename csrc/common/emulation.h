@@ -51,6 +51,12 @@ T* shared_memory() {
   return reinterpret_cast<T*>(emulation::current->shared.data());
 }
 
+template <size_t kBytes>
+void copy_async(void* to, const void* from) {
+  std::memcpy(to, from, kBytes);
+}
+inline void wait_for_copies() {}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int count, size_t shared_bytes, cudaStream_t,
                    Arguments... arguments) {

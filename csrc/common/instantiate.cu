@@ -1,6 +1,6 @@
 // Compiles every CUDA kernel for all types, without torch.
 #include "../dsa_augment/cuda.cuh"
-#include "../norm_relu_pool/cuda.cuh"
+#include "../norm_relu_pool/launch.cuh"
 #include "../param_distance/cuda.cuh"
 
 namespace ddfast {

@@ -3,6 +3,7 @@
 
 #ifndef DDFAST_EMULATION
 
+#include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -16,6 +17,21 @@ template <typename T>
 __device__ T* shared_memory() {
   extern __shared__ __align__(16) unsigned char ddfast_shared_memory[];
   return reinterpret_cast<T*>(ddfast_shared_memory);
+}
+
+// Copies so many bytes from device to shared memory, asynchronously where the hardware can; wait_for_copies() waits for
+// the calling thread's.
+template <size_t kBytes>
+__device__ void copy_async(void* to, const void* from) {
+  if constexpr (kBytes == 4 || kBytes == 8 || kBytes == 16) {
+    __pipeline_memcpy_async(to, from, kBytes);
+  } else {
+    memcpy(to, from, kBytes);
+  }
+}
+__device__ inline void wait_for_copies() {
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -1,37 +1,81 @@
 // CUDA kernels of norm_relu_pool: instance norm, ReLU, 2x2 average pool; value, backward, jvp, backward of jvp.
 //
-// A block works on one image and a tile of neighbouring channels of channels-last memory: thread t on channel t % tile,
-// pixels t / tile, t / tile + threads / tile, … Where the tile of all inputs fits in shared memory it is read from
-// device memory once (kStaged); otherwise the same code reads device memory (mostly the L2 cache) once per pass. Every
-// sum has one fixed order. Maps are of type M, also in shared memory, and computed with as T = Real<M>. The letters are
-// those of the op's reference in ddfast/ops/norm_relu_pool.py.
+// A block works on one image and a tile of neighbouring channels of channels-last memory; a thread on kVector channels,
+// moved 16 bytes at a time where sizes and addresses allow, of pixels lane, lane + lanes, … Where the tile of all
+// inputs fits in shared memory (kStaged) it is copied there asynchronously, all of it in flight at once, and read from
+// device memory once; tiles are narrow enough for several blocks on a multiprocessor. Otherwise the same code reads
+// device memory (mostly the L2 cache) once per pass. No loop divides. Every sum has one fixed order. Maps are of type
+// M, also in shared memory, and computed with as T = Real<M>. The letters are those of the op's reference in
+// ddfast/ops/norm_relu_pool.py.
 #pragma once
 
-#include "../common/launch.cuh"
+#include "../common/packed.cuh"
 #include "args.h"
 
 namespace ddfast {
 
 constexpr int kPoolThreads = 256;
-constexpr int kWidestTile = 32;
+constexpr int kWidestTile = 32;     // channels
+constexpr int kSectorBytes = 32;    // of device memory: narrower tiles would read more than they use
+constexpr int kResidentBlocks = 3;  // on a multiprocessor, where narrow tiles make room for them
+
+template <typename T, int kVector>
+struct Numbers {
+  T of[kVector];
+
+  __device__ T& operator[](int k) { return of[k]; }
+  __device__ T operator[](int k) const { return of[k]; }
+};
 
 // One image's tile of one tensor, [pixels, channels], in shared or in device memory.
-template <typename M>
+template <typename M, int kVector>
 struct Tile {
   const M* data;
   int64_t stride;  // from pixel to pixel
 
-  __device__ Real<M> at(int pixel) const { return data[pixel * stride]; }
+  __device__ Numbers<Real<M>, kVector> at(int pixel) const {
+    const Packed<M, kVector> packed = load_packed<kVector>(data + pixel * stride);
+    Numbers<Real<M>, kVector> numbers;
+    for (int k = 0; k < kVector; ++k) numbers[k] = packed.of[k];
+    return numbers;
+  }
 };
 
-template <typename M, bool kStaged>
+// A thread's way over rows of so many places, without divisions but at its beginning.
+struct Walk {
+  int i, row, column;
+
+  __device__ Walk(int first, int step, int width)
+      : i(first),
+        row(first / width),
+        column(first % width),
+        step_(step),
+        rows_(step / width),
+        columns_(step % width),
+        width_(width) {}
+  __device__ void next() {
+    i += step_;
+    row += rows_;
+    column += columns_;
+    if (column < width_) return;
+    column -= width_;
+    ++row;
+  }
+
+ private:
+  int step_, rows_, columns_, width_;
+};
+
+template <typename M, int kVector, bool kStaged>
 struct TiledInstance {
   using T = Real<M>;
-  int H, W, OH, OW;       // of one image, where 32 bits suffice and divide faster
+  using V = Numbers<T, kVector>;
+  int H, W, OH, OW;       // of one image
   int pixels, cells;      // H W, OH OW
-  int tile, lane, lanes;  // channels of a block; this thread among those of its channel
-  int64_t C, n, channel;  // channel may be ≥ C in the last tile: such a thread works, but neither loads nor stores
-  T* sums;                // shared [threads]: room for the sums over a block
+  int tile, lane, lanes;  // channels of a block; this thread among those of its channels
+  int64_t C, n, channel;  // the first of kVector; it may be ≥ C in the last tile: such a thread works, but neither
+                          // loads nor stores
+  T* sums;                // shared [threads, kVector]: room for the sums over a block
   M* next;                // shared: room for the next tile
 
   __device__ TiledInstance(const InstanceShape& shape, int tile_)
@@ -44,50 +88,83 @@ struct TiledInstance {
         tile(tile_),
         C(shape.C) {
     const int64_t tiles = (C + tile - 1) / tile;
+    const int columns = tile / kVector;
     n = blockIdx.x / tiles;
-    channel = (blockIdx.x % tiles) * tile + threadIdx.x % tile;
-    lane = threadIdx.x / tile;
-    lanes = blockDim.x / tile;
+    channel = (blockIdx.x % tiles) * tile + threadIdx.x % columns * kVector;
+    lane = threadIdx.x / columns;
+    lanes = blockDim.x / columns;
     sums = shared_memory<T>();
-    next = reinterpret_cast<M*>(sums + blockDim.x);
+    next = reinterpret_cast<M*>(sums + blockDim.x * kVector);
   }
   __device__ bool valid() const { return channel < C; }
   __device__ int64_t statistic() const { return n * C + channel; }
-  __device__ T of_image(const T* values) const { return valid() ? values[statistic()] : T(0); }  // [N, C]
-  __device__ T of_channel(const T* values) const { return valid() ? values[channel] : T(0); }    // [C]
+  __device__ V of_image(const T* values) const { return load(values + n * C); }  // [N, C]
+  __device__ V of_channel(const T* values) const { return load(values); }        // [C]
+  __device__ V load(const T* values) const {
+    V numbers;
+    for (int k = 0; k < kVector; ++k) numbers[k] = valid() ? values[channel + k] : T(0);
+    return numbers;
+  }
+  __device__ void store(const V& numbers, T* values) const {  // [N, C]
+    for (int k = 0; k < kVector; ++k) values[statistic() + k] = numbers[k];
+  }
 
-  // This image's tile of a channels-last tensor with `count` pixels. The caller synchronises before reading it, unless
-  // it reads only its own pixels of its own channel.
-  __device__ Tile<M> tile_of(const M* tensor, int count) {
+  // This image's tile of a channels-last tensor with `count` pixels, there after arrived().
+  __device__ Tile<M, kVector> tile_of(const M* tensor, int count) {
     const M* from = tensor + n * count * C + (valid() ? channel : 0);
     if (!kStaged) return {from, C};
-    M* to = next + threadIdx.x % tile;
-    for (int i = lane; i < count; i += lanes) to[i * tile] = valid() ? from[i * C] : M(0);
+    M* to = next + threadIdx.x % (tile / kVector) * kVector;
+    for (int i = lane; i < count; i += lanes) {
+      if (valid()) {
+        copy_async<sizeof(M) * kVector>(to + i * tile, from + i * C);
+      } else {
+        for (int k = 0; k < kVector; ++k) to[i * tile + k] = M(0);
+      }
+    }
     next += count * tile;
     return {to, tile};
   }
-  // The sum of value over the threads of this thread's channel, known to all of them.
-  __device__ T sum(T value) {
-    sums[threadIdx.x] = value;
+  __device__ void arrived() const {
+    if (kStaged) wait_for_copies();
+    __syncthreads();
+  }
+  // The sum of value over the threads of this thread's channels, known to all of them.
+  __device__ V sum(const V& value) {
+    T* own = sums + threadIdx.x * kVector;
+    for (int k = 0; k < kVector; ++k) own[k] = value[k];
     __syncthreads();
     for (int half = lanes / 2; half > 0; half /= 2) {
-      if (lane < half) sums[threadIdx.x] += sums[threadIdx.x + half * tile];
+      if (lane < half) {
+        for (int k = 0; k < kVector; ++k) own[k] += own[half * tile + k];
+      }
       __syncthreads();
     }
-    const T total = sums[threadIdx.x % tile];
+    V total;
+    for (int k = 0; k < kVector; ++k) total[k] = sums[threadIdx.x % (tile / kVector) * kVector + k];
     __syncthreads();
     return total;
   }
-  __device__ T mean(T total) const { return total / static_cast<T>(pixels); }
+  __device__ V mean(V total) const {
+    for (int k = 0; k < kVector; ++k) total[k] /= static_cast<T>(pixels);
+    return total;
+  }
+  __device__ Walk over_pixels() const { return Walk(lane, lanes, W); }
+  __device__ Walk over_cells() const { return Walk(lane, lanes, OW); }
   // The pooled cell of a pixel, or -1 where an odd last row or column is not pooled.
-  __device__ int cell(int pixel) const {
-    const int oh = pixel / W / 2, ow = pixel % W / 2;
+  __device__ int cell(const Walk& pixel) const {
+    const int oh = pixel.row >> 1, ow = pixel.column >> 1;
     return oh < OH && ow < OW ? oh * OW + ow : -1;
   }
   // Pixel k of the four of a pooled cell.
-  __device__ int pixel(int cell, int k) const { return (cell / OW * 2 + k / 2) * W + cell % OW * 2 + k % 2; }
-  // Where a thread writes its channel of a pixel of a channels-last tensor with `count` pixels.
-  __device__ int64_t output(int pixel, int count) const { return (n * count + pixel) * C + channel; }
+  __device__ int pixel(const Walk& cell, int k) const {
+    return (2 * cell.row + (k >> 1)) * W + 2 * cell.column + (k & 1);
+  }
+  // Writes this thread's channels of a pixel of a channels-last tensor with `count` pixels.
+  __device__ void write(const V& numbers, M* tensor, int pixel, int count) const {
+    Packed<M, kVector> packed;
+    for (int k = 0; k < kVector; ++k) packed.of[k] = M(numbers[k]);
+    store_packed(packed, tensor + (n * count + pixel) * C + channel);
+  }
 };
 
 template <typename T>
@@ -95,195 +172,185 @@ __device__ T zero_unless_positive(T gate, T value) {  // ReLU that, like PyTorch
   return gate <= T(0) ? T(0) : value;
 }
 
-template <typename M, bool kStaged>
+template <typename M, int kVector, bool kStaged>
 __global__ void norm_relu_pool_kernel(NormReluPoolArgs<M> args, int tile) {
   using T = Real<M>;
-  TiledInstance<M, kStaged> in(args.shape, tile);
-  const Tile<M> z = in.tile_of(args.z, in.pixels);
-  T part = 0;
-  for (int i = in.lane; i < in.pixels; i += in.lanes) part += z.at(i);
-  const T mean = in.mean(in.sum(part));
-  part = 0;
-  for (int i = in.lane; i < in.pixels; i += in.lanes) part += (z.at(i) - mean) * (z.at(i) - mean);
-  const T rstd = T(1) / sqrt(in.mean(in.sum(part)) + static_cast<T>(args.eps));
+  TiledInstance<M, kVector, kStaged> in(args.shape, tile);
+  using V = Numbers<T, kVector>;
+  const Tile<M, kVector> z = in.tile_of(args.z, in.pixels);
+  in.arrived();
+  V part{};
+  for (int i = in.lane; i < in.pixels; i += in.lanes) {
+    const V value = z.at(i);
+    for (int k = 0; k < kVector; ++k) part[k] += value[k];
+  }
+  const V mean = in.mean(in.sum(part));
+  part = V{};
+  for (int i = in.lane; i < in.pixels; i += in.lanes) {
+    const V value = z.at(i);
+    for (int k = 0; k < kVector; ++k) part[k] += (value[k] - mean[k]) * (value[k] - mean[k]);
+  }
+  V rstd = in.mean(in.sum(part));
+  for (int k = 0; k < kVector; ++k) rstd[k] = T(1) / sqrt(rstd[k] + static_cast<T>(args.eps));
   if (!in.valid()) return;
   if (in.lane == 0) {
-    args.mean[in.statistic()] = mean;
-    args.rstd[in.statistic()] = rstd;
+    in.store(mean, args.mean);
+    in.store(rstd, args.rstd);
   }
-  const T gamma = args.weight[in.channel], beta = args.bias[in.channel];
-  for (int cell = in.lane; cell < in.cells; cell += in.lanes) {
-    T total = 0;
-    for (int k = 0; k < 4; ++k) {
-      const T a = gamma * ((z.at(in.pixel(cell, k)) - mean) * rstd) + beta;
-      total += zero_unless_positive(a, a);
+  const V gamma = in.of_channel(args.weight), beta = in.of_channel(args.bias);
+  for (Walk cell = in.over_cells(); cell.i < in.cells; cell.next()) {
+    V total{};
+    for (int corner = 0; corner < 4; ++corner) {
+      const V value = z.at(in.pixel(cell, corner));
+      for (int k = 0; k < kVector; ++k) {
+        const T a = gamma[k] * ((value[k] - mean[k]) * rstd[k]) + beta[k];
+        total[k] += zero_unless_positive(a, a);
+      }
     }
-    args.y[in.output(cell, in.cells)] = M(total / 4);
+    for (int k = 0; k < kVector; ++k) total[k] /= 4;
+    in.write(total, args.y, cell.i, in.cells);
   }
 }
 
-template <typename M, bool kStaged>
+template <typename M, int kVector, bool kStaged>
 __global__ void norm_relu_pool_backward_kernel(NormReluPoolBackwardArgs<M> args, int tile) {
   using T = Real<M>;
-  TiledInstance<M, kStaged> in(args.shape, tile);
-  const Tile<M> z = in.tile_of(args.z, in.pixels);
-  const Tile<M> grad_y = in.tile_of(args.grad_y, in.cells);
-  const T mean = in.of_image(args.mean), rstd = in.of_image(args.rstd);
-  const T gamma = in.of_channel(args.weight), beta = in.of_channel(args.bias);
-  __syncthreads();
-  T part_q = 0, part_qx = 0;
-  for (int i = in.lane; i < in.pixels; i += in.lanes) {
-    const int cell = in.cell(i);
+  TiledInstance<M, kVector, kStaged> in(args.shape, tile);
+  using V = Numbers<T, kVector>;
+  const Tile<M, kVector> z = in.tile_of(args.z, in.pixels);
+  const Tile<M, kVector> grad_y = in.tile_of(args.grad_y, in.cells);
+  const V mean = in.of_image(args.mean), rstd = in.of_image(args.rstd);
+  const V gamma = in.of_channel(args.weight), beta = in.of_channel(args.bias);
+  in.arrived();
+  V part_q{}, part_qx{};
+  for (Walk pixel = in.over_pixels(); pixel.i < in.pixels; pixel.next()) {
+    const int cell = in.cell(pixel);
     if (cell < 0) continue;
-    const T x = (z.at(i) - mean) * rstd;
-    const T q = zero_unless_positive(gamma * x + beta, grad_y.at(cell) / 4);
-    part_q += q;
-    part_qx += q * x;
+    const V value = z.at(pixel.i), grad = grad_y.at(cell);
+    for (int k = 0; k < kVector; ++k) {
+      const T x = (value[k] - mean[k]) * rstd[k];
+      const T q = zero_unless_positive(gamma[k] * x + beta[k], grad[k] / 4);
+      part_q[k] += q;
+      part_qx[k] += q * x;
+    }
   }
-  const T sum_q = in.sum(part_q), sum_qx = in.sum(part_qx);
+  const V sum_q = in.sum(part_q), sum_qx = in.sum(part_qx);
   if (!in.valid()) return;
   if (in.lane == 0) {
-    args.grad_bias[in.statistic()] = sum_q;
-    args.grad_weight[in.statistic()] = sum_qx;
+    in.store(sum_q, args.grad_bias);
+    in.store(sum_qx, args.grad_weight);
   }
-  const T mean_q = in.mean(sum_q), p = in.mean(sum_qx);
-  for (int i = in.lane; i < in.pixels; i += in.lanes) {
-    const int cell = in.cell(i);
-    const T x = (z.at(i) - mean) * rstd;
-    const T q = cell < 0 ? T(0) : zero_unless_positive(gamma * x + beta, grad_y.at(cell) / 4);
-    args.grad_z[in.output(i, in.pixels)] = M(gamma * rstd * (q - mean_q - x * p));
+  const V mean_q = in.mean(sum_q), p = in.mean(sum_qx);
+  for (Walk pixel = in.over_pixels(); pixel.i < in.pixels; pixel.next()) {
+    const int cell = in.cell(pixel);
+    const V value = z.at(pixel.i), grad = cell < 0 ? V{} : grad_y.at(cell);
+    V result;
+    for (int k = 0; k < kVector; ++k) {
+      const T x = (value[k] - mean[k]) * rstd[k];
+      const T q = cell < 0 ? T(0) : zero_unless_positive(gamma[k] * x + beta[k], grad[k] / 4);
+      result[k] = gamma[k] * rstd[k] * (q - mean_q[k] - x * p[k]);
+    }
+    in.write(result, args.grad_z, pixel.i, in.pixels);
   }
 }
 
-template <typename M, bool kStaged>
+template <typename M, int kVector, bool kStaged>
 __global__ void norm_relu_pool_jvp_kernel(NormReluPoolJvpArgs<M> args, int tile) {
   using T = Real<M>;
-  TiledInstance<M, kStaged> in(args.shape, tile);
-  const Tile<M> z = in.tile_of(args.z, in.pixels);
-  const Tile<M> dz = in.tile_of(args.dz, in.pixels);
-  const T mean = in.of_image(args.mean), rstd = in.of_image(args.rstd);
-  T part = 0;
-  for (int i = in.lane; i < in.pixels; i += in.lanes) part += dz.at(i);
-  const T dmean = in.mean(in.sum(part));
-  part = 0;  // about the mean: x̂ sums to 0, and dz need not be small
-  for (int i = in.lane; i < in.pixels; i += in.lanes) part += (z.at(i) - mean) * rstd * (dz.at(i) - dmean);
-  const T dcov = in.mean(in.sum(part));
+  TiledInstance<M, kVector, kStaged> in(args.shape, tile);
+  using V = Numbers<T, kVector>;
+  const Tile<M, kVector> z = in.tile_of(args.z, in.pixels);
+  const Tile<M, kVector> dz = in.tile_of(args.dz, in.pixels);
+  const V mean = in.of_image(args.mean), rstd = in.of_image(args.rstd);
+  in.arrived();
+  V part{};
+  for (int i = in.lane; i < in.pixels; i += in.lanes) {
+    const V tangent = dz.at(i);
+    for (int k = 0; k < kVector; ++k) part[k] += tangent[k];
+  }
+  const V dmean = in.mean(in.sum(part));
+  part = V{};  // about the mean: x̂ sums to 0, and dz need not be small
+  for (int i = in.lane; i < in.pixels; i += in.lanes) {
+    const V value = z.at(i), tangent = dz.at(i);
+    for (int k = 0; k < kVector; ++k) part[k] += (value[k] - mean[k]) * rstd[k] * (tangent[k] - dmean[k]);
+  }
+  const V dcov = in.mean(in.sum(part));
   if (!in.valid()) return;
   if (in.lane == 0) {
-    args.dmean[in.statistic()] = dmean;
-    args.dcov[in.statistic()] = dcov;
+    in.store(dmean, args.dmean);
+    in.store(dcov, args.dcov);
   }
-  const T gamma = args.weight[in.channel], beta = args.bias[in.channel];
-  const T dgamma = args.dweight[in.channel], dbeta = args.dbias[in.channel];
-  for (int cell = in.lane; cell < in.cells; cell += in.lanes) {
-    T total = 0;
-    for (int k = 0; k < 4; ++k) {
-      const int i = in.pixel(cell, k);
-      const T x = (z.at(i) - mean) * rstd;
-      const T dx = rstd * (dz.at(i) - dmean - x * dcov);
-      total += zero_unless_positive(gamma * x + beta, dgamma * x + gamma * dx + dbeta);
+  const V gamma = in.of_channel(args.weight), beta = in.of_channel(args.bias);
+  const V dgamma = in.of_channel(args.dweight), dbeta = in.of_channel(args.dbias);
+  for (Walk cell = in.over_cells(); cell.i < in.cells; cell.next()) {
+    V total{};
+    for (int corner = 0; corner < 4; ++corner) {
+      const int i = in.pixel(cell, corner);
+      const V value = z.at(i), tangent = dz.at(i);
+      for (int k = 0; k < kVector; ++k) {
+        const T x = (value[k] - mean[k]) * rstd[k];
+        const T dx = rstd[k] * (tangent[k] - dmean[k] - x * dcov[k]);
+        total[k] += zero_unless_positive(gamma[k] * x + beta[k], dgamma[k] * x + gamma[k] * dx + dbeta[k]);
+      }
     }
-    args.dy[in.output(cell, in.cells)] = M(total / 4);
+    for (int k = 0; k < kVector; ++k) total[k] /= 4;
+    in.write(total, args.dy, cell.i, in.cells);
   }
 }
 
-template <typename M, bool kStaged>
+template <typename M, int kVector, bool kStaged>
 __global__ void norm_relu_pool_backward_jvp_kernel(NormReluPoolBackwardJvpArgs<M> args, int tile) {
   using T = Real<M>;
-  TiledInstance<M, kStaged> in(args.shape, tile);
-  const Tile<M> z = in.tile_of(args.z, in.pixels);
-  const Tile<M> dz = in.tile_of(args.dz, in.pixels);
-  const Tile<M> grad_y = in.tile_of(args.grad_y, in.cells);
-  Tile<M> dgrad_y{};
+  TiledInstance<M, kVector, kStaged> in(args.shape, tile);
+  using V = Numbers<T, kVector>;
+  const Tile<M, kVector> z = in.tile_of(args.z, in.pixels);
+  const Tile<M, kVector> dz = in.tile_of(args.dz, in.pixels);
+  const Tile<M, kVector> grad_y = in.tile_of(args.grad_y, in.cells);
+  Tile<M, kVector> dgrad_y{};
   if (args.dgrad_y) dgrad_y = in.tile_of(args.dgrad_y, in.cells);
-  const T mean = in.of_image(args.mean), rstd = in.of_image(args.rstd);
-  const T dmean = in.of_image(args.dmean), dcov = in.of_image(args.dcov);
-  const T gamma = in.of_channel(args.weight), beta = in.of_channel(args.bias), dgamma = in.of_channel(args.dweight);
-  __syncthreads();
-  T part_q = 0, part_qx = 0, part_dq = 0, part_dqx = 0;
-  for (int i = in.lane; i < in.pixels; i += in.lanes) {
-    const int cell = in.cell(i);
+  const V mean = in.of_image(args.mean), rstd = in.of_image(args.rstd);
+  const V dmean = in.of_image(args.dmean), dcov = in.of_image(args.dcov);
+  const V gamma = in.of_channel(args.weight), beta = in.of_channel(args.bias), dgamma = in.of_channel(args.dweight);
+  in.arrived();
+  V part_q{}, part_qx{}, part_dq{}, part_dqx{};
+  for (Walk pixel = in.over_pixels(); pixel.i < in.pixels; pixel.next()) {
+    const int cell = in.cell(pixel);
     if (cell < 0) continue;
-    const T x = (z.at(i) - mean) * rstd;
-    const T dx = rstd * (dz.at(i) - dmean - x * dcov);
-    const T q = zero_unless_positive(gamma * x + beta, grad_y.at(cell) / 4);
-    const T dq = args.dgrad_y ? zero_unless_positive(gamma * x + beta, dgrad_y.at(cell) / 4) : T(0);
-    part_q += q;
-    part_qx += q * x;
-    part_dq += dq;
-    part_dqx += dq * x + q * dx;
+    const V value = z.at(pixel.i), tangent = dz.at(pixel.i), grad = grad_y.at(cell);
+    const V dgrad = args.dgrad_y ? dgrad_y.at(cell) : V{};
+    for (int k = 0; k < kVector; ++k) {
+      const T x = (value[k] - mean[k]) * rstd[k];
+      const T dx = rstd[k] * (tangent[k] - dmean[k] - x * dcov[k]);
+      const T q = zero_unless_positive(gamma[k] * x + beta[k], grad[k] / 4);
+      const T dq = args.dgrad_y ? zero_unless_positive(gamma[k] * x + beta[k], dgrad[k] / 4) : T(0);
+      part_q[k] += q;
+      part_qx[k] += q * x;
+      part_dq[k] += dq;
+      part_dqx[k] += dq * x + q * dx;
+    }
   }
-  const T sum_q = in.sum(part_q), sum_qx = in.sum(part_qx), sum_dq = in.sum(part_dq), sum_dqx = in.sum(part_dqx);
+  const V sum_q = in.sum(part_q), sum_qx = in.sum(part_qx), sum_dq = in.sum(part_dq), sum_dqx = in.sum(part_dqx);
   if (!in.valid()) return;
   if (in.lane == 0) {
-    args.dgrad_bias[in.statistic()] = sum_dq;
-    args.dgrad_weight[in.statistic()] = sum_dqx;
+    in.store(sum_dq, args.dgrad_bias);
+    in.store(sum_dqx, args.dgrad_weight);
   }
-  const T mean_q = in.mean(sum_q), p = in.mean(sum_qx), mean_dq = in.mean(sum_dq), dp = in.mean(sum_dqx);
-  const T along_e = dgamma * rstd - gamma * rstd * rstd * dcov, along_de = gamma * rstd;
-  for (int i = in.lane; i < in.pixels; i += in.lanes) {
-    const int cell = in.cell(i);
-    const T x = (z.at(i) - mean) * rstd;
-    const T dx = rstd * (dz.at(i) - dmean - x * dcov);
-    const T gate = gamma * x + beta;
-    const T q = cell < 0 ? T(0) : zero_unless_positive(gate, grad_y.at(cell) / 4);
-    const T dq = cell < 0 || !args.dgrad_y ? T(0) : zero_unless_positive(gate, dgrad_y.at(cell) / 4);
-    args.dgrad_z[in.output(i, in.pixels)] =
-        M(along_e * (q - mean_q - x * p) + along_de * (dq - mean_dq - dx * p - x * dp));
+  const V mean_q = in.mean(sum_q), p = in.mean(sum_qx), mean_dq = in.mean(sum_dq), dp = in.mean(sum_dqx);
+  for (Walk pixel = in.over_pixels(); pixel.i < in.pixels; pixel.next()) {
+    const int cell = in.cell(pixel);
+    const V value = z.at(pixel.i), tangent = dz.at(pixel.i), grad = cell < 0 ? V{} : grad_y.at(cell);
+    const V dgrad = cell < 0 || !args.dgrad_y ? V{} : dgrad_y.at(cell);
+    V result;
+    for (int k = 0; k < kVector; ++k) {
+      const T x = (value[k] - mean[k]) * rstd[k];
+      const T dx = rstd[k] * (tangent[k] - dmean[k] - x * dcov[k]);
+      const T gate = gamma[k] * x + beta[k];
+      const T q = cell < 0 ? T(0) : zero_unless_positive(gate, grad[k] / 4);
+      const T dq = cell < 0 || !args.dgrad_y ? T(0) : zero_unless_positive(gate, dgrad[k] / 4);
+      const T along_de = gamma[k] * rstd[k], along_e = dgamma[k] * rstd[k] - along_de * rstd[k] * dcov[k];
+      result[k] = along_e * (q - mean_q[k] - x * p[k]) + along_de * (dq - mean_dq[k] - dx * p[k] - x * dp[k]);
+    }
+    in.write(result, args.dgrad_z, pixel.i, in.pixels);
   }
 }
-
-// Channels of a block, a power of two: no more than there are or than kWidestTile, and no fewer than fill a memory
-// sector of 32 bytes, for then more would be read than is used.
-template <typename M>
-int widest_tile(const InstanceShape& shape) {
-  int tile = 32 / static_cast<int>(sizeof(M));
-  while (tile < kWidestTile && tile < shape.C) tile *= 2;
-  return tile;
-}
-
-// `full` and `pooled`: how many tensors of either size the kernel reads. `shared_limit`: what a block of this device
-// may ask for (cudaDevAttrMaxSharedMemoryPerBlockOptin). The widest tile whose inputs fit is staged, for long rows of
-// neighbouring addresses; where none fits, none is.
-template <typename M, typename Args>
-cudaError_t launch_tiled(void (*staged)(Args, int), void (*unstaged)(Args, int), const Args& args, int full, int pooled,
-                         size_t shared_limit, cudaStream_t stream) {
-  const InstanceShape& shape = args.shape;
-  const int64_t per_channel = full * shape.pixels() + pooled * shape.pooled_height() * shape.pooled_width();
-  const auto bytes = [&](int64_t elements) { return kPoolThreads * sizeof(Real<M>) + elements * sizeof(M); };
-  const int widest = widest_tile<M>(shape);
-  int tile = widest;
-  while (tile * sizeof(M) >= 32 && bytes(per_channel * tile) > shared_limit) tile /= 2;
-  const bool fits = tile * sizeof(M) >= 32;
-  if (!fits) tile = widest;
-  const int64_t blocks = shape.N * ((shape.C + tile - 1) / tile);
-  return launch(fits ? staged : unstaged, blocks, kPoolThreads, bytes(fits ? per_channel * tile : 0), stream, args,
-                tile);
-}
-
-template <typename M>
-cudaError_t launch_norm_relu_pool(const NormReluPoolArgs<M>& args, size_t shared_limit, cudaStream_t stream) {
-  return launch_tiled<M>(norm_relu_pool_kernel<M, true>, norm_relu_pool_kernel<M, false>, args, 1, 0, shared_limit,
-                         stream);
-}
-
-template <typename M>
-cudaError_t launch_norm_relu_pool(const NormReluPoolBackwardArgs<M>& args, size_t shared_limit, cudaStream_t stream) {
-  return launch_tiled<M>(norm_relu_pool_backward_kernel<M, true>, norm_relu_pool_backward_kernel<M, false>, args, 1, 1,
-                         shared_limit, stream);
-}
-
-template <typename M>
-cudaError_t launch_norm_relu_pool(const NormReluPoolJvpArgs<M>& args, size_t shared_limit, cudaStream_t stream) {
-  return launch_tiled<M>(norm_relu_pool_jvp_kernel<M, true>, norm_relu_pool_jvp_kernel<M, false>, args, 2, 0,
-                         shared_limit, stream);
-}
-
-template <typename M>
-cudaError_t launch_norm_relu_pool(const NormReluPoolBackwardJvpArgs<M>& args, size_t shared_limit,
-                                  cudaStream_t stream) {
-  return launch_tiled<M>(norm_relu_pool_backward_jvp_kernel<M, true>, norm_relu_pool_backward_jvp_kernel<M, false>,
-                         args, 2, args.dgrad_y ? 2 : 1, shared_limit, stream);
-}
-
 }  // namespace ddfast

@@ -3,8 +3,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "cuda.cuh"
 #include "glue.h"
+#include "launch.cuh"
 
 namespace ddfast {
 namespace {

@@ -5,7 +5,7 @@
 // emulation.h comes first: it stands in for the CUDA runtime
 #include "../common/test_check.h"
 #include "cpu.h"
-#include "cuda.cuh"
+#include "launch.cuh"
 
 namespace ddfast::test {
 
@@ -173,10 +173,10 @@ void check_all(const InstanceShape& shape) {
     if (set > best_instruction_set()) continue;
     check<M>(problem, name_of(set), OnCpu<M>{set});
   }
-  // Shared memory for all tiles, for narrow tiles only, and for none: the second path.
-  const size_t sums = kPoolThreads * sizeof(Real<M>);
-  const size_t widest = sums + 3 * shape.pixels() * 32 * sizeof(M), narrow = sums + 3 * shape.pixels() * 32;
-  for (const size_t limit : {widest, narrow, size_t{0}}) {
+  // Shared memory for several blocks of wide tiles, for one of narrow tiles, and for none: the second path.
+  const size_t sums = kPoolThreads * sizeof(Real<M>) * pool_vector<M>;
+  const size_t widest = sums + 3 * shape.pixels() * kWidestTile * sizeof(M);
+  for (const size_t limit : {kResidentBlocks * widest, sums + 3 * shape.pixels() * kSectorBytes, size_t{0}}) {
     check<M>(problem, "cuda with " + std::to_string(limit) + " bytes", [limit](const auto& args) {
       expect("launch", launch_norm_relu_pool(args, limit, nullptr) == cudaSuccess);
     });

@@ -12,6 +12,7 @@ from ddfast.engine.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize
 from ddfast.engine.students import RankBatches, Student, student_of
 from ddfast.experts import TrajectoryStore, kept_epochs
 from ddfast.methods import Needs, method_class
+from ddfast.ops import release_memory
 from ddfast.run.config import NEEDED, ExpertOptions, defaults_of
 from ddfast.runtime import seeds
 from ddfast.runtime.ranks import ALONE, Ranks
@@ -102,6 +103,7 @@ class Job:
         if not self.needs.unroll:
             words = f"memory ran out in iteration {iteration} ({str(cause).splitlines()[0]})"
             raise MemoryError(f"{words}; begin a run with fewer images per class, or a smaller network") from cause
+        release_memory()  # of the larger plan
         student, size = self._unroll()
         before, reason = self.plan, str(cause).splitlines()[0]
         advice = "resume the run with a smaller memory_budget, or begin one with a smaller batch_syn"

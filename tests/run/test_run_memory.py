@@ -47,9 +47,9 @@ def test_precision_is_an_option_that_is_recorded(pair, tmp_path):
         for precision in ("default", "float32", "bfloat16")
     }
     images = {precision: run.synthetic.images for precision, run in runs.items()}
-    assert torch.equal(images["float32"], images["default"])  # on a CPU, as PyTorch is set here
     moved = images["default"] - ddfast.SyntheticSet.load(tmp_path / "default" / "initial").images
-    assert 0 < (images["bfloat16"] - images["default"]).norm() < 0.1 * moved.norm()
+    for precision in ("float32", "bfloat16"):  # on a CPU the default convolves on tiles
+        assert 0 < (images[precision] - images["default"]).norm() < 0.1 * moved.norm()
     configs = {precision: json.loads((run.path / "config.json").read_text()) for precision, run in runs.items()}
     assert all(config["precision"] == precision for precision, config in configs.items())
     needed = {precision: config["memory_plan"]["predicted_bytes"] for precision, config in configs.items()}
@@ -169,6 +169,7 @@ LIMITED = """
     pair = TensorDataset(images, labels), TensorDataset(images[:10], labels[:10])
 
     def limited(distillation):
+        ddfast.ops.release_memory()  # of the experts' training
         status = open("/proc/self/status").read().splitlines()
         used = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
         most = used + distillation._job.plan.predicted_bytes * 4 // 5
