@@ -17,6 +17,7 @@ from ddfast.engine.students.replay import other_states, set_other_states
 from ddfast.ops import ConvNetLayout, convnet_grad, convnet_grad_jvp
 
 MOST_VERSIONS = 8  # of one network: one that changes with every call is not compared again and again
+MOST_NUMBERS = 2**25  # of the first map of the comparison: 256 MiB
 EXACT = 1e-7  # in float64, relative; another network differs by more than 1e-3
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _BOOKKEEPING = {"_parameters", "_modules", "_buffers", "_non_persistent_buffers_set", "_is_full_backward_hook"}
@@ -200,6 +201,8 @@ def _structure(network: nn.Module, holders: list[nn.Module], image: torch.Size) 
     H, W = layout.maps((image[1], image[2]))[-1]
     if min(H, W) < 1 or weight.shape[1] != width * H * W:
         return other
+    if 2 * width * math.prod(layout.maps((image[1], image[2]))[0]) > MOST_NUMBERS:
+        return "its images are too large for a comparison with a ConvNet"
     return Recognised(layout, torch.cat(index))
 
 

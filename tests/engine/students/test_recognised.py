@@ -8,7 +8,7 @@ from torch.nn.utils import parameters_to_vector
 
 import ddfast
 from ddfast.engine.adjoints import CheckpointedUnroll, FullUnroll
-from ddfast.engine.students import ModuleStudent, RecognisedStudent, Step, Wanted, student_of
+from ddfast.engine.students import ModuleStudent, RecognisedStudent, Step, Wanted, recognised, student_of
 from ddfast.engine.students.recognised import MOST_VERSIONS, recognise
 from ddfast.networks import ConvNet
 from tests.conftest import normal, relative_error
@@ -171,6 +171,16 @@ def test_a_network_that_changes_with_every_call_is_not_compared_again_and_again(
         recognise(net, IMAGE)
     net(torch.zeros(1, *IMAGE, dtype=torch.float64))
     assert "change from call to call" in recognise(net, IMAGE)
+
+
+def test_large_images_are_not_compared():
+    side = 4096
+    net = nn.Sequential(nn.Conv2d(3, W, 3, padding=1), nn.GroupNorm(W, W), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten())
+    with torch.device("meta"):
+        linear = nn.Linear(W * (side // 2) ** 2, 1)
+    holders = [net[0], net[1], linear]
+    whole = nn.Sequential(*net, linear)
+    assert "too large" in recognised._structure(whole, holders, torch.Size((3, side, side)))
 
 
 def test_images_of_another_size_and_broken_networks_are_refused():
