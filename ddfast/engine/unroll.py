@@ -160,20 +160,19 @@ def match_trajectory(
 
 
 def _student_of(network: nn.Module, start: Tensor, images: Tensor) -> Student:
-    """student_of, with one line for each network that says why it is not fused."""
+    """student_of, with one line for each network that is no ddfast ConvNet: how it runs, and why."""
     bare = unwrapped(network)
-    autocast = start.device.type != "meta" and torch.is_autocast_enabled(start.device.type)
-    if autocast:
-        student, reason = ModuleStudent(bare), "autocast is on"
+    if start.device.type != "meta" and torch.is_autocast_enabled(start.device.type):
+        student, line = ModuleStudent(bare), "runs by autograd: autocast is on"
     else:
         image = images.shape[1:] if isinstance(images, Tensor) and images.dim() == 4 and images.numel() else None
         student, reason = student_of(bare, image=image), why_not_fused(bare)
+        line = None if reason is None else f"runs by autograd: {reason}"
     if isinstance(student, RecognisedStudent):
-        reason = "recognised"
-    if reason is not None and _logged.get(network) != reason:
-        how = "runs on the fused ops: it is the field's ConvNet" if reason == "recognised" else "runs by autograd: "
-        log.info("%s %s", type(bare).__name__, how if reason == "recognised" else how + reason)
-    _logged[network] = reason
+        line = "runs on the fused ops: it is the field's ConvNet"
+    if line is not None and _logged.get(network) != line:
+        log.info("%s %s", type(bare).__name__, line)
+    _logged[network] = line
     return student
 
 

@@ -16,16 +16,19 @@ def refuse_transforms(name: str, *tensors: Tensor | None) -> None:
     derivatives = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
     if any(level.key() in derivatives for level in torch._C._functorch.get_interpreter_stack() or ()):
         raise NotImplementedError(message)
-    if forward_ad._current_level >= 0:
-        for tensor in tensors:
-            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-                raise NotImplementedError(message)
+    if _has_tangent(*tensors):
+        raise NotImplementedError(message)
 
 
 def in_transform(*tensors: Tensor | None) -> bool:
     """Whether an op would be seen by torch.func, forward-mode derivatives, torch.compile or a tracer."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.get_interpreter_stack():
         return True
+    return _has_tangent(*tensors)
+
+
+def _has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether a forward-mode derivative is formed through one of these."""
     return forward_ad._current_level >= 0 and any(
         tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
     )

@@ -24,7 +24,7 @@ def conv3x3(
 
     On a CPU, in float32, with at least 16 channels in and out of a group and maps of more than 2 pixels a side, by
     minimal filtering F(tile × tile, 3 × 3) (Winograd; Lavin & Gray 2016): 2.5 to 3 times as fast as a direct
-    convolution, with errors of 1e-6 instead of 2e-7 (docs/precision.md). `tile` is 4, 2 (slower and more accurate) or 0
+    convolution, with errors of 1e-6 instead of 2e-7 (docs/numerics.md). `tile` is 4, 2 (slower and more accurate) or 0
     (direct). Everything else, and every GPU, computes directly.
 
     Works in channels-last: other layouts are converted first, and result and gradients are converted back.

@@ -40,10 +40,10 @@ def convnet_grad(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:  # losses [S], g [S, P], kept
     """The mean cross-entropy of every student and its gradient g = ∇_θ ℓ.
 
-    With `keep`, what `convnet_grad_jvp` can take up instead of computing it again: of every block but the first, whose
-    is the largest and cheap, the convolution's result z [B, S·width, H, W], and of every block the cotangent of the
-    pooled map [B, S·width, H/2, W/2]. A convolution's bias stands before an instance norm and has no effect: its
-    gradient is exactly 0. g is differentiable once, by convnet_grad_jvp; the losses are not.
+    With `keep`, what `convnet_grad_jvp` can take up instead of computing it again: the convolution's result z
+    [B, S·width, H, W] of every block but the first, which is the largest and the cheapest, and the cotangent of the
+    pooled map [B, S·width, H/2, W/2] of every block. A convolution's bias stands before an instance norm and has no
+    effect: its gradient is exactly 0. g is differentiable once, by convnet_grad_jvp; the losses are not.
 
     Errors: as convnet_forward, and those of labels.
     """

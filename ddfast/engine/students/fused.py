@@ -112,7 +112,7 @@ def _of_layer(layer: nn.Module, reference: nn.Module) -> Iterator[str]:
             yield f"has a {name} of type {type(parameter).__name__}"
         elif parameter.shape != expected_one.shape:
             yield f"has a {name} of shape {list(parameter.shape)}"
-        elif parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        elif has_hooks(parameter):
             yield f"has hooks on its {name}"
 
 
@@ -135,9 +135,19 @@ def _of_settings(network: ConvNet) -> Iterator[str]:
 def _of_parameters(network: ConvNet, reference: ConvNet) -> Iterator[str]:
     if [name for name, _ in network.named_parameters()] != [name for name, _ in reference.named_parameters()]:
         yield "its parameters are tied, or in another order"
+    yield from of_types(network)
+
+
+def of_types(network: nn.Module) -> Iterator[str]:
+    """What the fused ops do not take of the parameters' types."""
     kinds = {(p.dtype, p.layout) for p in network.parameters()}
-    if len(kinds) > 1 or kinds.pop() not in ((torch.float32, torch.strided), (torch.float64, torch.strided)):
+    if len(kinds) != 1 or kinds.pop() not in ((torch.float32, torch.strided), (torch.float64, torch.strided)):
         yield "its parameters are not all of float32, or all of float64"
+
+
+def has_hooks(parameter: nn.Parameter) -> bool:
+    """Whether something is to run when the parameter gets a gradient."""
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def of_patches() -> Iterator[str]:

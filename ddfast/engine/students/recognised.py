@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from ddfast.engine.students.base import GradientJvp, Step, Wanted
 from ddfast.engine.students.convnet import ConvNetStudent
-from ddfast.engine.students.fused import of_patches
+from ddfast.engine.students.fused import has_hooks, of_patches, of_types
 from ddfast.engine.students.module import ModuleStudent
 from ddfast.engine.students.replay import other_states, set_other_states
+from ddfast.engine.students.wrappers import HOOKS
 from ddfast.ops import ConvNetLayout, convnet_grad, convnet_grad_jvp
 
 MOST_VERSIONS = 8  # of one network: one that changes with every call is not compared again and again
 MOST_NUMBERS = 2**25  # of the first map of the comparison: 256 MiB
 EXACT = 1e-7  # in float64, relative; another network differs by more than 1e-3
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _BOOKKEEPING = {"_parameters", "_modules", "_buffers", "_non_persistent_buffers_set", "_is_full_backward_hook"}
 
 
@@ -81,6 +81,9 @@ def recognise(
     affine parameters, and a linear layer. Then logits, gradient and second derivatives are compared with autograd's, in
     float64 on two random images, once for each state of its attributes.
     """
+    reason = next(_obstacles(network), None)
+    if reason is not None:
+        return reason
     version = (tuple(image), *_version(network))
     known = _known.setdefault(network, {})
     if version not in known:
@@ -98,56 +101,44 @@ def recognise(
 
 
 def _version(network: nn.Module) -> Iterator[Any]:
-    """What a network does depends on this, beside its parameters: types, methods, attributes, hooks, shapes."""
+    """What a network does depends on this, beside its parameters: types, methods, attributes, shapes."""
     for name, module in network.named_modules(remove_duplicate=False):
         yield name, type(module), type(module).forward, type(module).__call__
         for attribute, value in vars(module).items():
             if attribute in _BOOKKEEPING:
                 continue
-            if isinstance(value, dict):
-                yield attribute, *map(id, value.values())
-            elif value is None or isinstance(value, bool | int | float | str | tuple):
-                yield attribute, repr(value)
-            else:
-                yield attribute, id(value)
-        yield tuple(module._buffers)
+            yield attribute, repr(value)  # of what has no words of its own, its address
         for parameter in module._parameters.values():
             yield None if parameter is None else (type(parameter), parameter.shape, parameter.dtype)
 
 
 def _recognise(network: nn.Module, image: torch.Size) -> Recognised | str:
-    reason = next(_obstacles(network), None)
-    if reason is not None:
-        return reason
     holders = _in_order_of_calls(network, image)
     found = _structure(network, holders, image)
     return found if isinstance(found, str) else _compared(network, found, image)
 
 
 def _obstacles(network: nn.Module) -> Iterator[str]:
-    """What excludes a network at once."""
+    """What excludes a network at once; looked at in every call."""
     yield from of_patches()
     for name, module in network.named_modules():
         where = name or "the network"
-        if any(vars(module).get(hooks) for hooks in _HOOKS):
+        if any(vars(module).get(hooks) for hooks in HOOKS):
             yield f"{where} has hooks"
         if any(buffer is not None for buffer in module._buffers.values()):
             yield f"{where} has buffers"
         if module.training and isinstance(module, nn.modules.dropout._DropoutNd) and module.p:
             yield f"{where} draws random numbers"
-        if any(type(p) is not nn.Parameter for p in module._parameters.values() if p is not None):
+        if any(isinstance(value, Tensor) for value in vars(module).values()):
+            yield f"{where} has a tensor that is no parameter"
+        parameters = [p for p in module._parameters.values() if p is not None]
+        if any(type(p) is not nn.Parameter for p in parameters):
             yield f"{where} has parameters of another type"
-        for parameter in module._parameters.values():
-            if parameter is not None and (
-                parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
-            ):
-                yield f"{where} has hooks on its parameters"
-    parameters = list(network.named_parameters(remove_duplicate=False))
-    if len(parameters) != len(list(network.parameters())):
+        if any(map(has_hooks, parameters)):
+            yield f"{where} has hooks on its parameters"
+    if len(list(network.named_parameters(remove_duplicate=False))) != len(list(network.parameters())):
         yield "its parameters are tied"
-    kinds = {(p.dtype, p.layout) for _, p in parameters}
-    if len(kinds) != 1 or kinds.pop() not in ((torch.float32, torch.strided), (torch.float64, torch.strided)):
-        yield "its parameters are not all of float32, or all of float64"
+    yield from of_types(network)
 
 
 def _in_order_of_calls(network: nn.Module, image: torch.Size) -> list[nn.Module]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -23,7 +23,7 @@ def unwrapped(network: nn.Module) -> nn.Module:
     """
     inner = _inner(network)
     while inner is not None:
-        if any(vars(network).get(hooks) for hooks in _HOOKS):
+        if any(vars(network).get(hooks) for hooks in HOOKS):
             raise ValueError(
                 f"student: the {type(network).__name__} has hooks, which only its own forward runs; "
                 "register them on the module inside"
