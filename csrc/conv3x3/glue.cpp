@@ -23,16 +23,16 @@ int64_t groups_of(const Tensor& x, const Tensor& w) { return x.size(1) / w.size(
 
 // Whether minimal filtering computes these: float32 on a CPU, at least 16 channels in and out of a group, maps of more
 // than two pixels a side.
-bool tiles_apply(const Tensor& maps, const Tensor& w, int64_t groups) {
-  return maps.is_cpu() && maps.scalar_type() == at::kFloat && std::min(w.size(1), w.size(0) / groups) >= kFewChannels &&
-         std::min(maps.size(2), maps.size(3)) > kSmallSide;
+bool tiles_apply(int64_t tile, const Tensor& maps, const Tensor& w, int64_t groups) {
+  return tile != kDirect && maps.is_cpu() && maps.scalar_type() == at::kFloat &&
+         std::min(w.size(1), w.size(0) / groups) >= kFewChannels && std::min(maps.size(2), maps.size(3)) > kSmallSide;
 }
 
 }  // namespace
 
 Tensor conv3x3(int64_t tile, const Tensor& x, const Tensor& w, const Tensor& x2, const Tensor& w2, const Tensor& bias) {
   const int64_t groups = groups_of(x, w);
-  if (tile != kDirect && tiles_apply(x, w, groups)) {
+  if (tiles_apply(tile, x, w, groups)) {
     if (!x2.defined()) return by_tiles({x}, {w}, {{0, 0, 0}}, bias, groups, tile, false)[0];
     return by_tiles({x, x2}, {w, w2}, {{0, 0, 0}, {1, 1, 0}}, bias, groups, tile, false)[0];
   }
@@ -44,7 +44,7 @@ Tensor conv3x3(int64_t tile, const Tensor& x, const Tensor& w, const Tensor& x2,
 Tensor conv3x3_input(int64_t tile, const Tensor& x, const Tensor& g, const Tensor& w, const Tensor& g2,
                      const Tensor& w2) {
   const int64_t groups = groups_of(x, w);
-  if (tile != kDirect && tiles_apply(g, w, groups)) {
+  if (tiles_apply(tile, g, w, groups)) {
     if (!g2.defined()) return by_tiles({g}, {w}, {{0, 0, 0}}, {}, groups, tile, true)[0];
     return by_tiles({g, g2}, {w, w2}, {{0, 0, 0}, {1, 1, 0}}, {}, groups, tile, true)[0];
   }
@@ -55,7 +55,7 @@ Tensor conv3x3_input(int64_t tile, const Tensor& x, const Tensor& g, const Tenso
 
 Pair conv3x3_jvp(int64_t tile, const Tensor& x, const Tensor& w, const Tensor& dx, const Tensor& dw) {
   const int64_t groups = groups_of(x, w);
-  if (tile != kDirect && tiles_apply(x, w, groups)) {
+  if (tiles_apply(tile, x, w, groups)) {
     auto both = by_tiles({x, dx}, {w, dw}, {{0, 0, 0}, {0, 1, 1}, {1, 0, 1}}, {}, groups, tile, false);
     return {both[0], both[1]};
   }
@@ -65,7 +65,7 @@ Pair conv3x3_jvp(int64_t tile, const Tensor& x, const Tensor& w, const Tensor& d
 Pair conv3x3_input_jvp(int64_t tile, const Tensor& x, const Tensor& g, const Tensor& w, const Tensor& dg,
                        const Tensor& dw) {
   const int64_t groups = groups_of(x, w);
-  if (tile != kDirect && tiles_apply(g, w, groups)) {
+  if (tiles_apply(tile, g, w, groups)) {
     auto both = by_tiles({g, dg}, {w, dw}, {{0, 0, 0}, {0, 1, 1}, {1, 0, 1}}, {}, groups, tile, true);
     return {both[0], both[1]};
   }
@@ -75,13 +75,14 @@ Pair conv3x3_input_jvp(int64_t tile, const Tensor& x, const Tensor& g, const Ten
 Tensor conv3x3_weight(int64_t tile, const Tensor& g, const Tensor& x, const Tensor& w, at::ScalarType type,
                       const Tensor& g2, const Tensor& x2) {
   const int64_t groups = groups_of(x, w);
-  if (tile != kDirect && tiles_apply(x, w, groups)) return weight_by_tiles(g, x, groups, tile, g2, x2);
+  if (tiles_apply(tile, x, w, groups)) return weight_by_tiles(g, x, groups, tile, g2, x2);
   if (patches_apply(x, w.size(1), w.size(0) / groups)) return weight_by_patches(g, x, groups, g2, x2);
   Tensor dw = direct_weight(g, x, w).to(type);
   return g2.defined() ? dw.add_(direct_weight(g2, x2, w)) : dw;
 }
 
 Tensor channels_last(const Tensor& maps) {
+  if (!maps.defined()) return maps;
   if (maps.size(1) != 1) return maps.contiguous(at::MemoryFormat::ChannelsLast);
   return maps.squeeze(1).contiguous().unsqueeze(3).permute({0, 3, 1, 2});
 }

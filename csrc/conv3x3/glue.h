@@ -30,8 +30,8 @@ Pair conv3x3_input_jvp(int64_t tile, const at::Tensor& x, const at::Tensor& g, c
 at::Tensor conv3x3_weight(int64_t tile, const at::Tensor& g, const at::Tensor& x, const at::Tensor& w,
                           at::ScalarType type, const at::Tensor& g2 = {}, const at::Tensor& x2 = {});
 
-// The same maps, channels-last. By the strides, also those of a single channel, at::convolution chooses a layout; the
-// other is several times slower.
+// The same maps, channels-last; undefined ones stay so. By the strides, also those of a single channel, at::convolution
+// chooses a layout; the other is several times slower.
 at::Tensor channels_last(const at::Tensor& maps);
 
 }  // namespace ddfast

@@ -6,7 +6,6 @@
 #include <array>
 
 #include "../common/arena.h"
-#include "../common/checks.h"
 #include "patches_cpu.h"
 #include "spread.h"
 
@@ -50,7 +49,7 @@ Tensor by_patches(const Tensor& maps, const Tensor& w, const Tensor& maps2, cons
   const int64_t C = w.size(1), O = w.size(0) / groups;
   const Tensor packed = pack_patches(w, groups, transposed);
   const Tensor packed2 = maps2.defined() ? pack_patches(w2, groups, transposed) : Tensor();
-  const Tensor first = channels_last(maps), second = maps2.defined() ? channels_last(maps2) : Tensor();
+  const Tensor first = channels_last(maps), second = channels_last(maps2);
   Tensor out = channels_last(empty_maps({maps.size(0), groups * (transposed ? C : O), maps.size(2), maps.size(3)},
                                         maps.options().memory_format(at::MemoryFormat::ChannelsLast)));
   PatchArgs args = patch_args(maps, groups, C, O);
@@ -72,8 +71,7 @@ Tensor by_patches(const Tensor& maps, const Tensor& w, const Tensor& maps2, cons
 }
 
 Tensor weight_by_patches(const Tensor& g, const Tensor& x, int64_t groups, const Tensor& g2, const Tensor& x2) {
-  const std::array<Tensor, 4> maps{channels_last(g), channels_last(x), g2.defined() ? channels_last(g2) : g2,
-                                   x2.defined() ? channels_last(x2) : x2};
+  const std::array<Tensor, 4> maps{channels_last(g), channels_last(x), channels_last(g2), channels_last(x2)};
   PatchArgs args = patch_args(x, groups, x.size(1) / groups, g.size(1) / groups);
   args.g[0] = data(maps[0]), args.maps[0] = data(maps[1]);
   if (g2.defined()) args.terms = 2, args.g[1] = data(maps[2]), args.maps[1] = data(maps[3]);

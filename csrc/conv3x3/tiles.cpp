@@ -45,8 +45,6 @@ Tensor pack(const Tensor& w, int64_t groups, int64_t tile, bool transposed) {
   return packed;
 }
 
-Tensor last_or_none(const Tensor& maps) { return maps.defined() ? channels_last(maps) : maps; }
-
 }  // namespace
 
 std::vector<Tensor> by_tiles(at::TensorList maps, at::TensorList filters, const std::vector<TileProduct>& products,
@@ -85,7 +83,7 @@ std::vector<Tensor> by_tiles(at::TensorList maps, at::TensorList filters, const 
 Tensor weight_by_tiles(const Tensor& g, const Tensor& x, int64_t groups, int64_t tile, const Tensor& g2,
                        const Tensor& x2) {
   const int64_t O = g.size(1) / groups, C = x.size(1) / groups;
-  const std::array<Tensor, 2> gs{channels_last(g), last_or_none(g2)}, xs{channels_last(x), last_or_none(x2)};
+  const std::array<Tensor, 2> gs{channels_last(g), channels_last(g2)}, xs{channels_last(x), channels_last(x2)};
   const auto plain = x.options().memory_format(std::nullopt);
   Tensor dw = at::empty({groups * O, C, 3, 3}, plain);
   Conv3x3Weight args{};

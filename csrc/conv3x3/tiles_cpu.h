@@ -32,6 +32,16 @@ struct TilePixels {
   }
 };
 
+// Of inputs, the n numbers of a tile with its border; of cotangents, the m without.
+template <typename Tile, typename V, size_t kSide>
+DDFAST_INLINE void transform_line(const V (&line)[kSide], V (&out)[Tile::kPoints]) {
+  if constexpr (kSide == Tile::kPoints) {
+    Tile::input(line, out);
+  } else {
+    Tile::output_adjoint(line, out);
+  }
+}
+
 // n x n from kSide x kSide pixels; the result's numbers lie `stride` apart. First along columns, into `half`, then
 // along rows: memory is walked pixel by pixel.
 template <typename Tile, int kBytes, int kSide>
@@ -45,11 +55,7 @@ DDFAST_INLINE void transform_tile(const TilePixels<kSide>& pixels, int64_t chann
     for (int64_t c = 0; c < channels; c += L::kCount) {
       V column[kSide], out[n];
       for (int i = 0; i < kSide; ++i) column[i] = L::load(pixels.at[i * kSide + j] + c, channels - c);
-      if constexpr (kSide == n) {
-        Tile::input(column, out);
-      } else {
-        Tile::output_adjoint(column, out);
-      }
+      transform_line<Tile>(column, out);
       for (int i = 0; i < n; ++i) L::store(out[i], half + (i * kSide + j) * row + c);
     }
   }
@@ -57,11 +63,7 @@ DDFAST_INLINE void transform_tile(const TilePixels<kSide>& pixels, int64_t chann
     for (int64_t c = 0; c < channels; c += L::kCount) {
       V line[kSide], out[n];
       for (int j = 0; j < kSide; ++j) line[j] = L::load(half + (i * kSide + j) * row + c);
-      if constexpr (kSide == n) {
-        Tile::input(line, out);
-      } else {
-        Tile::output_adjoint(line, out);
-      }
+      transform_line<Tile>(line, out);
       for (int j = 0; j < n; ++j) L::store(out[j], to + (i * n + j) * stride + c);
     }
   }

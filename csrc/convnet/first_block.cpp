@@ -158,10 +158,11 @@ bool first_block_applies(const Tensor& x, const Tensor& w) {
 
 FirstForward first_forward(const FirstBlock& block, double eps, const FirstTangents* tangents) {
   const Images images(block, 2, 1);  // z and its tangent
-  const auto pooled = [&] { return images.empty_pooled(); };
-  const auto statistic = [&] { return images.empty_statistic(); };
-  FirstForward result{pooled(), statistic(), statistic(), {}, {}, {}};
-  if (tangents) result.dy = pooled(), result.dmean = statistic(), result.dcov = statistic();
+  FirstForward result{images.empty_pooled(), images.empty_statistic(), images.empty_statistic(), {}, {}, {}};
+  if (tangents) {
+    result.dy = images.empty_pooled();
+    result.dmean = images.empty_statistic(), result.dcov = images.empty_statistic();
+  }
   const Tensor packed = images.packed(block.w, false), dpacked = tangents ? images.packed(tangents->dw, false) : packed;
   images.for_each([&](const At& at) {
     float *z = images.map(at, 0), *y = images.pooled_to(at, result.y, 2);

@@ -28,7 +28,6 @@ namespace {
 
 using at::Tensor;
 using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
-constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
 
 template <typename... Arguments>
 Tensors3 call(const char* name, const Arguments&... arguments) {
