@@ -39,7 +39,7 @@ def make(variant, networks, images, side, small=False, dtype="float32"):
         return net.to(DEVICE, dtype)
 
     def train(nets, draws):
-        training = None if variant == "eager" else Training(nets, **OPTIONS)
+        training = None if variant == "eager" else Training(nets, torch.Size((3, *size)), **OPTIONS)
         optimizer = torch.optim.SGD(nets[0].parameters(), **OPTIONS) if training is None else None
         for _ in range(epochs):
             x = augment.side_by_side(pixels.expand(len(nets), *pixels.shape), draws)

@@ -37,7 +37,7 @@ def make(variant, batch, side, small=False, dtype="float32"):
         network.to(memory_format=torch.channels_last)
     augment = DSA()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-    training = Training([network], lr=0.01) if variant == "ddfast" else None
+    training = Training([network], images.shape[1:], lr=0.01) if variant == "ddfast" else None
 
     def step():
         x = augment.side_by_side(images[None], [draws])

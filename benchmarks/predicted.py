@@ -116,8 +116,10 @@ def main() -> None:
     for name, moved, words in (
         ("param_distance_kernel", 3, "1 × 320010 parameters"),
         ("param_distance_backward_kernel", 4, "1 × 320010 parameters"),
+        ("dsa_augment_sums_kernel", 1, "100 × 3 × 32 × 32"),
         ("dsa_augment_kernel", 2, "100 × 3 × 32 × 32"),
-        ("dsa_augment_backward_kernel", 3, "100 × 3 × 32 × 32"),
+        ("dsa_augment_backward_kernel", 2, "100 × 3 × 32 × 32"),
+        ("dsa_augment_color_backward_kernel", 2, "100 × 3 × 32 × 32"),
     ):
         found = [k for n, k in kernels.items() if re.search(rf"{len(name)}{name}If", n)]
         kernel = max(found, key=lambda k: k.access)

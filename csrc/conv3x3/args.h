@@ -17,10 +17,11 @@ struct Conv3x3Shape {
   int64_t tiles(int64_t tile) const { return B * ((H + tile - 1) / tile) * ((W + tile - 1) / tile); }
 };
 
-constexpr int64_t kLine = 16;          // floats of a cache line
-constexpr int64_t kBlockTiles = 12;    // what a task of the forward transforms at a time: smaller would reuse less
-constexpr int64_t kChunkTiles = 24;    // tiles whose products are summed in registers for the weight gradient
-constexpr int64_t kPackChannels = 16;  // of a task that transforms filters
+constexpr int64_t kLine = 16;           // floats of a cache line
+constexpr int64_t kBlockTiles = 12;     // what a task of the forward transforms at a time: smaller would reuse less
+constexpr int64_t kChunkTiles = 24;     // tiles whose products are summed in registers for the weight gradient
+constexpr int64_t kChunksTogether = 8;  // chunks that are summed before their sum is added to those before
+constexpr int64_t kPackChannels = 16;   // of a task that transforms filters
 constexpr int kTerms = 2, kProducts = 3;
 
 inline int64_t round_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
@@ -72,7 +73,8 @@ struct Conv3x3Forward {
 };
 
 // dw = Σ_i corr(x_i, g_i): sums over tiles in the transformed domain, in `parts` of tiles and `columns` of panels, then
-// their inverse transform. The order of a sum depends on parts only.
+// their inverse transform. The order of a sum depends on parts only. Sums of chunks, of kChunksTogether chunks, and of
+// all: the error of a sum of n grows with √n.
 struct Conv3x3Weight {
   Conv3x3Shape shape;
   int64_t panel, tile, points;
@@ -80,20 +82,23 @@ struct Conv3x3Weight {
   int64_t g_pitch, x_pitch;  // of their pixels, as above
   const float* g[kTerms];    // [B, H, W, groups·O]
   const float* x[kTerms];    // [B, H, W, groups·C]
-  float* sums;               // [parts, groups, n², C, O rounded up]
-  float* dw;                 // [groups·O, C, 3, 3]
-  int64_t parts, columns;
+  float* sums;               // [levels, parts, groups, n², C, O rounded up]: all, and those of some chunks
+  float* dw;                 // [groups, O, C, 3, 3]
+  int64_t dw_stride;         // from group to group
+  int64_t parts, columns, levels;
 
   void split(int64_t threads) {
     const int64_t panels = (shape.O + panel - 1) / panel;
     const int64_t chunks = terms * round_up(shape.tiles(tile), kChunkTiles) / kChunkTiles;
     columns = std::gcd(threads, panels);
     parts = std::clamp<int64_t>(threads / (columns * shape.groups), 1, chunks);
+    levels = chunks > parts * kChunksTogether ? 2 : 1;
   }
   int64_t row() const { return round_up(shape.O, panel); }
   int64_t point_stride() const { return round_up(shape.C, 2) * row() + kLine; }  // products take pairs of rows
   int64_t part_stride() const { return shape.groups * points * point_stride(); }
-  int64_t floats() const { return parts * part_stride(); }
+  int64_t level_stride() const { return parts * part_stride(); }
+  int64_t floats() const { return levels * level_stride(); }
   int64_t tasks() const { return shape.groups * parts * columns; }
   int64_t inverse_tasks() const { return shape.groups * shape.C; }
 };

@@ -81,9 +81,10 @@ Tensor direct_input(const Tensor& g, const Tensor& x, const Tensor& w) {
                                                             {0, 0}, groups_of(x, w), {true, false, false})));
 }
 
-Tensor direct_weight(const Tensor& g, const Tensor& x, const Tensor& w) {
-  const int64_t groups = groups_of(x, w), O = w.size(0) / groups, C = w.size(1);
+Tensor direct_weight(const Tensor& g, const Tensor& x, int64_t groups) {
+  const int64_t O = g.size(1) / groups, C = x.size(1) / groups;
   if (!x.is_cpu() || std::min(O, C) < kFewChannels || x.scalar_type() == at::kBFloat16) {
+    const Tensor w = at::empty({groups * O, C, 3, 3}, x.options().memory_format(std::nullopt));
     return std::get<1>(at::convolution_backward(g, x, w, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, groups,
                                                 {false, true, false}));
   }

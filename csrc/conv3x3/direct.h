@@ -12,7 +12,7 @@ at::Tensor direct_forward(const at::Tensor& x, const at::Tensor& w, const at::Te
 // Its transpose, like x, for g [B, groups·O, H, W].
 at::Tensor direct_input(const at::Tensor& g, const at::Tensor& x, const at::Tensor& w);
 
-// corr(x, g), like w.
-at::Tensor direct_weight(const at::Tensor& g, const at::Tensor& x, const at::Tensor& w);
+// corr(x, g) [groups·O, C, 3, 3].
+at::Tensor direct_weight(const at::Tensor& g, const at::Tensor& x, int64_t groups);
 
 }  // namespace ddfast

@@ -23,9 +23,12 @@ int64_t groups_of(const Tensor& x, const Tensor& w) { return x.size(1) / w.size(
 
 // Whether minimal filtering computes these: float32 on a CPU, at least 16 channels in and out of a group, maps of more
 // than two pixels a side.
-bool tiles_apply(int64_t tile, const Tensor& maps, const Tensor& w, int64_t groups) {
+bool tiles_apply(int64_t tile, const Tensor& maps, int64_t inputs, int64_t outputs) {
   return tile != kDirect && maps.is_cpu() && maps.scalar_type() == at::kFloat &&
-         std::min(w.size(1), w.size(0) / groups) >= kFewChannels && std::min(maps.size(2), maps.size(3)) > kSmallSide;
+         std::min(inputs, outputs) >= kFewChannels && std::min(maps.size(2), maps.size(3)) > kSmallSide;
+}
+bool tiles_apply(int64_t tile, const Tensor& maps, const Tensor& w, int64_t groups) {
+  return tiles_apply(tile, maps, w.size(1), w.size(0) / groups);
 }
 
 }  // namespace
@@ -72,13 +75,22 @@ Pair conv3x3_input_jvp(int64_t tile, const Tensor& x, const Tensor& g, const Ten
   return {conv3x3_input(tile, x, g, w), conv3x3_input(tile, x, g, dw, dg, w)};
 }
 
-Tensor conv3x3_weight(int64_t tile, const Tensor& g, const Tensor& x, const Tensor& w, at::ScalarType type,
-                      const Tensor& g2, const Tensor& x2) {
-  const int64_t groups = groups_of(x, w);
-  if (tiles_apply(tile, x, w, groups)) return weight_by_tiles(g, x, groups, tile, g2, x2);
-  if (patches_apply(x, w.size(1), w.size(0) / groups)) return weight_by_patches(g, x, groups, g2, x2);
-  Tensor dw = direct_weight(g, x, w).to(type);
-  return g2.defined() ? dw.add_(direct_weight(g2, x2, w)) : dw;
+void conv3x3_weight(int64_t tile, const Tensor& g, const Tensor& x, const Tensor& into, const Tensor& g2,
+                    const Tensor& x2) {
+  const int64_t C = into.size(2), groups = x.size(1) / C, O = g.size(1) / groups;
+  if (groups != into.size(0)) {  // students that all see the same images
+    const Tensor dw = at::empty({groups, O, C, 3, 3}, into.options());
+    conv3x3_weight(tile, g, x, dw, g2, x2);
+    into.copy_(dw.view(into.sizes()));
+    return;
+  }
+  if (tiles_apply(tile, x, C, O)) return weight_by_tiles(g, x, tile, g2, x2, into);
+  if (patches_apply(x, C, O)) {
+    into.copy_(weight_by_patches(g, x, groups, g2, x2).view(into.sizes()));
+    return;
+  }
+  into.copy_(direct_weight(g, x, groups).view(into.sizes()));
+  if (g2.defined()) into.add_(direct_weight(g2, x2, groups).view(into.sizes()));
 }
 
 Tensor channels_last(const Tensor& maps) {
@@ -157,8 +169,9 @@ Tensor weight_op(const Tensor& g, const Tensor& x, const Optional& g2, const Opt
   expect_tensor("x", x, {g.size(0), x.size(1), g.size(2), g.size(3)}, g.scalar_type(), g.device());
   check_second("g2, x2", g2, g, x2, x);
   product("g, x", {g.size(1), x.size(1) / groups, 9});
-  const Tensor w = at::empty({g.size(1), x.size(1) / groups, 3, 3}, g.options().memory_format(std::nullopt));
-  return conv3x3_weight(tile, g, x, w, g.scalar_type(), value(g2), value(x2)).contiguous();
+  const Tensor dw = at::empty({g.size(1), x.size(1) / groups, 3, 3}, g.options().memory_format(std::nullopt));
+  conv3x3_weight(tile, g, x, dw.unflatten(0, {groups, g.size(1) / groups}), value(g2), value(x2));
+  return dw;
 }
 
 void register_conv3x3(torch::Library& m) {

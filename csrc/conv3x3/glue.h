@@ -25,10 +25,10 @@ Pair conv3x3_jvp(int64_t tile, const at::Tensor& x, const at::Tensor& w, const a
 Pair conv3x3_input_jvp(int64_t tile, const at::Tensor& x, const at::Tensor& g, const at::Tensor& w,
                        const at::Tensor& dg, const at::Tensor& dw);
 
-// corr(x, g), or the sum of two: [groups·O, C, 3, 3] like w, of which nothing else counts, and of `type`, which a sum
-// has before it is rounded.
-at::Tensor conv3x3_weight(int64_t tile, const at::Tensor& g, const at::Tensor& x, const at::Tensor& w,
-                          at::ScalarType type, const at::Tensor& g2 = {}, const at::Tensor& x2 = {});
+// corr(x, g), or the sum of two, written to `into` [groups, O, C, 3, 3]: each group contiguous, and of any type, in
+// which the sum is taken.
+void conv3x3_weight(int64_t tile, const at::Tensor& g, const at::Tensor& x, const at::Tensor& into,
+                    const at::Tensor& g2 = {}, const at::Tensor& x2 = {});
 
 // The same maps, channels-last; undefined ones stay so. By the strides, also those of a single channel, at::convolution
 // chooses a layout; the other is several times slower.

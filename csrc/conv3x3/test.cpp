@@ -105,7 +105,7 @@ void check_tiles(const Problem& problem, InstructionSet set, int64_t threads) {
   for (int i = 0; i < 2; ++i) args.g[i] = g[i].data(), args.x[i] = x[i].data();
   args.split(threads);
   std::vector<float> sums = poisoned<float>(args.floats()), dw = poisoned<float>(G * O * C * 9);
-  args.sums = sums.data(), args.dw = dw.data();
+  args.sums = sums.data(), args.dw = dw.data(), args.dw_stride = O * C * 9;
   run_tasks<RunWeight, Tile>(set, args, args.tasks());
   run_tasks<RunWeightInverse, Tile>(set, args, args.inverse_tasks());
   std::vector<double> expected(dw.size());
@@ -180,7 +180,8 @@ void check_all() {
   std::vector<InstructionSet> sets{InstructionSet::base};
   if (best_instruction_set() >= InstructionSet::avx2) sets.push_back(InstructionSet::avx2);
   if (best_instruction_set() >= InstructionSet::avx512) sets.push_back(InstructionSet::avx512);
-  const std::vector<Conv3x3Shape> wide{{2, 8, 8, 1, 16, 32}, {1, 5, 7, 2, 19, 33}, {3, 9, 13, 1, 17, 20}};
+  const std::vector<Conv3x3Shape> wide{
+      {2, 8, 8, 1, 16, 32}, {1, 5, 7, 2, 19, 33}, {3, 9, 13, 1, 17, 20}, {30, 9, 13, 1, 16, 16}};  // sums at two levels
   const std::vector<Conv3x3Shape> few{{2, 6, 8, 1, 3, 32}, {1, 5, 7, 2, 1, 19}, {3, 3, 2, 1, 5, 17}};
   for (const InstructionSet set : sets) {
     for (const int64_t threads : {1, 5}) {

@@ -80,26 +80,25 @@ std::vector<Tensor> by_tiles(at::TensorList maps, at::TensorList filters, const 
   return results;
 }
 
-Tensor weight_by_tiles(const Tensor& g, const Tensor& x, int64_t groups, int64_t tile, const Tensor& g2,
-                       const Tensor& x2) {
-  const int64_t O = g.size(1) / groups, C = x.size(1) / groups;
+void weight_by_tiles(const Tensor& g, const Tensor& x, int64_t tile, const Tensor& g2, const Tensor& x2,
+                     const Tensor& into) {
+  const int64_t groups = into.size(0), O = into.size(1), C = into.size(2);
   const std::array<Tensor, 2> gs{channels_last(g), channels_last(g2)}, xs{channels_last(x), channels_last(x2)};
   const auto plain = x.options().memory_format(std::nullopt);
-  Tensor dw = at::empty({groups * O, C, 3, 3}, plain);
   Conv3x3Weight args{};
   args.panel = panel_floats(), args.tile = tile, args.points = points(tile);
   args.terms = g2.defined() ? 2 : 1, args.g_pitch = groups * O, args.x_pitch = groups * C;
+  args.dw_stride = into.stride(0);
   for_groups(groups, [&](int64_t from, int64_t count) {
     args.shape = {x.size(0), x.size(2), x.size(3), count, C, O};
     for (int i = 0; i < args.terms; ++i) args.g[i] = data(gs[i]) + from * O, args.x[i] = data(xs[i]) + from * C;
     args.split(at::get_num_threads());
     const Tensor sums = empty_maps({args.floats()}, plain);
     args.sums = sums.mutable_data_ptr<float>();
-    args.dw = dw.mutable_data_ptr<float>() + from * O * C * 9;
+    args.dw = into.mutable_data_ptr<float>() + from * args.dw_stride;
     spread_tiles<RunWeight>(tile, args, args.tasks());
     spread_tiles<RunWeightInverse>(tile, args, args.inverse_tasks());
   });
-  return dw;
 }
 
 }  // namespace ddfast

@@ -14,8 +14,8 @@ struct TileProduct {
 std::vector<at::Tensor> by_tiles(at::TensorList maps, at::TensorList filters, const std::vector<TileProduct>& products,
                                  const at::Tensor& bias, int64_t groups, int64_t tile, bool transposed);
 
-// [groups·O, C, 3, 3]; g2 and x2 may be undefined.
-at::Tensor weight_by_tiles(const at::Tensor& g, const at::Tensor& x, int64_t groups, int64_t tile, const at::Tensor& g2,
-                           const at::Tensor& x2);
+// Written to `into`; g2 and x2 may be undefined.
+void weight_by_tiles(const at::Tensor& g, const at::Tensor& x, int64_t tile, const at::Tensor& g2, const at::Tensor& x2,
+                     const at::Tensor& into);
 
 }  // namespace ddfast

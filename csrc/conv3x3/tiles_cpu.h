@@ -229,9 +229,10 @@ struct RunWeight {
     float* zeros = half + n * n * (row + width);
     std::memset(zeros, 0, (row + width) * sizeof(float));
     float* sums = args.sums + part * args.part_stride() + group * n * n * args.point_stride() + o;
+    float* together = sums + (args.levels - 1) * args.level_stride();
     const int64_t all = args.terms * tiles, last = (part + 1) * all / args.parts;
-    bool add = false;
-    for (int64_t first = part * all / args.parts; first < last;) {
+    int64_t chunks = 0;
+    for (int64_t first = part * all / args.parts; first < last; ++chunks) {
       const int term = first >= tiles;
       const int64_t count = std::min({kChunkTiles, last - first, (term + 1) * tiles - first});
       for (int64_t t = 0; t < count; ++t) {
@@ -241,15 +242,28 @@ struct RunWeight {
         const TilePixels<m> g(shape, m, index, 0, args.g[term] + group * shape.O + o, args.g_pitch, zeros);
         transform_tile<Tile, kBytes>(g, outputs, half, cotangents + t * width, g_stride);
       }
+      const bool add = args.levels == 1 ? chunks > 0 : chunks % kChunksTogether > 0;
       for (int k = 0; k < n * n; ++k) {
         for (int64_t p = 0; p < last_panel - panel; ++p) {
           multiply<kBytes, true>({inputs + k * stride, row, cotangents + k * g_stride + p * kPanel, width, count,
-                                  sums + k * args.point_stride() + p * kPanel, args.row(), add},
+                                  together + k * args.point_stride() + p * kPanel, args.row(), add},
                                  shape.C);
         }
       }
-      add = true;
       first += count;
+      const bool full = chunks % kChunksTogether == kChunksTogether - 1;
+      if (args.levels > 1 && (full || first == last)) add_sums(args, together, width, chunks >= kChunksTogether, sums);
+    }
+  }
+
+  static DDFAST_INLINE void add_sums(const Conv3x3Weight& args, const float* from, int64_t width, bool add, float* to) {
+    for (int k = 0; k < n * n; ++k) {
+      for (int64_t c = 0; c < args.shape.C; ++c) {
+        const int64_t row = k * args.point_stride() + c * args.row();
+        for (int64_t o = row; o < row + width; o += L::kCount) {
+          L::store(add ? L::load(to + o) + L::load(from + o) : L::load(from + o), to + o);
+        }
+      }
     }
   }
 };
@@ -288,7 +302,7 @@ struct RunWeightInverse {
         for (int j = 0; j < 3; ++j) L::store(out[j], values[3 * i + j]);
       }
       for (int64_t lane = 0; lane < std::min<int64_t>(L::kCount, shape.O - o); ++lane) {
-        float* to = args.dw + ((group * shape.O + o + lane) * shape.C + c) * 9;
+        float* to = args.dw + group * args.dw_stride + ((o + lane) * shape.C + c) * 9;
         for (int k = 0; k < 9; ++k) to[k] = values[k][lane];
       }
     }

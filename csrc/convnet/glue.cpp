@@ -217,14 +217,14 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> convnet_grad(const Tensor& param
     if (keep) kept[2 * i] = g_y;
     if (!block.z.defined()) {
       const auto [g_w, g_gamma, g_beta] = first_backward(first_of(block.x, weights), first_of(block), g_y);
-      gradient.block(g_w, g_gamma, g_beta);
+      gradient.block(w.size(1), g_gamma, g_beta, g_w);
       break;
     }
     if (keep && i > 0) kept[2 * i - 1] = block.z;
     auto [g_z, g_gamma, g_beta] =
         call("ddfast::norm_relu_pool_backward", g_y, block.z, block.mean, block.rstd, gamma, beta);
     block.z.reset();
-    gradient.block(conv3x3_weight(tile, g_z, block.x, w, w.scalar_type()), g_gamma, g_beta);
+    conv3x3_weight(tile, g_z, block.x, gradient.block(w.size(1), g_gamma, g_beta));
     if (i > 0) g_y = conv3x3_input(tile, block.x, g_z, w);
   }
   return {losses, gradient.flat, kept};
@@ -270,7 +270,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
     if (!block.z.defined()) {
       const auto [h_w, h_gamma, h_beta, dg_x] = first_backward_jvp(
           first_of(block.x, weights), tangents_of(dots), first_of(block), g_y, dg_y, want_parameters, want_images);
-      if (want_parameters) second.block(h_w, h_gamma, h_beta);
+      if (want_parameters) second.block(w.size(1), h_gamma, h_beta, h_w);
       dg_y = dg_x;
       break;
     }
@@ -281,10 +281,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> convnet_grad_jvp(const Tensor& parame
              block.rstd, block.dmean, block.dcov, gamma, dgamma, beta);
     block.z.reset(), block.dz.reset();
     if (want_parameters) {
-      const at::ScalarType type = parameters.scalar_type();
-      const Tensor h_w = block.dx.defined() ? conv3x3_weight(tile, dg_z, block.x, w, type, g_z, block.dx)
-                                            : conv3x3_weight(tile, dg_z, block.x, w, type);
-      second.block(h_w, h_gamma, h_beta);
+      const Tensor h_w = second.block(w.size(1), h_gamma, h_beta);
+      conv3x3_weight(tile, dg_z, block.x, h_w, block.dx.defined() ? g_z : Tensor(), block.dx);
     }
     if (i > 0 && kept.empty()) {
       std::tie(g_y, dg_y) = conv3x3_input_jvp(tile, block.x, g_z, w, dg_z, dw);

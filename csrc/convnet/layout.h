@@ -87,22 +87,26 @@ class Gradient {
     put(bias);
     put(weight);
   }
-  void block(const Tensor& w, const Tensor& gamma, const Tensor& beta) {
+  // Where the filters' gradient is to be written, [S, width, inputs, 3, 3]; or it is there already.
+  Tensor block(int64_t inputs, const Tensor& gamma, const Tensor& beta, const Tensor& w = {}) {
     put(beta);
     put(gamma);
-    const int64_t width = gamma.numel() / flat.size(0);
-    end_ -= width;
-    flat.narrow(1, end_, width).zero_();
-    put(w);
+    const int64_t S = flat.size(0), width = gamma.numel() / S;
+    next(width).zero_();  // the bias of the convolution
+    Tensor to = next(width * inputs * 9).view({S, width, inputs, 3, 3});
+    return w.defined() ? to.copy_(w.view(to.sizes())) : to;
   }
 
   Tensor flat;  // [S, P]
 
  private:
-  void put(const Tensor& piece) {
-    const int64_t S = flat.size(0), count = piece.numel() / S;
+  Tensor next(int64_t count) {
     end_ -= count;
-    flat.narrow(1, end_, count).copy_(piece.reshape({S, count}));
+    return flat.narrow(1, end_, count);
+  }
+  void put(const Tensor& piece) {
+    const int64_t S = flat.size(0);
+    next(piece.numel() / S).copy_(piece.reshape({S, -1}));
   }
   int64_t end_;
 };

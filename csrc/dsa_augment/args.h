@@ -17,6 +17,10 @@ namespace ddfast {
 
 constexpr int kDsaParameters = 16;
 
+struct ImageShape {
+  int64_t N, C, H, W;
+};
+
 // Pixels of any layout: strides in elements.
 template <typename T>
 struct Maps {
@@ -25,10 +29,10 @@ struct Maps {
   DDFAST_DEVICE T& at(int64_t image, int64_t channel, int64_t y, int64_t x) const {
     return data[image * n + channel * c + y * h + x * w];
   }
-};
-
-struct ImageShape {
-  int64_t N, C, H, W;
+  // Whether all numbers of an image lie side by side.
+  bool is_dense(const ImageShape& shape) const {
+    return (c == shape.H * shape.W && h == shape.W && w == 1) || (c == 1 && h == shape.W * shape.C && w == shape.C);
+  }
 };
 
 template <typename T>
@@ -38,6 +42,7 @@ struct DsaAugmentArgs {
   Maps<const T> images;
   const T* rows;  // [N, kDsaParameters]
   Maps<T> out;
+  double* partial;  // scratch memory of the CUDA kernels
 };
 
 template <typename T>
@@ -46,6 +51,7 @@ struct DsaAugmentBackwardArgs {
   Maps<const T> grad;  // of the result
   const T* rows;       // [N, kDsaParameters]
   Maps<T> grad_images;
+  double* partial;  // as above
 };
 
 // One image's parameters.

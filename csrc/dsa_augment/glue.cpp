@@ -10,6 +10,7 @@ namespace {
 
 struct Cpu {
   using Guard = NoDeviceGuard;
+  static int64_t partials(const ImageShape&) { return 0; }
 
   template <typename T>
   static void run(const DsaAugmentArgs<T>& args) {

@@ -1,6 +1,7 @@
 // Glue of dsa_augment, one for both devices: Backend::run(args) starts the kernel that takes these args.
 //
-// Images may have any layout; what comes out is channels-last, the gradient contiguous.
+// Images may have any layout; what comes out is channels-last, the gradient contiguous. Backend::partials(shape)
+// numbers are scratch memory.
 #pragma once
 
 #include <ATen/Dispatch.h>
@@ -24,6 +25,11 @@ inline ImageShape image_shape(const char* name, const at::Tensor& images) {
   return {images.size(0), images.size(1), images.size(2), images.size(3)};
 }
 
+template <typename Backend>
+at::Tensor dsa_scratch(const at::Tensor& images, const ImageShape& shape) {
+  return at::empty({Backend::partials(shape)}, images.options().dtype(at::kDouble));
+}
+
 template <typename Backend, bool kLinear>
 at::Tensor dsa_augment(const at::Tensor& images, const at::Tensor& rows) {
   const char* name = kLinear ? "dimages" : "images";
@@ -33,10 +39,12 @@ at::Tensor dsa_augment(const at::Tensor& images, const at::Tensor& rows) {
   // one channel too gets the strides of channels-last, by which convolutions choose their layout
   at::Tensor out =
       at::empty_strided(images.sizes(), {shape.C * shape.H * shape.W, 1, shape.W * shape.C, shape.C}, images.options());
+  const at::Tensor partial = dsa_scratch<Backend>(images, shape);
   AT_DISPATCH_FLOATING_TYPES(images.scalar_type(), "dsa_augment", [&] {
     Backend::run(DsaAugmentArgs<scalar_t>{
         shape, kLinear, maps_of<const scalar_t>(images, images.const_data_ptr<scalar_t>()),
-        rows_.const_data_ptr<scalar_t>(), maps_of<scalar_t>(out, out.mutable_data_ptr<scalar_t>())});
+        rows_.const_data_ptr<scalar_t>(), maps_of<scalar_t>(out, out.mutable_data_ptr<scalar_t>()),
+        partial.mutable_data_ptr<double>()});
   });
   return out;
 }
@@ -47,10 +55,11 @@ at::Tensor dsa_augment_backward(const at::Tensor& grad, const at::Tensor& rows) 
   const ImageShape shape = image_shape("grad", grad);
   const at::Tensor rows_ = checked("rows", rows, grad, {shape.N, kDsaParameters});
   at::Tensor grad_images = at::empty(grad.sizes(), grad.options().memory_format(at::MemoryFormat::Contiguous));
+  const at::Tensor partial = dsa_scratch<Backend>(grad, shape);
   AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), "dsa_augment_backward", [&] {
     Backend::run(DsaAugmentBackwardArgs<scalar_t>{
         shape, maps_of<const scalar_t>(grad, grad.const_data_ptr<scalar_t>()), rows_.const_data_ptr<scalar_t>(),
-        maps_of<scalar_t>(grad_images, grad_images.mutable_data_ptr<scalar_t>())});
+        maps_of<scalar_t>(grad_images, grad_images.mutable_data_ptr<scalar_t>()), partial.mutable_data_ptr<double>()});
   });
   return grad_images;
 }

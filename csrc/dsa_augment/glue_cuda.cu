@@ -11,6 +11,7 @@ namespace {
 
 struct Cuda {
   using Guard = c10::cuda::CUDAGuard;
+  static int64_t partials(const ImageShape& shape) { return dsa_partials(shape); }
 
   template <typename Args>
   static void run(const Args& args) {

@@ -117,11 +117,12 @@ void check(const std::string& where, const ImageShape& s, const Forward& forward
       values[n * size + out] = tangents[n * size + out] + affine.offset[out];
     }
   }
+  std::vector<double> partial = poisoned<double>(dsa_partials(s));
   const std::vector<T> images = as<T>(x), grads = as<T>(g), parameters = as<T>(rows);
   for (const bool linear : {false, true}) {
     std::vector<T> got = poisoned<T>(total), ordered(total);
-    forward(
-        DsaAugmentArgs<T>{s, linear, contiguous(images.data(), s), parameters.data(), channels_last(got.data(), s)});
+    forward(DsaAugmentArgs<T>{s, linear, contiguous(images.data(), s), parameters.data(), channels_last(got.data(), s),
+                              partial.data()});
     const Maps<T> maps = channels_last(got.data(), s), flat = contiguous(ordered.data(), s);
     for (int64_t i = 0; i < total; ++i) {
       const int64_t n = i / size, c = i / (s.H * s.W) % s.C, y = i / s.W % s.H, column = i % s.W;
@@ -130,7 +131,8 @@ void check(const std::string& where, const ImageShape& s, const Forward& forward
     expect_close(where + (linear ? " jvp" : " value"), ordered, linear ? tangents : values);
   }
   std::vector<T> got = poisoned<T>(total);
-  backward(DsaAugmentBackwardArgs<T>{s, contiguous(grads.data(), s), parameters.data(), contiguous(got.data(), s)});
+  backward(DsaAugmentBackwardArgs<T>{s, contiguous(grads.data(), s), parameters.data(), contiguous(got.data(), s),
+                                     partial.data()});
   expect_close(where + " backward", got, gradients);
 }
 
@@ -148,6 +150,16 @@ void check_all(int64_t C, int64_t H, int64_t W) {
       [&](const DsaAugmentBackwardArgs<T>& args) { dsa_augment_backward_images(args, 0, s.N); });
   const auto launch = [](const auto& args) { expect("launch", launch_dsa_augment(args, nullptr) == cudaSuccess); };
   check<T>("cuda" + what, s, launch, launch);
+  std::vector<T> wider;  // every second number of each row: not side by side
+  const auto launch_strided = [&](DsaAugmentArgs<T> args) {
+    wider = poisoned<T>(2 * s.N * C * H * W);
+    const Maps<const T> from = args.images;
+    const Maps<T> to{wider.data(), 2 * from.n, 2 * from.c, 2 * from.h, 2};
+    for (int64_t i = 0; i < s.N * C * H * W; ++i) wider[2 * i] = from.data[i];
+    args.images = {to.data, to.n, to.c, to.h, to.w};
+    launch(args);
+  };
+  check<T>("cuda, strided" + what, s, launch_strided, launch);
 }
 
 }  // namespace ddfast::test
@@ -157,5 +169,6 @@ int main() {
     ddfast::test::check_all<float>(C, H, W);
     ddfast::test::check_all<double>(C, H, W);
   }
+  ddfast::test::check_all<float>(1, 36, 35);  // several blocks an image
   return ddfast::test::finish("dsa_augment");
 }

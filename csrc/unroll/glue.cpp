@@ -66,11 +66,14 @@ struct Unroll {
   }
   Tensor rate(int64_t n) const { return lr.dim() == 0 ? lr : lr.select(0, n); }
 
-  // total[b_n] += values, in one fixed order
-  void scatter(Tensor& total, int64_t n, const Tensor& values) const {
+  // total[b_n] −= rate · slopes, in one fixed order
+  void descend(Tensor& total, int64_t n, const Tensor& slopes) const {
     if (!batches.has_value()) {
-      total.add_(values);
-    } else if (total.is_cpu()) {
+      total.addcmul_(rate(n), slopes, -1);
+      return;
+    }
+    const Tensor values = slopes * -rate(n);
+    if (total.is_cpu()) {
       total.index_add_(0, batches->select(0, n), values);  // index_put_ adds with atomics on a CPU, index_add_ on CUDA
     } else {
       total.index_put_({Optional(batches->select(0, n))}, values, true);
@@ -92,10 +95,12 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> unroll(const Tensor& start, cons
   expect_range("stored_steps", stored_steps, 0, syn_steps);
   product("syn_steps", {syn_steps, start.numel(), static_cast<int64_t>(start.itemsize())});
   Tensor states = at::empty({syn_steps, start.size(0), start.size(1)}, start.options());
-  Tensor theta = start, velocity;
+  Tensor end = at::empty_like(start), velocity;
+  states.select(0, 0).copy_(start);
   std::vector<Tensor> kept;
   for (int64_t n = 0; n < syn_steps; ++n) {
-    states.select(0, n).copy_(theta);
+    const Tensor theta = states.select(0, n);
+    Tensor next = n + 1 < syn_steps ? states.select(0, n + 1) : end;
     auto [loss, gradient, step] =
         convnet_grad(theta, sweep.minibatch(n), sweep.take(labels, n), n >= syn_steps - stored_steps, width, depth,
                      num_classes, border, eps, precision);
@@ -105,9 +110,9 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> unroll(const Tensor& start, cons
       if (velocity.defined()) gradient.add_(velocity, momentum);
       velocity = gradient;
     }
-    theta = theta - sweep.rate(n) * gradient;
+    at::addcmul_out(next, theta, sweep.rate(n), gradient, -1);
   }
-  return {theta, states, kept};
+  return {end, states, kept};
 }
 
 // Gradients in start [S, P], images, labels [I, K], lr, each [0] where not wanted
@@ -138,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> unroll_backward(const Tensor& grad, c
   Tensor lambda = grad, sigma;
   std::vector<Tensor> stored = kept.vec();
   for (int64_t n = syn_steps - 1; n >= 0; --n) {
-    const Tensor theta = states.select(0, n), rate = sweep.rate(n);
+    const Tensor theta = states.select(0, n);
     sigma = momentum != 0 && sigma.defined() ? lambda + momentum * sigma : lambda;
     const bool earlier = n > 0 || want_start;
     std::vector<Tensor> step;
@@ -151,9 +156,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> unroll_backward(const Tensor& grad, c
                          {earlier, want_images, want_labels}, width, depth, num_classes, border, eps, precision);
     if (want_images) {
       if (rows.has_value()) by_images = call_op<Tensor>("ddfast::dsa_augment_backward", by_images, rows->select(0, n));
-      sweep.scatter(grad_images, n, by_images * -rate);
+      sweep.descend(grad_images, n, by_images);
     }
-    if (want_labels) sweep.scatter(grad_labels, n, by_labels * -rate);
+    if (want_labels) sweep.descend(grad_labels, n, by_labels);
     if (want_lr) {
       Tensor total = slope.sum();
       if (weight_decay != 0) total = total + weight_decay * (theta * sigma).sum();
@@ -164,8 +169,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> unroll_backward(const Tensor& grad, c
       }
     }
     if (!earlier) continue;
-    if (weight_decay != 0) h_sigma = h_sigma + weight_decay * sigma;
-    lambda = lambda - rate * h_sigma;
+    if (weight_decay != 0) h_sigma.add_(sigma, weight_decay);
+    lambda = at::addcmul(lambda, sweep.rate(n), h_sigma, -1);
   }
   return {want_start ? lambda : empty, grad_images, grad_labels, grad_lr};
 }

@@ -75,12 +75,12 @@ class Unroll:
         gradient: Tensor,  # g_n [S, P]
         lr: Tensor,  # []
     ) -> tuple[Tensor, Tensor]:  # θ_{n+1}, v_{n+1} [S, P]
-        """One step of SGD."""
+        """One step of SGD, rounded as ops.unroll does."""
         if self.weight_decay:
-            gradient = torch.add(gradient, theta, alpha=self.weight_decay)  # rounded as ops.unroll does
+            gradient = torch.add(gradient, theta, alpha=self.weight_decay)
         if self.momentum and velocity is not None:
             gradient = torch.add(gradient, velocity, alpha=self.momentum)
-        return theta - lr * gradient, gradient
+        return torch.addcmul(theta, lr, gradient, value=-1), gradient
 
     def step(
         self,

@@ -31,7 +31,7 @@ def time_training(
     generator = seeds.generator(0, "timed")
     net = _network(network, sizes, device)
     images, labels, times = _minibatch(sizes, batch, device)
-    training = Training([net], lr=1e-6)
+    training = Training([net], images.shape[1:], lr=1e-6)
 
     def step() -> None:
         training.step(augment.side_by_side(images[None], [generator]), labels[None])

@@ -310,7 +310,7 @@ def evaluate_full_data(
         for n in numbers:
             generator = seeds.generator(seed, "full data", name, n)
             net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(schedule.device)
-            train_networks([net], [epoch_of], augment, schedule.protocol, [generator])
+            train_networks([net], [epoch_of], augment, schedule.protocol, [generator], dataset.train_images.shape[1:])
             yield accuracy(net, test, f"{name} trained at rate {BASELINE_LR:g}")
 
     def about() -> dict[str, Any]:

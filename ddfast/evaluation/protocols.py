@@ -87,7 +87,7 @@ class Schedule:
             now, generators = generators[:together], generators[together:]
             epochs_of = [partial(self._epoch, *pair, parameterisation) for pair in sets[:together]]
             nets, sets = [first, *map(create, now[1:])], sets[together:]
-            train_networks(nets, epochs_of, augment, self.protocol, now, sharpness=self.sharpness)
+            train_networks(nets, epochs_of, augment, self.protocol, now, size[1:], sharpness=self.sharpness)
             for net in nets:
                 yield accuracy(net, test, f"{name} trained at rate {self.protocol.lr:g}")
 
@@ -152,14 +152,13 @@ def train_networks(
     augment: DSA | DCAugmentation,
     protocol: Protocol,  # with its rate
     generators: list[torch.Generator],
+    image: torch.Size,  # [C, H, W]
     *,
     sharpness: GSAM | None = None,
 ) -> None:
     """Train networks in place, side by side, each on minibatches (images [B, C, H, W], targets) of its own, one epoch's
     per call with its generator."""
-    for net in nets:
-        net.train()
-    training = Training(nets, lr=protocol.lr, momentum=0.9, weight_decay=5e-4, sharpness=sharpness)
+    training = Training(nets, image, lr=protocol.lr, momentum=0.9, weight_decay=5e-4, sharpness=sharpness)
     drops, device = protocol.drops(protocol.epochs), next(nets[0].parameters()).device
     with seeds.dropout_from(generators[0], device):  # networks with dropout are trained alone
         for epoch in range(protocol.epochs):

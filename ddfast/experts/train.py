@@ -223,7 +223,9 @@ def _train_missing(
                 more = side_by_side(first, min(most, len(missing)), minibatch, device, at_once) - 1
                 fresh = [e for e in missing if e > claimed[0] and store.unfinished(e) is None] if more else []
                 claimed += _claim(store, fresh, more, claims)
-            training = _Training([first, *map(create, claimed[1:])], batches, how, store, claimed, forecast)
+            training = _Training(
+                [first, *map(create, claimed[1:])], minibatch[1:], batches, how, store, claimed, forecast
+            )
             names = ", ".join(str(expert + 1) for expert in claimed)
             training.run(f"expert {names} of {num_experts}")
             with undisturbed():
@@ -267,6 +269,7 @@ class _Training:
     def __init__(
         self,
         nets: list[nn.Module],
+        image: torch.Size,  # [C, H, W]
         batches: Batches,
         how: ExpertTraining,
         store: TrajectoryStore,
@@ -277,7 +280,7 @@ class _Training:
         self.experts, self.forecast = experts, forecast
         self.augment = augmentation(how.dsa_strategy)
         self.training = Training(
-            nets, lr=how.lr_teacher, momentum=how.mom, weight_decay=how.l2, sharpness=how.sharpness
+            nets, image, lr=how.lr_teacher, momentum=how.mom, weight_decay=how.l2, sharpness=how.sharpness
         )
         start = self.training.parameters()
         self.rows = {epoch: row for row, epoch in enumerate(store.kept_epochs)}

@@ -82,7 +82,7 @@ def test_experts_by_gsam_step_along_its_direction(pair, tmp_path):
     data = load_dataset(pair)
     batches = data.train_batches(torch.device("cpu"))
     network = networks.create("convnet", generator=seeds.generator(0, "expert", 0), **data.network_arguments)
-    training = Training([network], lr=0.05, weight_decay=0.01, sharpness=GSAM(0.5, 0.3))
+    training = Training([network], data.train_images.shape[1:], lr=0.05, weight_decay=0.01, sharpness=GSAM(0.5, 0.3))
     for chosen in torch.randperm(12, generator=seeds.generator(0, "expert", 0, "epoch", 0)).split(4):
         images, labels = batches.take(chosen)
         training.step(images[None], labels[None])

@@ -17,6 +17,8 @@ from ddfast.engine.students.replay import other_states, set_other_states
 from ddfast.engine.students.wrappers import HOOKS
 from ddfast.ops import ConvNetLayout, convnet_grad, convnet_grad_jvp
 
+ADDRESS = " at 0x"  # in the words of an object that has none of its own
+MOST_KINDS = 64  # that are known of all networks, the last ones
 MOST_VERSIONS = 8  # of one network: one that changes with every call is not compared again and again
 MOST_NUMBERS = 2**25  # of the first map of the comparison: 256 MiB
 EXACT = 1e-7  # in float64, relative; another network differs by more than 1e-3
@@ -28,6 +30,9 @@ class Recognised(NamedTuple):
 
     layout: ConvNetLayout  # of the default precision
     index: Tensor  # [P of the layout], int64; the number of own parameters where it has none: a convolution's bias
+
+    def is_like(self, other: "Recognised") -> bool:
+        return self.layout == other.layout and torch.equal(self.index, other.index)
 
 
 class RecognisedStudent(ConvNetStudent):
@@ -68,6 +73,7 @@ class RecognisedStudent(ConvNetStudent):
         return jvp if jvp.parameters is None else jvp._replace(parameters=self.from_fused(jvp.parameters))
 
 
+_kinds: dict[tuple, Recognised | str] = {}  # by version, where it names no object that may be another's tomorrow
 _known: weakref.WeakKeyDictionary[nn.Module, dict[tuple, Recognised | str]] = weakref.WeakKeyDictionary()
 
 
@@ -79,7 +85,7 @@ def recognise(
 
     Found by its modules and parameters, whatever their names: 3×3 convolutions, each followed by an instance norm with
     affine parameters, and a linear layer. Then logits, gradient and second derivatives are compared with autograd's, in
-    float64 on two random images, once for each state of its attributes.
+    float64 on two random images, once for each state of its attributes, of all networks that are alike.
     """
     reason = next(_obstacles(network), None)
     if reason is not None:
@@ -89,14 +95,13 @@ def recognise(
     if version not in known:
         if len(known) >= MOST_VERSIONS:
             return "its attributes change from call to call"
-        others = other_states()
-        try:
-            with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
-                known[version] = _recognise(network, image)
-        except Exception as error:  # whatever a network of someone else's raises
-            known[version] = f"it cannot be compared with a ConvNet: {type(error).__name__}"
-        finally:
-            set_other_states(others)
+        known[version] = _kinds.get(version) or _recognise(network, image)
+        if not any(
+            ADDRESS in value for part in version if isinstance(part, tuple) for value in part if isinstance(value, str)
+        ):
+            _kinds[version] = known[version]
+            if len(_kinds) > MOST_KINDS:
+                del _kinds[next(iter(_kinds))]
     return known[version]
 
 
@@ -113,9 +118,16 @@ def _version(network: nn.Module) -> Iterator[Any]:
 
 
 def _recognise(network: nn.Module, image: torch.Size) -> Recognised | str:
-    holders = _in_order_of_calls(network, image)
-    found = _structure(network, holders, image)
-    return found if isinstance(found, str) else _compared(network, found, image)
+    others = other_states()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=False):
+            holders = _in_order_of_calls(network, image)
+            found = _structure(network, holders, image)
+            return found if isinstance(found, str) else _compared(network, found, image)
+    except Exception as error:  # whatever a network of someone else's raises
+        return f"it cannot be compared with a ConvNet: {type(error).__name__}"
+    finally:
+        set_other_states(others)
 
 
 def _obstacles(network: nn.Module) -> Iterator[str]:

@@ -9,14 +9,16 @@ from ddfast.engine.students.base import Step
 from ddfast.engine.students.convnet import ConvNetStudent
 from ddfast.engine.students.fused import why_not_fused
 from ddfast.engine.students.gsam import GSAM
+from ddfast.engine.students.recognised import RecognisedStudent, recognise
 from ddfast.runtime.devices import free_bytes
 
 
 class Training:
     """S networks of one kind, each on minibatches of its own, by torch.optim.SGD.
 
-    The fused ConvNet runs all of them at once on flat parameters, without an autograd graph; any other network is
-    trained alone, by autograd. Frozen parameters are trained too, as an unroll does. With `sharpness` each step goes
+    The fused ConvNet, and the field's in other code where it is recognised on images of size `image`, runs all of them
+    at once on flat parameters, without an autograd graph; any other network is trained alone, by autograd. Networks are
+    put in training mode, and frozen parameters are trained too, as an unroll does. With `sharpness` each step goes
     along GSAM's direction, of two gradients; momentum and weight decay are added to it. Dropout is drawn for each of
     the two.
     """
@@ -24,23 +26,22 @@ class Training:
     def __init__(
         self,
         nets: list[nn.Module],
+        image: torch.Size,  # [C, H, W]
         *,
         lr: float,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         sharpness: GSAM | None = None,
     ) -> None:
-        self.nets, self.sharpness, self._student = nets, sharpness, None
+        self.nets, self.sharpness = nets, sharpness
         self._frozen = [p for net in nets for p in net.parameters() if not p.requires_grad]
-        reasons = [reason for reason in map(why_not_fused, nets) if reason is not None]
-        if not reasons:
-            self._student = ConvNetStudent(nets[0])
-            if any(ConvNetStudent(net).layout != self._student.layout for net in nets[1:]):
-                raise ValueError("nets: expected networks of one kind, got several")
+        student = _student_of(nets, image)
+        if isinstance(student, str) and len(nets) > 1:
+            raise ValueError(f"nets: expected one where a network is not fused, got {len(nets)}: {student}")
+        self._student = None if isinstance(student, str) else student
+        if self._student is not None:
             rows = [parameters_to_vector(net.parameters()).detach() for net in nets]
             self._learned = [torch.stack(rows).requires_grad_()]
-        elif len(nets) > 1:
-            raise ValueError(f"nets: expected one where a network is not fused, got {len(nets)}: {reasons[0]}")
         else:
             self._learned = [p.requires_grad_() for p in nets[0].parameters()]
         self.optimizer = torch.optim.SGD(self._learned, lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -129,6 +130,26 @@ class Training:
         return [piece.view_as(p) for piece, p in zip(pieces, self._learned, strict=True)]
 
 
+def _student_of(nets: list[nn.Module], image: torch.Size) -> ConvNetStudent | str:
+    """What runs all networks at once in training mode, or why nothing does; ValueError for networks of several kinds
+    that are fused each."""
+    for net in nets:
+        net.train()
+    reason = next((reason for reason in map(why_not_fused, nets) if reason is not None), None)
+    if reason is None:
+        students = [ConvNetStudent(net) for net in nets]
+        if any(student.layout != students[0].layout for student in students):
+            raise ValueError("nets: expected networks of one kind, got several")
+        return students[0]
+    found = [recognise(net, image) for net in nets]
+    first = found[0]
+    if isinstance(first, str):
+        return reason
+    if all(not isinstance(one, str) and one.is_like(first) for one in found):
+        return RecognisedStudent(nets[0], first)
+    return "the others are of another kind"
+
+
 def side_by_side(
     net: nn.Module,
     count: int,
@@ -138,9 +159,10 @@ def side_by_side(
 ) -> int:
     """How many of `count` such networks to train at once: `at_once`, else one on a CPU, which a single one keeps busy,
     and on a GPU as many as half of its free memory holds; always one of networks that are not fused."""
-    if why_not_fused(net) is not None:
+    student = _student_of([net], batch[1:])
+    if isinstance(student, str):
         return 1
     if at_once is not None or device.type == "cpu":
         return min(count, at_once or 1)
-    one = ConvNetStudent(net).step_bytes(batch, 1, torch.float32).grad
+    one = student.step_bytes(batch, 1, torch.float32).grad
     return max(1, min(count, int(free_bytes(device) / 2 / one)))

@@ -244,7 +244,7 @@ def test_training_is_plain_training_whatever_was_altered(name):
     """All parameters are trained, frozen ones too, on either path."""
     images, labels = normal(2, 4, 3, SIDE, SIDE), torch.arange(8).view(2, 4) % CLASSES
     net, other = altered(name), altered(name)
-    training = Training([net], lr=0.1, momentum=0.9, weight_decay=0.01)
+    training = Training([net], images.shape[2:], lr=0.1, momentum=0.9, weight_decay=0.01)
     frozen = [not p.requires_grad for p in other.parameters()]
     optimizer = torch.optim.SGD(other.requires_grad_().parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for x, y in zip(images, labels, strict=True):
@@ -264,14 +264,14 @@ def test_training_is_plain_training_whatever_was_altered(name):
 )
 def test_networks_go_side_by_side_only_where_all_are_fused(name):
     size, device = torch.Size((4, 3, SIDE, SIDE)), torch.device("cpu")
-    fused = name in FUSED
+    fused = name in FUSED or name == "no bias"  # which is recognised
     assert side_by_side(altered(name), 3, size, device, at_once=3) == (3 if fused else 1)
     nets = [altered(), altered(name)]
-    if fused:
-        Training(nets, lr=0.1)
+    if name in FUSED:
+        Training(nets, size[1:], lr=0.1)
     else:
         with pytest.raises(ValueError, match="nets: expected one where a network is not fused, got 2: "):
-            Training(nets, lr=0.1)
+            Training(nets, size[1:], lr=0.1)
 
 
 @pytest.mark.parametrize("name", ["dilation", "hook", "no bias", "tied weights", "weight norm", "stride"])

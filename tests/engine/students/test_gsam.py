@@ -10,7 +10,7 @@ from ddfast.engine.students import GSAM, Training
 from tests.conftest import normal, relative_error
 from tests.networks_for_tests import SIDE, K, make
 
-LR = 0.05
+LR, IMAGE = 0.05, torch.Size((3, SIDE, SIDE))
 
 
 def minibatches(S: int, step: int = 0) -> tuple[torch.Tensor, torch.Tensor]:  # [S, B, C, H, W], [S, B]
@@ -48,7 +48,7 @@ def direction_of(network, w, images, labels, rho, alpha):
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_steps_are_the_equations_with_momentum_and_decay_added(name, alpha):
     network, reference = moved(name, 1), moved(name, 1)
-    training = Training([network], lr=LR, momentum=0.9, weight_decay=0.01, sharpness=GSAM(0.5, alpha))
+    training = Training([network], IMAGE, lr=LR, momentum=0.9, weight_decay=0.01, sharpness=GSAM(0.5, alpha))
     w, velocity = parameters_to_vector(reference.parameters()).detach(), 0.0
     for step in range(2):
         images, labels = minibatches(1, step)
@@ -66,22 +66,22 @@ def test_steps_are_the_equations_with_momentum_and_decay_added(name, alpha):
 def test_side_by_side_is_one_by_one():
     images, labels = minibatches(3)
     sharpness = GSAM(0.5, 0.3)
-    together = Training([moved("convnet", s) for s in range(3)], lr=LR, sharpness=sharpness)
+    together = Training([moved("convnet", s) for s in range(3)], IMAGE, lr=LR, sharpness=sharpness)
     losses = together.step(images, labels)
     for s in range(3):
-        alone = Training([moved("convnet", s)], lr=LR, sharpness=sharpness)
+        alone = Training([moved("convnet", s)], IMAGE, lr=LR, sharpness=sharpness)
         torch.testing.assert_close(alone.step(images[s : s + 1], labels[s : s + 1])[0], losses[s])
         assert relative_error(together.parameters()[s], alone.parameters()[0]) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["convnet", "convnet-batchnorm"])
 def test_a_short_ascent_tends_to_sgd(name):
-    plain = Training([moved(name, 1)], lr=LR)
+    plain = Training([moved(name, 1)], IMAGE, lr=LR)
     start = plain.parameters()
     plain.step(*minibatches(1))
     distances = []
     for rho in (1e-3, 1e-5):
-        sharp = Training([moved(name, 1)], lr=LR, sharpness=GSAM(rho, 1.0))
+        sharp = Training([moved(name, 1)], IMAGE, lr=LR, sharpness=GSAM(rho, 1.0))
         sharp.step(*minibatches(1))
         distances.append(relative_error(sharp.parameters() - start, plain.parameters() - start))
     assert distances[1] < 1e-4 and distances[1] < distances[0] / 50
@@ -89,7 +89,7 @@ def test_a_short_ascent_tends_to_sgd(name):
 
 @pytest.mark.parametrize("name", ["convnet", "convnet-batchnorm"])
 def test_the_parameters_come_back_from_the_ascent_bit_for_bit(name):
-    training = Training([moved(name, 1)], lr=0.0, sharpness=GSAM(0.5, 1.0))
+    training = Training([moved(name, 1)], IMAGE, lr=0.0, sharpness=GSAM(0.5, 1.0))
     start = training.parameters()
     training.step(*minibatches(1))
     assert torch.equal(training.parameters(), start)
@@ -97,8 +97,8 @@ def test_the_parameters_come_back_from_the_ascent_bit_for_bit(name):
 
 def test_running_statistics_are_those_of_the_pass_at_the_parameters():
     plain, sharp = moved("convnet-batchnorm", 1), moved("convnet-batchnorm", 1)
-    Training([plain], lr=LR).step(*minibatches(1))
-    Training([sharp], lr=LR, sharpness=GSAM(0.5, 1.0)).step(*minibatches(1))
+    Training([plain], IMAGE, lr=LR).step(*minibatches(1))
+    Training([sharp], IMAGE, lr=LR, sharpness=GSAM(0.5, 1.0)).step(*minibatches(1))
     before = dict(moved("convnet-batchnorm", 1).named_buffers())
     for (name, expected), got in zip(plain.named_buffers(), sharp.buffers(), strict=True):
         assert torch.equal(got, expected) and not torch.equal(got, before[name])
@@ -115,7 +115,7 @@ def test_parameters_that_the_loss_does_not_see_are_left_alone():
 
     network = Unused().double()
     used, unused = network.used.weight.detach().clone(), network.unused.weight.detach().clone()
-    Training([network], lr=LR, weight_decay=0.1, sharpness=GSAM(0.5, 1.0)).step(*minibatches(1))
+    Training([network], IMAGE, lr=LR, weight_decay=0.1, sharpness=GSAM(0.5, 1.0)).step(*minibatches(1))
     assert torch.equal(network.unused.weight, unused) and not torch.equal(network.used.weight, used)
 
 

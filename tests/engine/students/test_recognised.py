@@ -8,7 +8,17 @@ from torch.nn.utils import parameters_to_vector
 
 import ddfast
 from ddfast.engine.adjoints import CheckpointedUnroll, FullUnroll
-from ddfast.engine.students import ModuleStudent, RecognisedStudent, Step, Wanted, recognised, student_of
+from ddfast.engine.students import (
+    GSAM,
+    ModuleStudent,
+    RecognisedStudent,
+    Step,
+    Training,
+    Wanted,
+    recognised,
+    side_by_side,
+    student_of,
+)
 from ddfast.engine.students.recognised import MOST_VERSIONS, recognise
 from ddfast.networks import ConvNet
 from tests.conftest import normal, relative_error
@@ -137,6 +147,68 @@ def test_a_recognised_student_is_that_of_the_module_in_its_own_order(name):
     assert student_of(net, image=IMAGE).layer_sizes == ModuleStudent(net).layer_sizes
     for got, want in zip(*own, strict=True):
         assert relative_error(got, want) < 1e-9
+
+
+@pytest.mark.parametrize("name", [*SAME, "dropout"])
+@pytest.mark.parametrize("sharpness", [None, GSAM(0.5, 0.3)], ids=["SGD", "GSAM"])
+def test_training_is_plain_training(name, sharpness):
+    """In training mode: where dropout is drawn, and only there, by autograd."""
+    build = SAME.get(name, lambda: Field(name))
+    images, labels = normal(3, 4, *IMAGE), torch.arange(12).view(3, 4) % K
+    runs, changes = {}, {}
+    for way in ("training", "module"):
+        net = made(build)
+        start = parameters_to_vector(net.parameters()).detach()
+        if way == "module":  # a parametrised copy is none that is recognised
+            net.register_forward_hook(lambda *_: None)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            training = Training([net], IMAGE, lr=0.1, momentum=0.9, weight_decay=0.01, sharpness=sharpness)
+            losses = [training.step(x[None], y[None]) for x, y in zip(images, labels, strict=True)]
+        runs[way], changes[way] = training, parameters_to_vector(training.write()[0].parameters()).detach() - start
+        assert net.training and torch.stack(losses).isfinite().all()
+    fused = "dropout" not in name
+    assert (runs["training"]._student is not None) == fused and runs["module"]._student is None
+    assert relative_error(changes["training"], changes["module"]) < 1e-9
+    assert changes["training"].abs().max() > 1e-3
+
+
+def test_recognised_networks_train_side_by_side():
+    images, labels = normal(2, 4, *IMAGE), torch.arange(8).view(2, 4) % K
+    starts = [made(lambda: Field("no biases")) for _ in range(2)]
+    with torch.no_grad():
+        for p in starts[1].parameters():
+            p.add_(0.1)
+    alone = []
+    for net, x, y in zip(starts, images, labels, strict=True):
+        one = Field("no biases").double()
+        one.load_state_dict(net.state_dict())
+        training = Training([one], IMAGE, lr=0.1)
+        training.step(x[None], y[None])
+        alone.append(training.parameters()[0])
+    assert side_by_side(starts[0], 5, torch.Size((4, *IMAGE)), torch.device("cpu"), at_once=2) == 2
+    together = Training(starts, IMAGE, lr=0.1)
+    together.step(images, labels)
+    assert relative_error(together.parameters(), torch.stack(alone)) < 1e-12
+    with pytest.raises(ValueError, match="nets: expected one where a network is not fused, got 2: the others are of"):
+        Training([made(lambda: Field("no biases")), made(Field)], IMAGE, lr=0.1)
+
+
+def test_networks_that_are_alike_are_compared_once(monkeypatch):
+    monkeypatch.setattr(recognised, "_kinds", {})
+    compared = []
+    compare = recognised._compared
+    monkeypatch.setattr(recognised, "_compared", lambda *args: compared.append(1) or compare(*args))
+    for _ in range(3):
+        assert not isinstance(recognise(made(Field), IMAGE), str)
+    assert len(compared) == 1
+    assert "something else" in recognise(made(lambda: Field("twice the logits")), IMAGE)
+    assert len(compared) == 2
+    for _ in range(2):  # the words of an object name its address, which another may have tomorrow
+        net = made(Field)
+        net.thing = object()
+        assert not isinstance(recognise(net, IMAGE), str)
+    assert len(compared) == 4
 
 
 @pytest.mark.parametrize("name", OTHERS)
