@@ -4,6 +4,7 @@
 
 #include "common/arena.h"
 #include "common/simd.h"
+#include "convnet/first_block.h"
 
 // Read from the file's bytes where the module cannot be loaded (ddfast/ops/_library.py); used below, so that it is
 // kept.
@@ -17,6 +18,7 @@ static const char kCompiler[] = "GCC " __VERSION__;
 
 PYBIND11_MODULE(_C, m) {
   m.def("release_memory", &ddfast::release_memory);
+  m.def("first_block_parts", &ddfast::first_block_parts);
   m.def("build_info", [] {
     pybind11::dict info;
     info["torch"] = TORCH_VERSION;

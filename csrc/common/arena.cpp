@@ -14,6 +14,9 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 namespace ddfast {
 namespace {
@@ -45,6 +48,9 @@ class Arena {
     const std::lock_guard lock(mutex_);
     peak_ = last_peak_ = live_;
     shrink(0);
+#ifdef __GLIBC__
+    malloc_trim(0);  // free() alone keeps what lies below other memory in use
+#endif
   }
 
   bool is_used() {

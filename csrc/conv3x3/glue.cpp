@@ -21,11 +21,11 @@ constexpr int64_t kSmallSide = 2;
 
 int64_t groups_of(const Tensor& x, const Tensor& w) { return x.size(1) / w.size(1); }
 
-// Whether minimal filtering computes these: float32 on a CPU, at least 16 channels in and out of a group, maps of more
-// than two pixels a side.
+// Whether minimal filtering computes these: at least 16 channels in and out of a group, maps of more than two pixels a
+// side.
 bool tiles_apply(int64_t tile, const Tensor& maps, int64_t inputs, int64_t outputs) {
-  return tile != kDirect && maps.is_cpu() && maps.scalar_type() == at::kFloat &&
-         std::min(inputs, outputs) >= kFewChannels && std::min(maps.size(2), maps.size(3)) > kSmallSide;
+  return tile != kDirect && is_fast(maps) && std::min(inputs, outputs) >= kFewChannels &&
+         std::min(maps.size(2), maps.size(3)) > kSmallSide;
 }
 bool tiles_apply(int64_t tile, const Tensor& maps, const Tensor& w, int64_t groups) {
   return tiles_apply(tile, maps, w.size(1), w.size(0) / groups);
@@ -33,13 +33,15 @@ bool tiles_apply(int64_t tile, const Tensor& maps, const Tensor& w, int64_t grou
 
 }  // namespace
 
+bool is_fast(const Tensor& maps) { return maps.is_cpu() && maps.scalar_type() == at::kFloat; }
+
 Tensor conv3x3(int64_t tile, const Tensor& x, const Tensor& w, const Tensor& x2, const Tensor& w2, const Tensor& bias) {
   const int64_t groups = groups_of(x, w);
   if (tiles_apply(tile, x, w, groups)) {
     if (!x2.defined()) return by_tiles({x}, {w}, {{0, 0, 0}}, bias, groups, tile, false)[0];
     return by_tiles({x, x2}, {w, w2}, {{0, 0, 0}, {1, 1, 0}}, bias, groups, tile, false)[0];
   }
-  if (patches_apply(x, w.size(1), w.size(0) / groups)) return by_patches(x, w, x2, w2, bias, groups, false);
+  if (is_fast(x) && patches_apply(w.size(1), w.size(0) / groups)) return by_patches(x, w, x2, w2, bias, groups, false);
   Tensor z = direct_forward(x, w, bias);
   return x2.defined() ? z.add_(direct_forward(x2, w2)) : z;
 }
@@ -51,7 +53,7 @@ Tensor conv3x3_input(int64_t tile, const Tensor& x, const Tensor& g, const Tenso
     if (!g2.defined()) return by_tiles({g}, {w}, {{0, 0, 0}}, {}, groups, tile, true)[0];
     return by_tiles({g, g2}, {w, w2}, {{0, 0, 0}, {1, 1, 0}}, {}, groups, tile, true)[0];
   }
-  if (patches_apply(g, w.size(1), w.size(0) / groups)) return by_patches(g, w, g2, w2, {}, groups, true);
+  if (is_fast(g) && patches_apply(w.size(1), w.size(0) / groups)) return by_patches(g, w, g2, w2, {}, groups, true);
   Tensor grad = direct_input(g, x, w);
   return g2.defined() ? grad.add_(direct_input(g2, x, w2)) : grad;
 }
@@ -85,7 +87,7 @@ void conv3x3_weight(int64_t tile, const Tensor& g, const Tensor& x, const Tensor
     return;
   }
   if (tiles_apply(tile, x, C, O)) return weight_by_tiles(g, x, tile, g2, x2, into);
-  if (patches_apply(x, C, O)) {
+  if (is_fast(x) && patches_apply(C, O)) {
     into.copy_(weight_by_patches(g, x, groups, g2, x2).view(into.sizes()));
     return;
   }

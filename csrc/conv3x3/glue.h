@@ -11,6 +11,9 @@ namespace ddfast {
 constexpr int64_t kFastTile = 4, kDirect = 0;  // outputs a side of a tile; none
 constexpr int64_t kFewChannels = 16;           // below, products of tiles are too thin
 
+// Whether tiles.h and patches.h compute with them.
+bool is_fast(const at::Tensor& maps);
+
 // x ∗ w, or x ∗ w + x2 ∗ w2, and a bias [groups·O]: [B, groups·C, H, W] -> [B, groups·O, H, W], channels-last.
 at::Tensor conv3x3(int64_t tile, const at::Tensor& x, const at::Tensor& w, const at::Tensor& x2 = {},
                    const at::Tensor& w2 = {}, const at::Tensor& bias = {});

@@ -6,7 +6,7 @@
 
 namespace ddfast {
 
-bool patches_apply(const at::Tensor& maps, int64_t inputs, int64_t outputs);
+bool patches_apply(int64_t inputs, int64_t outputs);  // of a group, where is_fast(maps)
 
 // w [groups·O, C, 3, 3] as the kernels read it: for the forward, or the input gradient (transposed).
 at::Tensor pack_patches(const at::Tensor& w, int64_t groups, bool transposed);

@@ -40,7 +40,8 @@ class Images {
     pixels_ = shape.pixels(), pooled_ = shape.pooled_height() * shape.pooled_width();
     each_ = round_up(pixels_ * shape.C, kLine);
     count_ = maps + (slices_ > 1 ? pooled : 0);
-    maps_ = empty_maps({std::min<int64_t>(at::get_num_threads(), B_), count_, each_}, options());
+    const int64_t parts = first_block_parts(B_, C, C_ / groups);
+    maps_ = empty_maps({parts, count_, each_}, options());
   }
 
   // body(part, image, slice) for all, those of a part in turn.
@@ -150,10 +151,16 @@ using At = Images::At;
 
 }  // namespace
 
+int64_t first_block_parts(int64_t images, int64_t inputs, int64_t outputs) {
+  if (!patches_apply(inputs, outputs)) return 0;
+  const int64_t threads = at::get_num_threads(), rounds = (images + threads - 1) / threads;
+  if (5 * rounds * threads > 8 * images) return 0;  // norm_relu_pool and conv3x3 share one image's work
+  return std::min(threads, images);
+}
+
 bool first_block_applies(const Tensor& x, const Tensor& w) {
-  if (!patches_apply(x, w.size(1), w.size(0) / (x.size(1) / w.size(1)))) return false;
-  const int64_t threads = at::get_num_threads(), rounds = (x.size(0) + threads - 1) / threads;
-  return 5 * rounds * threads <= 8 * x.size(0);  // else norm_relu_pool and conv3x3 share one image's work
+  const int64_t groups = x.size(1) / w.size(1);
+  return is_fast(x) && first_block_parts(x.size(0), w.size(1), w.size(0) / groups) > 0;
 }
 
 FirstForward first_forward(const FirstBlock& block, double eps, const FirstTangents* tangents) {

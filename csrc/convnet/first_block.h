@@ -9,7 +9,11 @@
 
 namespace ddfast {
 
-// Whether it is used: few channels of images, and images enough to keep all threads busy.
+// Of how many images at a time the maps are in memory, for filters [outputs, inputs, 3, 3] of a group; 0 where maps are
+// those of all images: few channels of images are needed, and images enough to keep all threads busy.
+int64_t first_block_parts(int64_t images, int64_t inputs, int64_t outputs);
+
+// Whether it is used.
 bool first_block_applies(const at::Tensor& x, const at::Tensor& w);
 
 struct FirstBlock {

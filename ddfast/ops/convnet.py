@@ -7,8 +7,9 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from ddfast.ops._checks import expect_dtype, expect_shape, expect_tensors, refuse_transforms
 from ddfast.ops._convnet_layout import ConvNetLayout
+from ddfast.ops._extension import EXTENSION
 from ddfast.ops._layout import channels_last, in_layout, is_channels_last
-from ddfast.ops._library import define, define_autograd, forbid_autograd, has_kernel
+from ddfast.ops._library import define, define_autograd, forbid_autograd
 from ddfast.ops._precision import apart_from_autocast
 
 # of a ConvNetLayout, in a schema
@@ -116,17 +117,15 @@ def check_convnet(layout: ConvNetLayout, parameters: Tensor, images: Tensor, lab
 
 def first_block_parts(
     layout: ConvNetLayout,
-    images: torch.Size,  # [B, C, H, W]
+    images: torch.Size,  # [B, C, H, W], that all students see
     students: int,
     dtype: torch.dtype,
     on_gpu: bool,
 ) -> int:
-    """Of how many images at a time the first block's maps are in memory, as csrc/convnet/first_block.cpp decides; 0
-    where it is of all."""
-    threads, (B, C) = torch.get_num_threads(), images[:2]
-    fits = dtype == torch.float32 and layout.precision != "bfloat16" and C < 16 <= layout.width
-    busy = 5 * -(-B // threads) * threads <= 8 * B
-    return min(threads, B) if fits and busy and not on_gpu and has_kernel("convnet_grad", "cpu") else 0
+    """Of how many images at a time the first block's maps are in memory; 0 where it is of all."""
+    if EXTENSION is None or on_gpu or dtype != torch.float32 or layout.precision == "bfloat16":
+        return 0
+    return EXTENSION.first_block_parts(images[0], images[1], students * layout.width)
 
 
 # The reference. Students are folded into channels: maps are [B, S·C, H, W], convolutions have S groups; images that all

@@ -66,7 +66,7 @@ class ConvNetStudent(Student):
         """Of block i, A is the size of the convolution's result and Y of the pooled map: what csrc/convnet/glue.cpp has
         alive at once, of x, z, g_z, g_y and their tangents, is most at one of the blocks of the backward pass. A first
         block that runs image by image has maps of an image per thread only; where convolutions run on tiles, their
-        filters are transformed (36 numbers for 9)."""
+        filters are transformed (36 numbers for 9): two layers', or the sums of one's gradient, twice."""
         B, C, H, W = images
         layout, b = self.layout, self.layout.border
         maps = [students * layout.width * h * w for h, w in layout.maps((H, W))]
@@ -87,9 +87,9 @@ class ConvNetStudent(Student):
         copies = element * students * weights * copied
         own = parts * maps[0] // students  # of one map of an image per thread; half as many again for several students
         own += own // 2 * (students > 1)
-        tiles = 36 * layout.width**2 * (parts > 0)  # of a layer's filters
+        tiles = 2 * 36 * layout.width**2 * (parts > 0)
         at_the_peak = (
-            element * max(B * maps_alive + times * tiles, B * maps[1] * times + own_maps * own)
+            element * max(B * maps_alive + tiles, B * maps[1] * times + own_maps * own)
             + result
             + times * copies
             for maps_alive, times, own_maps in ((grad, 1, 2), (grad_jvp, 2, 4), (of_kept, 2, 4))
