@@ -13,18 +13,17 @@ from ddfast.engine.students import Training
 from ddfast.networks import ConvNet
 from ddfast.runtime.seeds import generator
 
-EPOCHS = 20  # of the hundreds of an evaluation
 OPTIONS = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 ROWS = {"eager": "eager, one by one", "alone": "ddfast, one by one", "together": "ddfast, side by side"}
 SETTINGS = {
-    "5 networks, 10 images, 32 px": {"networks": 5, "images": 10, "side": 32},
-    "5 networks, 100 images, 32 px": {"networks": 5, "images": 100, "side": 32},
+    "5 networks, 10 images, 32 px, 20 epochs": {"networks": 5, "images": 10, "side": 32, "epochs": 20},
+    "5 networks, 100 images, 32 px, 4 epochs": {"networks": 5, "images": 100, "side": 32, "epochs": 4},
 }
 
 
-def make(variant, networks, images, side, small=False, dtype="float32"):
+def make(variant, networks, images, side, epochs, small=False, dtype="float32"):
     """A call that trains all networks for some epochs of one minibatch; it returns the parameters' change."""
-    epochs, dtype, numbers = 1 if small else EPOCHS, getattr(torch, dtype), generator(0, "numbers")
+    epochs, dtype, numbers = 1 if small else epochs, getattr(torch, dtype), generator(0, "numbers")
     pixels = torch.randn(images, 3, side, side, generator=numbers).to(DEVICE, dtype)
     labels, size, augment = (torch.arange(images) % 10).to(DEVICE), (side, side), DSA()
     starts = []
@@ -66,7 +65,7 @@ def make(variant, networks, images, side, small=False, dtype="float32"):
 @pytest.mark.parametrize("variant", ROWS)
 def test_evaluation(measured, setting, variant):
     case = SETTINGS[setting]
-    group = f"evaluation, {setting}, {EPOCHS} epochs"
+    group = f"evaluation, {setting}"
     info = measured(sys.modules[__name__], group, ROWS[variant], against={"variant": "eager"}, variant=variant, **case)
     few = case | {"networks": 2, "images": 10, "small": True}
     info["error"] = relative_error(make(variant, **few)(), make("eager", **few, dtype="float64")())

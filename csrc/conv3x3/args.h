@@ -19,7 +19,8 @@ struct Conv3x3Shape {
 
 constexpr int64_t kLine = 16;           // floats of a cache line
 constexpr int64_t kBlockTiles = 12;     // what a task of the forward transforms at a time: smaller would reuse less
-constexpr int64_t kChunkTiles = 24;     // tiles whose products are summed in registers for the weight gradient
+constexpr int64_t kChunkTiles = 32;     // tiles whose products are summed in registers for the weight gradient
+constexpr int kWeightParts = 2;         // of the rows of the n² sums: a part of a chunk stays in cache
 constexpr int64_t kChunksTogether = 8;  // chunks that are summed before their sum is added to those before
 constexpr int64_t kPackChannels = 16;   // of a task that transforms filters
 constexpr int kTerms = 2, kProducts = 3;
@@ -73,8 +74,8 @@ struct Conv3x3Forward {
 };
 
 // dw = Σ_i corr(x_i, g_i): sums over tiles in the transformed domain, in `parts` of tiles and `columns` of panels, then
-// their inverse transform. The order of a sum depends on parts only. Sums of chunks, of kChunksTogether chunks, and of
-// all: the error of a sum of n grows with √n.
+// their inverse transform; a task has kWeightParts of the n rows. The order of a sum depends on parts only. Sums of
+// chunks, of kChunksTogether chunks, and of all: the error of a sum of n grows with √n.
 struct Conv3x3Weight {
   Conv3x3Shape shape;
   int64_t panel, tile, points;
@@ -90,8 +91,8 @@ struct Conv3x3Weight {
   void split(int64_t threads) {
     const int64_t panels = (shape.O + panel - 1) / panel;
     const int64_t chunks = terms * round_up(shape.tiles(tile), kChunkTiles) / kChunkTiles;
-    columns = std::gcd(threads, panels);
-    parts = std::clamp<int64_t>(threads / (columns * shape.groups), 1, chunks);
+    columns = std::gcd((threads + kWeightParts - 1) / kWeightParts, panels);
+    parts = std::clamp<int64_t>(threads / (kWeightParts * columns * shape.groups), 1, chunks);
     levels = chunks > parts * kChunksTogether ? 2 : 1;
   }
   int64_t row() const { return round_up(shape.O, panel); }
@@ -99,7 +100,7 @@ struct Conv3x3Weight {
   int64_t part_stride() const { return shape.groups * points * point_stride(); }
   int64_t level_stride() const { return parts * part_stride(); }
   int64_t floats() const { return levels * level_stride(); }
-  int64_t tasks() const { return shape.groups * parts * columns; }
+  int64_t tasks() const { return shape.groups * parts * columns * kWeightParts; }
   int64_t inverse_tasks() const { return shape.groups * shape.C; }
 };
 

@@ -42,10 +42,10 @@ DDFAST_INLINE void transform_line(const V (&line)[kSide], V (&out)[Tile::kPoints
   }
 }
 
-// n x n from kSide x kSide pixels; the result's numbers lie `stride` apart. First along columns, into `half`, then
-// along rows: memory is walked pixel by pixel.
-template <typename Tile, int kBytes, int kSide>
-DDFAST_INLINE void transform_tile(const TilePixels<kSide>& pixels, int64_t channels, float* half, float* to,
+// kRows of the n x n numbers of a tile, from row `first` on, from its kSide x kSide pixels; the numbers lie `stride`
+// apart. First along columns, into `half`, then along rows: memory is walked pixel by pixel.
+template <typename Tile, int kBytes, int kRows, int kSide>
+DDFAST_INLINE void transform_tile(const TilePixels<kSide>& pixels, int first, int64_t channels, float* half, float* to,
                                   int64_t stride) {
   using L = Lanes<kBytes>;
   using V = typename L::Vector;
@@ -56,10 +56,10 @@ DDFAST_INLINE void transform_tile(const TilePixels<kSide>& pixels, int64_t chann
       V column[kSide], out[n];
       for (int i = 0; i < kSide; ++i) column[i] = L::load(pixels.at[i * kSide + j] + c, channels - c);
       transform_line<Tile>(column, out);
-      for (int i = 0; i < n; ++i) L::store(out[i], half + (i * kSide + j) * row + c);
+      for (int i = 0; i < kRows; ++i) L::store(out[first + i], half + (i * kSide + j) * row + c);
     }
   }
-  for (int i = 0; i < n; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     for (int64_t c = 0; c < channels; c += L::kCount) {
       V line[kSide], out[n];
       for (int j = 0; j < kSide; ++j) line[j] = L::load(half + (i * kSide + j) * row + c);
@@ -150,7 +150,7 @@ struct RunForward {
         const float* maps = args.x[product.x] + group * shape.C;
         for (int64_t t = 0; t < count; ++t) {
           const TilePixels<n> pixels(shape, m, first + t, 1, maps, args.x_pitch, zeros);
-          transform_tile<Tile, kBytes>(pixels, shape.C, half, inputs + t * row, stride);
+          transform_tile<Tile, kBytes, n>(pixels, 0, shape.C, half, inputs + t * row, stride);
         }
       }
       const float* filters = args.filters[product.filters] + group * n * n * point_stride + panel * shape.C * kPanel;
@@ -210,12 +210,14 @@ struct RunWeight {
   }
 
   using L = Lanes<kBytes>;
-  static constexpr int n = Tile::kPoints, m = Tile::kTile;
+  static constexpr int n = Tile::kPoints, m = Tile::kTile, kRows = n / kWeightParts, kPoints = kRows * n;
   static constexpr int64_t kPanel = 2 * L::kCount;
 
   static DDFAST_INLINE void walk(const Conv3x3Weight& args, int64_t task) {
     const Conv3x3Shape& shape = args.shape;
     const int64_t tiles = shape.tiles(m), panels = (shape.O + kPanel - 1) / kPanel;
+    const int first_row = static_cast<int>(task % kWeightParts) * kRows;
+    task /= kWeightParts;
     const int64_t column = task % args.columns, part = task / args.columns % args.parts;
     const int64_t group = task / args.columns / args.parts;
     const int64_t panel = column * panels / args.columns, last_panel = (column + 1) * panels / args.columns;
@@ -223,12 +225,12 @@ struct RunWeight {
     // one row more than tiles and channels: products take pairs of rows
     const int64_t row = round_up(shape.C, kLine) + kLine;
     const int64_t stride = kChunkTiles * row + kLine, g_stride = kChunkTiles * width + kLine;
-    float* inputs = conv3x3_workspace(n * n * (stride + g_stride + row + width) + row + width);
-    float* cotangents = inputs + n * n * stride;
-    float* half = cotangents + n * n * g_stride;
-    float* zeros = half + n * n * (row + width);
+    float* inputs = conv3x3_workspace(kPoints * (stride + g_stride + row + width) + row + width);
+    float* cotangents = inputs + kPoints * stride;
+    float* half = cotangents + kPoints * g_stride;
+    float* zeros = half + kPoints * (row + width);
     std::memset(zeros, 0, (row + width) * sizeof(float));
-    float* sums = args.sums + part * args.part_stride() + group * n * n * args.point_stride() + o;
+    float* sums = args.sums + part * args.part_stride() + (group * n * n + first_row * n) * args.point_stride() + o;
     float* together = sums + (args.levels - 1) * args.level_stride();
     const int64_t all = args.terms * tiles, last = (part + 1) * all / args.parts;
     int64_t chunks = 0;
@@ -238,12 +240,12 @@ struct RunWeight {
       for (int64_t t = 0; t < count; ++t) {
         const int64_t index = first + t - term * tiles;
         const TilePixels<n> x(shape, m, index, 1, args.x[term] + group * shape.C, args.x_pitch, zeros);
-        transform_tile<Tile, kBytes>(x, shape.C, half, inputs + t * row, stride);
+        transform_tile<Tile, kBytes, kRows>(x, first_row, shape.C, half, inputs + t * row, stride);
         const TilePixels<m> g(shape, m, index, 0, args.g[term] + group * shape.O + o, args.g_pitch, zeros);
-        transform_tile<Tile, kBytes>(g, outputs, half, cotangents + t * width, g_stride);
+        transform_tile<Tile, kBytes, kRows>(g, first_row, outputs, half, cotangents + t * width, g_stride);
       }
       const bool add = args.levels == 1 ? chunks > 0 : chunks % kChunksTogether > 0;
-      for (int k = 0; k < n * n; ++k) {
+      for (int k = 0; k < kPoints; ++k) {
         for (int64_t p = 0; p < last_panel - panel; ++p) {
           multiply<kBytes, true>({inputs + k * stride, row, cotangents + k * g_stride + p * kPanel, width, count,
                                   together + k * args.point_stride() + p * kPanel, args.row(), add},
@@ -257,7 +259,7 @@ struct RunWeight {
   }
 
   static DDFAST_INLINE void add_sums(const Conv3x3Weight& args, const float* from, int64_t width, bool add, float* to) {
-    for (int k = 0; k < n * n; ++k) {
+    for (int k = 0; k < kPoints; ++k) {
       for (int64_t c = 0; c < args.shape.C; ++c) {
         const int64_t row = k * args.point_stride() + c * args.row();
         for (int64_t o = row; o < row + width; o += L::kCount) {
