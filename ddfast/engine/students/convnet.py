@@ -89,9 +89,7 @@ class ConvNetStudent(Student):
         own += own // 2 * (students > 1)
         tiles = 2 * 36 * layout.width**2 * (parts > 0)
         at_the_peak = (
-            element * max(B * maps_alive + tiles, B * maps[1] * times + own_maps * own)
-            + result
-            + times * copies
+            element * max(B * maps_alive + tiles, B * maps[1] * times + own_maps * own) + result + times * copies
             for maps_alive, times, own_maps in ((grad, 1, 2), (grad_jvp, 2, 4), (of_kept, 2, 4))
         )
         return StepBytes(*at_the_peak, kept=element * B * (sum(maps[1:-1]) + sum(maps[1:])))
