@@ -116,12 +116,12 @@ class Images {
     args.add = at.image > first(at.part);
     run_best<RunPatchWeight, float>(args, 0, args.sum_tasks());
   }
-  // dx (+)= g ∗ᵀ w + g2 ∗ᵀ w2
-  void transpose(const At& at, const float* g, const Tensor& packed, const float* g2, const Tensor& packed2,
-                 const Tensor& dx) const {
+  // dx (+)= g ∗ᵀ w, or g ∗ᵀ w + g2 ∗ᵀ w2
+  void transpose(const At& at, const float* g, const Tensor& packed, const Tensor& dx, const float* g2 = nullptr,
+                 const Tensor& packed2 = {}) const {
     PatchArgs args = one_;
-    args.terms = 2;
-    args.maps[0] = g, args.filters[0] = filters(at, packed), args.maps[1] = g2, args.filters[1] = filters(at, packed2);
+    args.maps[0] = g, args.filters[0] = filters(at, packed);
+    if (g2 != nullptr) args.terms = 2, args.maps[1] = g2, args.filters[1] = filters(at, packed2);
     args.out = out(dx) + pixel(at);
     args.add = at.slice > 0 && !own_;
     run_best<RunPatchInput, float>(args, 0, args.tasks());
@@ -206,6 +206,23 @@ std::tuple<Tensor, Tensor, Tensor> first_backward(const FirstBlock& block, const
   return {images.weight(sums), g_gamma.sum(0), g_beta.sum(0)};
 }
 
+Tensor first_backward_input(const FirstBlock& block, const FirstForward& forward, const Tensor& g_y) {
+  const Images images(block, 2, 1);
+  const Tensor packed = images.packed(block.w, false), transposed = images.packed(block.w, true);
+  const Tensor dx = at::empty_like(block.x);
+  const Tensor unused = at::empty({images.parts(), 2, images.shape.C}, images.options());
+  images.for_each([&](const At& at) {
+    float *z = images.map(at, 0), *g_z = images.map(at, 1), *sum = out(unused) + at.part * 2 * images.shape.C;
+    images.convolve(at, packed, z);
+    images.normalise<NormReluPoolBackward>(
+        NormReluPoolBackwardArgs<float>{images.shape, images.pooled(at, g_y, 2), z, images.statistic(at, forward.mean),
+                                        images.statistic(at, forward.rstd), images.channels(at, block.gamma),
+                                        images.channels(at, block.beta), g_z, sum, sum + images.shape.C});
+    images.transpose(at, g_z, transposed, dx);
+  });
+  return dx;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> first_backward_jvp(const FirstBlock& block, const FirstTangents& tangents,
                                                               const FirstForward& forward, const Tensor& g_y,
                                                               const Tensor& dg_y, bool want_parameters, bool want_x) {
@@ -233,7 +250,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> first_backward_jvp(const FirstBlock& 
         gamma, images.channels(at, tangents.dgamma), beta, dg_z, images.statistic(at, by_gamma),
         images.statistic(at, by_beta)});
     if (want_parameters) images.add_weight(at, dg_z, sums);
-    if (want_x) images.transpose(at, dg_z, transposed, g_z, dtransposed, dx);
+    if (want_x) images.transpose(at, dg_z, transposed, dx, g_z, dtransposed);
   });
   if (!want_parameters) return {Tensor(), Tensor(), Tensor(), dx};
   return {images.weight(sums), by_gamma.sum(0), by_beta.sum(0), dx};

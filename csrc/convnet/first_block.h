@@ -39,6 +39,9 @@ FirstForward first_forward(const FirstBlock& block, double eps, const FirstTange
 std::tuple<at::Tensor, at::Tensor, at::Tensor> first_backward(const FirstBlock& block, const FirstForward& forward,
                                                               const at::Tensor& g_y);
 
+// The gradient of x, like x.
+at::Tensor first_backward_input(const FirstBlock& block, const FirstForward& forward, const at::Tensor& g_y);
+
 // Their tangents, and that of the gradient of x; of those not wanted an undefined one.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> first_backward_jvp(
     const FirstBlock& block, const FirstTangents& tangents, const FirstForward& forward, const at::Tensor& g_y,

@@ -180,6 +180,43 @@ Tensor convnet_forward(const Tensor& parameters, const Tensor& images, int64_t w
   return forward(Weights(parameters, images, layout), nullptr, images, layout, {}, false).logits;
 }
 
+// [S, B, F], what the linear layer is given.
+Tensor convnet_features(const Tensor& parameters, const Tensor& images, int64_t width, int64_t depth,
+                        int64_t num_classes, int64_t border, double eps, std::string_view precision) {
+  const Layout layout{width, depth, num_classes, border, eps, precision};
+  check("parameters", parameters, images, layout);
+  const ArenaScope scope;
+  return forward(Weights(parameters, images, layout), nullptr, images, layout, {}, false).features.contiguous();
+}
+
+// The gradient of ⟨features, cotangent⟩ in the images.
+Tensor convnet_features_backward(const Tensor& cotangent, const Tensor& parameters, const Tensor& images, int64_t width,
+                                 int64_t depth, int64_t num_classes, int64_t border, double eps,
+                                 std::string_view precision) {
+  const Layout layout{width, depth, num_classes, border, eps, precision};
+  check("parameters", parameters, images, layout);
+  const auto [H, W] = layout.map(images, depth);
+  const Tensor along =
+      checked("cotangent", cotangent, parameters, {parameters.size(0), images.size(-4), width * H * W});
+  const ArenaScope scope;
+  const Weights weights(parameters, images, layout);
+  auto [blocks, y, dy, features, logits] = forward(weights, nullptr, images, layout, {}, true);
+  Tensor g = unfeatures(along, y);
+  y.reset(), features.reset();
+  for (int64_t i = depth - 1; i >= 0; --i) {
+    const auto& [w, gamma, beta] = weights.blocks[i];
+    const Block block = std::move(blocks[i]);
+    if (!block.z.defined()) {
+      g = first_backward_input(first_of(block.x, weights), first_of(block), g);
+      break;
+    }
+    const Tensor g_z =
+        std::get<0>(call("ddfast::norm_relu_pool_backward", g, block.z, block.mean, block.rstd, gamma, beta));
+    g = conv3x3_input(layout.tile(), block.x, g_z, w);
+  }
+  return unfold(g, images, border);
+}
+
 }  // namespace
 
 void check_convnet(const char* name, const Tensor& parameters, const Tensor& images, const Tensor& labels,
@@ -301,6 +338,8 @@ namespace {
 
 void register_convnet(torch::Library& m) {
   m.impl("convnet_forward", &convnet_forward);
+  m.impl("convnet_features", &convnet_features);
+  m.impl("convnet_features_backward", &convnet_features_backward);
   m.impl("convnet_grad", &convnet_grad);
   m.impl("convnet_grad_jvp", &convnet_grad_jvp);
 }

@@ -3,6 +3,8 @@
 import warnings
 
 from ddfast.methods.base import METHODS, Method, Needs, RealImages, Resources, method_class, register
+from ddfast.methods.distribution.dm import DM
+from ddfast.methods.gradient.dc import DC, DSA
 from ddfast.methods.initial import check_initial, initial_set, ipc_of, load_init
 from ddfast.methods.learned_set import LearnedSet
 from ddfast.methods.settings import INITS, SetSettings
@@ -19,12 +21,15 @@ from ddfast.methods.trajectory.simplified import Simplified
 from ddfast.methods.trajectory.tesla import TESLA
 from ddfast.methods.trajectory.texture import Texture
 
-for method in (MTT, FTD, DATM, TESLA, ATT, PP, PAD, EDF, Texture, Simplified):
+for method in (MTT, FTD, DATM, TESLA, ATT, PP, PAD, EDF, Texture, Simplified, DC, DSA, DM):
     register(method)
 
 __all__ = [
     "ATT",
     "DATM",
+    "DC",
+    "DM",
+    "DSA",
     "EDF",
     "FTD",
     "INITS",

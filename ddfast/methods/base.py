@@ -1,7 +1,7 @@
 """What a method is: one outer step after another changes a synthetic set."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
@@ -38,6 +38,7 @@ class Resources:
 
     network: nn.Module  # with initial parameters that the run's seed gives
     generator: torch.Generator  # of all random draws, on the CPU
+    create: Callable[[torch.Generator], nn.Module] | None = None  # another one of the same kind, its parameters drawn
     device: torch.device = CPU
     data: Dataset | None = None  # the training images; None where no method needs them
     experts: TrajectoryStore | None = None
@@ -90,6 +91,14 @@ class Method:
         self.parameterisation = synthetic.parameterisation
         self.learned = self.learn(synthetic)
         self.real = RealImages(resources.data, self.generator, self.device) if self.needs.real_data else None
+
+    @classmethod
+    def check(cls, settings: SetSettings, data: Dataset, network: nn.Module) -> None:
+        """ValueError, before any work starts, for data or a network that the method can do nothing with."""
+
+    def new_network(self) -> nn.Module:
+        """A network of the run's kind on the device, its initial parameters drawn from the run's generator."""
+        return self.resources.create(self.generator).to(self.device)
 
     def learn(self, synthetic: SyntheticSet) -> LearnedSet:
         """The set as it is learned: images, and label logits where the settings have a rate for them."""

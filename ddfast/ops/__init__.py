@@ -8,6 +8,7 @@ from ddfast.ops._precision import PRECISIONS, computing_in, expect_precision
 from ddfast.ops._scatter import add_rows
 from ddfast.ops.conv3x3 import conv3x3, conv3x3_is_faster
 from ddfast.ops.convnet import ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp, first_block_parts
+from ddfast.ops.convnet_features import convnet_features
 from ddfast.ops.dsa_augment import dsa_augment
 from ddfast.ops.norm_relu_pool import norm_relu_pool
 from ddfast.ops.param_distance import param_distance
@@ -23,6 +24,7 @@ __all__ = [
     "computing_in",
     "conv3x3",
     "conv3x3_is_faster",
+    "convnet_features",
     "convnet_forward",
     "convnet_grad",
     "convnet_grad_jvp",

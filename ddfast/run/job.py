@@ -209,7 +209,10 @@ class Job:
 
     def network(self, purpose: str) -> torch.nn.Module:
         """The network that is distilled with, its initial parameters drawn for a purpose."""
-        generator = seeds.generator(self.config["seed"], purpose)
+        return self.new_network(seeds.generator(self.config["seed"], purpose))
+
+    def new_network(self, generator: torch.Generator) -> torch.nn.Module:
+        """One of that kind, its initial parameters drawn from a generator."""
         return networks.create(self.config["network"], generator=generator, **self.data.network_arguments)
 
 

@@ -55,6 +55,7 @@ class Distillation:
         resources = Resources(
             job.network("student"),
             seeds.generator(config["seed"], "distill"),
+            job.new_network,
             device=job.device,
             data=job.data,
             experts=experts,

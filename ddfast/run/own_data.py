@@ -65,6 +65,15 @@ def derive(
     return _without(chosen, given)
 
 
+def derive_without_unroll(data: Dataset, given: dict[str, Any], row: dict[str, Any]) -> Derived:
+    """As `derive`, for a method that unrolls nothing; its iterations follow from its own steps, which are timed."""
+    chosen: dict[str, tuple[Any, str]] = {"zca": (False, "images are normalised by their own mean and deviation")}
+    strategy = row.get("dsa_strategy", "")
+    if data.channels == 1 and "_flip" in strategy:
+        chosen["dsa_strategy"] = strategy.replace("_flip", ""), "for images of one channel"
+    return _without(chosen, given)
+
+
 def amounts(
     data: Dataset,
     count: int,

@@ -33,7 +33,7 @@ from ddfast.run.config import (
 )
 from ddfast.run.costs import iterations_within
 from ddfast.run.job import EXPERT_STORAGE, EXPERT_TRAINING, Job
-from ddfast.run.own_data import BUDGET, Derived, amounts, derive
+from ddfast.run.own_data import BUDGET, Derived, amounts, derive, derive_without_unroll
 from ddfast.run.presets import Preset, choose_preset
 from ddfast.run.probe import RATES
 from ddfast.runtime.arguments import expect_whole
@@ -111,8 +111,9 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
             raise ValueError(f"lr_teacher: the set in {job.settings.init} brings its own, {lr:.4g}; expected none")
         job.config["init"] = str(Path(job.settings.init).resolve())
     job.plan_for_budget(asked="memory_budget" in given)
-    if "budget" in given and "iterations" not in given | derived.settings:
-        count, reason = iterations_within(job, parse_budget_of_time(given["budget"]))
+    budget = given.get("budget", BUDGET if own and not kind.needs.unroll else None)
+    if budget is not None and "iterations" not in given | derived.settings:
+        count, reason = iterations_within(job, parse_budget_of_time(budget))
         log.info("  iterations %d: %s", count, reason)
         job.config |= {"iterations": count, "derived": job.config["derived"] | {"iterations": reason}}
         job.config["derived_settings"] = job.config["derived_settings"] | {"iterations": count}
@@ -149,11 +150,14 @@ def derived_for(given: dict[str, Any], data: Dataset, preset: Preset, store: Tra
     device, experts = resolve_device(given.get("device")), None if store is None else store.kept_epochs
     given = {name: value for name, value in given.items() if value is not None}
     expect_whole(**{name: given[name] for name in AMOUNTS if name in given and given[name] != NEEDED})
+    unrolls = method_class(preset.method).needs.unroll
+    if is_own(data, preset, given) and not unrolls:
+        return derive_without_unroll(data, given, preset.settings)
     if is_own(data, preset, given):
         if store is not None:
             given = _of_experts(store, given, OF_EXPERTS | preset.settings) | given
         return derive(data, count, given, preset.settings, device, budget, experts)
-    if "budget" not in given or not method_class(preset.method).needs.unroll:  # which times its own steps
+    if "budget" not in given or not unrolls:  # which times its own steps
         return Derived({}, {})
     return amounts(data, count, given, DATA | RUN | preset.settings, device, budget, experts)
 
@@ -261,6 +265,7 @@ def checked_job(
             f"network: {config['network']} has other layers than the run's; give the one that it began with"
         )
     job.config |= {"structure": structure} if structure else {}
+    method.check(settings, data, job.network("check"))
     job.check_ranks()
     if store is not None:
         job.check_experts(store)

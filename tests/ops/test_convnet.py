@@ -41,6 +41,10 @@ class Case:
             first_padding = 1 + self.border
             return ConvNet(self.channels, K, self.width, self.depth, self.size, first_padding=first_padding).double()
 
+    def cotangent(self, dtype=torch.float64):  # [S, B, F]
+        H, W = self.layout.maps(self.size)[-1]
+        return normal(self.students, self.images, self.width * H * W, seed=3).to(dtype)
+
     def inputs(self, *, soft=False, dtype=torch.float64, device="cpu"):
         """parameters [S, P], images, labels, direction."""
         start = parameters_to_vector(self.network().parameters()).detach()
@@ -70,6 +74,8 @@ def op_arguments(case: Case) -> dict[str, tuple]:
     sizes = case.layout.sizes
     return {
         "convnet_forward": (parameters, images, *sizes),
+        "convnet_features": (parameters, images, *sizes),
+        "convnet_features_backward": (case.cotangent(dtype), parameters, images, *sizes),
         "convnet_grad": (parameters, images, labels, True, *sizes),
         "convnet_grad_jvp": (parameters, images, labels, direction, [], [True, True, True], *sizes),
     }

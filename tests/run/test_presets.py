@@ -9,6 +9,7 @@ from ddfast.run.presets import choose_preset, load_presets
 
 TABLES = [path for path in files("ddfast.run.presets").iterdir() if path.suffix == ".toml"]
 FILES = sorted(path.name.removesuffix(".toml") for path in TABLES)
+TRAJECTORY = [method for method in FILES if METHODS[method].needs.experts]
 ROWS = [(preset.name, preset) for method in FILES for preset in load_presets(method).values()]
 SUBSETS = ("imagenette", "imagewoof", "imagemeow", "imagesquawk", "imagefruit", "imageyellow")
 FULL = "color_crop_cutout_flip_scale_rotate"
@@ -23,6 +24,8 @@ KNOWN = {
     *"train_dsa_strategy network zca".split(),
     # of evaluation
     *"num_eval eval_epochs eval_batch protocol".split(),
+    # of methods that look at real images
+    *"batch_real outer_loop inner_loop lr_net batch_net gradient_distance networks_per_step".split(),
 }
 CHOICES = {
     "init": {"real", "noise", "first", "correct"},
@@ -154,6 +157,30 @@ def test_published_rows_are_there_with_what_all_share(method):
         assert told == {key: value for key, value in shared.items() if value is not None}, row
 
 
+@pytest.mark.parametrize(
+    "method, init, iterations, datasets",
+    [
+        ("dc", "noise", 1000, "mnist fashion-mnist svhn cifar10 cifar100"),
+        ("dsa", "real", 1000, "mnist fashion-mnist svhn cifar10 cifar100"),
+        ("dm", "real", 20_000, "mnist cifar10 cifar100 tiny-imagenet"),
+    ],
+)
+def test_methods_on_real_images_have_their_codes_settings(method, init, iterations, datasets):
+    """Zhao et al. 2021, Zhao & Bilen 2021 and 2023: one set of numbers for all data."""
+    rows = {n: p for n, p in load_presets(method).items() if p.dataset != "digits"}
+    assert {preset.dataset for preset in rows.values()} == set(datasets.split())
+    for name, preset in rows.items():
+        row, digits = preset.settings, preset.dataset in ("mnist", "svhn")
+        assert (row["iterations"], row["batch_real"], row["init"], row["zca"]) == (iterations, 256, init, False)
+        fast = method == "dm" and preset.dataset == "cifar10" and preset.ipc >= 100
+        assert row["lr_img"] == (10.0 if fast else 1.0 if method == "dm" else 0.1), name
+        plain = "dsa:color_crop_cutout_scale_rotate" if digits else f"dsa:{FULL}"
+        assert row["dsa_strategy"] == ("none" if method == "dc" else plain), name
+        assert row["network"] == ("convnet:first_padding=3" if preset.side == 28 else "convnet")
+        assert method == "dm" or (row["lr_net"], row["batch_net"]) == (0.01, 256)
+    assert {f"{method}/cifar10/ipc{n}" for n in (1, 10, 50)} <= set(rows)
+
+
 def test_inherited_rows_are_those_of_the_other_method_with_the_own_settings_over_them():
     mtt, datm = load_presets("mtt"), load_presets("datm")
     pruned, aligned, texture = (load_presets(method) for method in ("pp", "pad", "texture"))
@@ -175,7 +202,7 @@ def test_inherited_rows_are_those_of_the_other_method_with_the_own_settings_over
         assert of.settings.items() <= row.settings.items() and of.settings["batch_syn"] == 20
 
 
-@pytest.mark.parametrize("method", [method for method in FILES if method != "simplified"])
+@pytest.mark.parametrize("method", [method for method in TRAJECTORY if method != "simplified"])
 def test_small_jobs_are_those_of_mtt_with_the_methods_own_settings(method):
     """A published decay or threshold would stop so short a job from learning."""
     presets, mtt = load_presets(method), load_presets("mtt")
@@ -194,6 +221,9 @@ def test_every_row_is_complete_and_agrees_with_itself(preset):
     assert set(row) <= KNOWN
     for name, choices in CHOICES.items():
         assert row.get(name) in {None, *choices}, name
+    if preset.method not in TRAJECTORY:
+        assert type(row["lr_img"]) is float and row["iterations"] > 0 and "max_start_epoch" not in row
+        return
     assert row.get("min_start_epoch", 0) < row["max_start_epoch"]
     assert row["max_start_epoch"] - 1 + row["expert_epochs"] <= row["train_epochs"]
     assert row.get("expansion_end", 0) <= row["iterations"]

@@ -5,6 +5,7 @@ from torch import nn
 
 from ddfast.engine.students.base import GradientJvp, Step, StepBytes, Student, Wanted
 from ddfast.engine.students.convnet import ConvNetStudent
+from ddfast.engine.students.features import Features
 from ddfast.engine.students.fused import why_not_fused
 from ddfast.engine.students.gsam import GSAM
 from ddfast.engine.students.micro_batches import MicroBatches
@@ -17,6 +18,7 @@ from ddfast.engine.students.wrappers import unwrapped
 __all__ = [
     "GSAM",
     "ConvNetStudent",
+    "Features",
     "GradientJvp",
     "MicroBatches",
     "ModuleStudent",

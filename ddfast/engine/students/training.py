@@ -35,7 +35,7 @@ class Training:
     ) -> None:
         self.nets, self.sharpness = nets, sharpness
         self._frozen = [p for net in nets for p in net.parameters() if not p.requires_grad]
-        student = _student_of(nets, image)
+        student = student_of_all(nets, image)
         if isinstance(student, str) and len(nets) > 1:
             raise ValueError(f"nets: expected one where a network is not fused, got {len(nets)}: {student}")
         self._student = None if isinstance(student, str) else student
@@ -130,7 +130,7 @@ class Training:
         return [piece.view_as(p) for piece, p in zip(pieces, self._learned, strict=True)]
 
 
-def _student_of(nets: list[nn.Module], image: torch.Size) -> ConvNetStudent | str:
+def student_of_all(nets: list[nn.Module], image: torch.Size) -> ConvNetStudent | str:
     """What runs all networks at once in training mode, or why nothing does; ValueError for networks of several kinds
     that are fused each."""
     for net in nets:
@@ -159,7 +159,7 @@ def side_by_side(
 ) -> int:
     """How many of `count` such networks to train at once: `at_once`, else one on a CPU, which a single one keeps busy,
     and on a GPU as many as half of its free memory holds; always one of networks that are not fused."""
-    student = _student_of([net], batch[1:])
+    student = student_of_all([net], batch[1:])
     if isinstance(student, str):
         return 1
     if at_once is not None or device.type == "cpu":

@@ -1,0 +1,1 @@
+"""Methods that match the distributions of real and synthetic images in what networks see."""

@@ -1,0 +1,1 @@
+"""Methods that match the gradients of networks on real and synthetic images."""
