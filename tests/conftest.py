@@ -37,6 +37,18 @@ def uniform(*shape: int, seed: int = 0, dtype=torch.float64, device="cpu") -> to
     return (numbers + 0.1).to(device, dtype)
 
 
+def interrupt_after(count: int):
+    """A progress that stops a run after so many iterations, as Ctrl-C does."""
+
+    def progress(distillation):
+        for record in distillation:
+            yield record
+            if record["iteration"] == count:
+                raise KeyboardInterrupt
+
+    return progress
+
+
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """‖got − expected‖ / ‖expected‖ in float64."""
     got, expected = got.double().cpu(), expected.double().cpu()

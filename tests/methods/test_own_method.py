@@ -17,6 +17,7 @@ from ddfast.cli import cli
 from ddfast.methods import METHODS, Method, Needs, SetSettings, register
 from ddfast.run.resolve import resolve
 from ddfast.runtime.options import AtLeast1, Option
+from tests.conftest import interrupt_after
 
 SMALL = {"method": "means", "iterations": 6, "num_eval": 1, "eval_epochs": 2, "network": "mlp", "device": "cpu"}
 
@@ -48,18 +49,6 @@ def means():
     register(Means)
     yield
     METHODS._known.pop("means")
-
-
-def interrupt_after(count: int):
-    """A progress that stops a run after so many iterations, as Ctrl-C does."""
-
-    def progress(distillation):
-        for record in distillation:
-            yield record
-            if record["iteration"] == count:
-                raise KeyboardInterrupt
-
-    return progress
 
 
 def bits(run: ddfast.DistillResult):

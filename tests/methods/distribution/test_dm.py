@@ -8,8 +8,10 @@ from ddfast.data import SyntheticSet, load_dataset
 from ddfast.methods import DM, Resources
 from ddfast.methods.distribution.dm import DMSettings
 from ddfast.networks import create
-from tests.conftest import normal, relative_error
+from ddfast.run.resolve import resolve
+from tests.conftest import interrupt_after, normal, relative_error
 
+GREY = "dsa:color_crop_cutout_scale_rotate"
 SMALL = {"method": "dm", "iterations": 3, "num_eval": 1, "eval_epochs": 2, "device": "cpu", "network": "mlp"}
 
 
@@ -72,15 +74,8 @@ def test_real_and_synthetic_images_of_a_class_are_augmented_alike(pair, monkeypa
 def test_it_distils_resumes_and_learns(pair, tmp_path):
     options = SMALL | {"batch_real": 4, "networks_per_step": 2}
     whole = ddfast.distill(pair, output=tmp_path / "whole", **options)
-
-    def stop(distillation):
-        for record in distillation:
-            yield record
-            if record["iteration"] == 2:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        ddfast.distill(pair, output=tmp_path / "parts", progress=stop, **options)
+        ddfast.distill(pair, output=tmp_path / "parts", progress=interrupt_after(2), **options)
     parts = ddfast.distill(pair, output=tmp_path / "parts", resume=True)
     assert torch.equal(whole.synthetic.images, parts.synthetic.images) and whole.synthetic.lr is None
     options = SMALL | {"iterations": 25, "num_eval": 2, "eval_epochs": 100, "network": "convnet:width=16"}
@@ -102,3 +97,18 @@ def test_a_network_without_features_is_refused_before_anything_starts(pair, tmp_
     with pytest.raises(ValueError, match="network: Without has no linear layer at its end"):
         ddfast.distill(pair, output=tmp_path / "run", **SMALL | {"network": Without})
     assert not (tmp_path / "run").exists()
+
+
+def test_data_without_a_preset_get_iterations_by_timed_steps(pair, monkeypatch):
+    """Those of the default budget, or of one that is given; grey images are not flipped."""
+    monkeypatch.setattr("ddfast.run.costs.seconds_a_step", lambda job: 0.5)
+    counts = {}
+    for budget in (None, "5min", "20min"):
+        given = {"dataset": pair, "method": "dm", "network": "mlp", "num_eval": 1, "eval_epochs": 1, "device": "cpu"}
+        config = resolve(given | ({} if budget is None else {"budget": budget})).config
+        assert config["preset"].startswith("own data, else dm/") and config["dsa_strategy"] == GREY
+        assert "timed" not in config["derived"]["iterations"] and "0.5 s each" in config["derived"]["iterations"]
+        assert not {"syn_steps", "train_lr", "lr_teacher"} & config.keys() and not config["zca"]
+        counts[budget] = config["iterations"]
+    assert counts["5min"] < counts[None] < counts["20min"] <= 20 * 60 / 0.5
+    assert resolve(given | {"iterations": 7}).config["iterations"] == 7

@@ -13,7 +13,7 @@ from ddfast.methods.gradient.batch_norm import frozen_statistics
 from ddfast.methods.gradient.dc import DCSettings, DSASettings, loops_of
 from ddfast.methods.gradient.distance import DISTANCES, GradientDistance
 from ddfast.networks import create
-from tests.conftest import normal, relative_error
+from tests.conftest import interrupt_after, normal, relative_error
 
 SMALL = {"iterations": 3, "num_eval": 1, "eval_epochs": 2, "device": "cpu", "network": "mlp"}
 
@@ -159,15 +159,8 @@ def test_batch_norm_is_frozen_by_statistics_of_all_classes():
 def test_it_distils_resumes_and_says_its_options(method, pair, tmp_path):
     options = {"method": method, "outer_loop": 2, "inner_loop": 1, "batch_real": 4, **SMALL}
     whole = ddfast.distill(pair, output=tmp_path / "whole", **options)
-
-    def stop(distillation):
-        for record in distillation:
-            yield record
-            if record["iteration"] == 2:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        ddfast.distill(pair, output=tmp_path / "parts", progress=stop, **options)
+        ddfast.distill(pair, output=tmp_path / "parts", progress=interrupt_after(2), **options)
     parts = ddfast.distill(pair, output=tmp_path / "parts", resume=True)
     assert torch.equal(whole.synthetic.images, parts.synthetic.images)
     assert whole.synthetic.lr is None and whole.accuracy.keys() == {"distilled", "random_real"}
