@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from ddfast.methods import METHODS
 from ddfast.runtime import seeds
 
 # Kernel against reference, (relative, absolute): a few rounding errors of the type.
 TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-4, 1e-5), torch.bfloat16: (1.6e-2, 1e-2)}
 
+
+OF_TRAJECTORIES = [name for name, method in METHODS.items() if method.needs.experts]
 
 # A whole job in a second or two, as keyword arguments of ddfast.distill.
 SMALL = {

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 import ddfast
 from ddfast import cli
 from ddfast.methods import METHODS
+from ddfast.run.config import run_options
 from ddfast.run.resolve import resolve
-from tests.conftest import SMALL
+from tests.conftest import SMALL, interrupt_after
 
 JOB = SMALL | {"batch_train": 6, "checkpoint_every": 1, "expansion_end": None, "current_max_start_epoch": None}
 EXPANDING = {"current_max_start_epoch": 1, "expansion_end": 2}
@@ -21,7 +22,9 @@ EXPANDING = {"current_max_start_epoch": 1, "expansion_end": 2}
 def job(name, **options):
     """As keyword arguments of distill; what only the simplified variant's preset says is as for the others."""
     given = JOB | {"method": name, "network": "convnet:width=8", "zca": False, "min_start_epoch": 0} | options
-    return given | (EXPANDING if name in ("datm", "pad") else {})
+    given |= EXPANDING if name in ("datm", "pad") else {}
+    known = run_options(METHODS[name])
+    return {option: value for option, value in given.items() if option in known}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -30,14 +33,8 @@ def test_every_method_is_a_whole_job_that_resumes_bit_for_bit(pair, tmp_path, na
     assert whole.synthetic.is_soft == (name in ("datm", "pad", "edf"))
     assert 0 <= whole.accuracy["distilled"]["mean"] <= 100 and whole.accuracy["distilled"]["n"] == 2
 
-    def stop_after_two(distillation):
-        for record in distillation:
-            yield record
-            if record["iteration"] == 2:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        ddfast.distill(pair, output=tmp_path / "parts", progress=stop_after_two, **job(name, iterations=4))
+        ddfast.distill(pair, output=tmp_path / "parts", progress=interrupt_after(2), **job(name, iterations=4))
     parts = ddfast.distill(pair, output=tmp_path / "parts", resume=True)
     assert torch.equal(whole.synthetic.images, parts.synthetic.images)
     assert torch.equal(whole.synthetic.labels, parts.synthetic.labels)
@@ -177,7 +174,8 @@ FLAGS = {
     "min_start_epoch": 1, "max_start_epoch": 9, "current_max_start_epoch": 5, "expansion_end": 7, "starts": "in_turn",
     "start_noise": 0.25, "segments": 2, "distance": "l1", "lr_img": 3.0, "img_optimizer": "adam", "lr_lr": 0.5,
     "lr_teacher": 0.125, "lr_label": 2.5, "threshold": 1.5, "ema_decay": 0.75, "canvas": 2, "dsa_strategy": "flip",
-    "pruning_threshold": 0.0625, "drop_ratio": 0.375,
+    "pruning_threshold": 0.0625, "drop_ratio": 0.375, "batch_real": 7, "networks_per_step": 3, "outer_loop": 4,
+    "inner_loop": 6, "lr_net": 0.03125, "batch_net": 11, "gradient_distance": "mse",
 }  # fmt: skip
 OPTIONAL = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
 

@@ -12,7 +12,7 @@ from ddfast.data import load_dataset
 from ddfast.methods import METHODS, Resources, TrajectorySettings
 from ddfast.methods.descent import Adam, Descent, Learned, Momentum, Verdict
 from ddfast.runtime import seeds
-from tests.conftest import normal, relative_error
+from tests.conftest import OF_TRAJECTORIES, normal, relative_error
 
 COMMON = {"syn_steps": 4, "expert_epochs": 1, "max_start_epoch": 2, "lr_img": 10.0, "lr_lr": 1e-3, "lr_teacher": 0.05}
 SETTINGS = TrajectorySettings(**COMMON, dsa_strategy="none")
@@ -67,7 +67,7 @@ def moved(method, before):
     return before.images - method.current().images
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_TRAJECTORIES)
 def test_every_method_takes_steps_and_goes_on_bit_for_bit(make, name):
     method = make(name)
     for _ in range(2):
@@ -92,7 +92,7 @@ OTHERWISE = [
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("cuda_graph", [False, True])
-@pytest.mark.parametrize("name, options", [(name, {}) for name in METHODS] + OTHERWISE)
+@pytest.mark.parametrize("name, options", [(name, {}) for name in OF_TRAJECTORIES] + OTHERWISE)
 def test_every_method_is_the_same_on_a_gpu(make, name, options, cuda_graph, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     options = options | {"batch_syn": 2, "syn_steps": 2}

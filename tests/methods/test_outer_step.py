@@ -19,7 +19,7 @@ from ddfast.run import loop
 from ddfast.run.loop import MOST_SKIPS, Distillation, DistillationDivergedError
 from ddfast.run.resolve import resolve
 from ddfast.runtime import seeds
-from tests.conftest import SMALL, normal
+from tests.conftest import OF_TRAJECTORIES, SMALL, normal
 
 NETWORK = "convnet:width=8"
 COMMON = {"syn_steps": 2, "expert_epochs": 1, "max_start_epoch": 2, "lr_img": 10.0, "lr_lr": 1e-3, "lr_teacher": 0.05}
@@ -34,7 +34,7 @@ VARIANTS = [
     ("datm", PART | {"threshold": 1.0, "lr_label": 1.0}),
     ("att", {"segments": 3, "syn_steps": 4}),
 ]
-ALL = [(name, {}) for name in METHODS] + VARIANTS
+ALL = [(name, {}) for name in OF_TRAJECTORIES] + VARIANTS
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_step_waits_for_the_device_once(make, reads, name, options):
     assert not copies.waiting
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_TRAJECTORIES)
 def test_a_whole_iteration_of_a_run_waits_once(pair, reads, name):
     given = {"dataset": pair, "method": name, "device": "cpu", "network": NETWORK} | SMALL | {"iterations": 3}
     job = resolve(given)
