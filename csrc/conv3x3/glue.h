@@ -28,8 +28,8 @@ Pair conv3x3_jvp(int64_t tile, const at::Tensor& x, const at::Tensor& w, const a
 Pair conv3x3_input_jvp(int64_t tile, const at::Tensor& x, const at::Tensor& g, const at::Tensor& w,
                        const at::Tensor& dg, const at::Tensor& dw);
 
-// corr(x, g), or the sum of two, written to `into` [groups, O, C, 3, 3]: each group contiguous, and of any type, in
-// which the sum is taken.
+// corr(x, g), or the sum of two, written to `into` [S, O, C, 3, 3], in whose type the sum is taken; the filters of each
+// of the S are contiguous. x has S·C channels, or C that all S see.
 void conv3x3_weight(int64_t tile, const at::Tensor& g, const at::Tensor& x, const at::Tensor& into,
                     const at::Tensor& g2 = {}, const at::Tensor& x2 = {});
 

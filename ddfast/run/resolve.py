@@ -259,13 +259,14 @@ def checked_job(
     if config["precision"] == "bfloat16" and not computes_bfloat16(device):
         log.warning("precision: this CPU has no bfloat16 instructions; convolutions take about ten times longer")
     job = Job({**config, **asdict(settings), **facts}, data, settings, store, device, ranks)
-    structure = structure_of(config["network"], job.network("check"))  # refuses an unknown or impossible network
+    network = job.network("check")  # refuses an unknown or impossible one
+    structure = structure_of(config["network"], network)
     if config.get("structure", structure) != structure:
         raise ValueError(
             f"network: {config['network']} has other layers than the run's; give the one that it began with"
         )
     job.config |= {"structure": structure} if structure else {}
-    method.check(settings, data, job.network("check"))
+    method.check(settings, data, network)
     job.check_ranks()
     if store is not None:
         job.check_experts(store)

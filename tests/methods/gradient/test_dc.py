@@ -143,6 +143,22 @@ def test_an_iteration_makes_as_many_updates_and_trains_between_them(outer, inner
     assert record["updated"] and record["loss"] > 0 and not torch.equal(method.current().images, before)
 
 
+def test_an_interrupted_iteration_of_several_updates_did_not_happen(pair, monkeypatch):
+    method = problem("mlp", DCSettings(outer_loop=2, inner_loop=1, batch_real=4), pair)
+    before, drawn = method.current().images, method.generator.get_state()
+
+    def interrupt(*_):
+        assert not torch.equal(method.current().images, before)  # the first update is made
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(method, "_train", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            method.step()
+    assert torch.equal(method.current().images, before) and torch.equal(method.generator.get_state(), drawn)
+    assert method.step()["updated"]
+
+
 def test_batch_norm_is_frozen_by_statistics_of_all_classes():
     net = create(
         "convnet:width=8:depth=2:norm=batchnorm", channels=1, num_classes=3, image_size=(8, 8),
