@@ -1,5 +1,6 @@
 """Experts: networks trained on real data, and the trajectories that they leave."""
 
+from ddfast.experts.judges import NEVER_LEARNT, SCORES, Judges
 from ddfast.experts.segments import SegmentReader, Segments
 from ddfast.experts.snapshots import FORMATS, kept_epochs, predicted_bytes, words
 from ddfast.experts.train import OPTIMIZERS, SCHEDULES, ExpertTraining, train_experts
@@ -7,9 +8,12 @@ from ddfast.experts.trajectories import TrajectoryStore
 
 __all__ = [
     "FORMATS",
+    "NEVER_LEARNT",
     "OPTIMIZERS",
     "SCHEDULES",
+    "SCORES",
     "ExpertTraining",
+    "Judges",
     "SegmentReader",
     "Segments",
     "TrajectoryStore",

@@ -3,6 +3,7 @@
 import warnings
 
 from ddfast.methods.base import METHODS, Method, Needs, RealImages, Resources, method_class, register
+from ddfast.methods.coresets.coreset import EL2N, Coreset, Forgetting, GraNd, Herding, KCenter, Random
 from ddfast.methods.distribution.dm import DM
 from ddfast.methods.gradient.dc import DC, DSA
 from ddfast.methods.initial import check_initial, initial_set, ipc_of, load_init
@@ -23,6 +24,9 @@ from ddfast.methods.trajectory.texture import Texture
 
 for method in (MTT, FTD, DATM, TESLA, ATT, PP, PAD, EDF, Texture, Simplified, DC, DSA, DM):
     register(method)
+for method in (Random, Herding, Forgetting, GraNd, EL2N):
+    register(method)
+register(KCenter, name="k_center")
 
 __all__ = [
     "ATT",
@@ -31,6 +35,7 @@ __all__ = [
     "DM",
     "DSA",
     "EDF",
+    "EL2N",
     "FTD",
     "INITS",
     "METHODS",
@@ -38,9 +43,15 @@ __all__ = [
     "PAD",
     "PP",
     "TESLA",
+    "Coreset",
+    "Forgetting",
+    "GraNd",
+    "Herding",
+    "KCenter",
     "LearnedSet",
     "Method",
     "Needs",
+    "Random",
     "RealImages",
     "Resources",
     "SetSettings",

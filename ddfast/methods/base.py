@@ -30,6 +30,7 @@ class Needs:
     experts: bool = False  # trajectories, trained or given; its Settings are TrajectorySettings
     real_data: bool = False  # minibatches of the training images in a step
     unroll: bool = False  # its memory is planned; Settings.unroll_size says how large it is
+    steps: bool = True  # False: its set is the one that it begins with
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a synthetic set starts from: real images, noise, images that the experts know, or a saved set."""
+"""What a synthetic set starts from: real images, drawn or selected, noise, or a saved set."""
 
 import logging
 from collections.abc import Sequence
@@ -7,16 +7,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import vector_to_parameters
 
-from ddfast.data import Dataset, SyntheticSet, counts_of, take_statistics
-from ddfast.experts import TrajectoryStore
+from ddfast.data import Dataset, SyntheticSet, counts_of
+from ddfast.experts import Judges, TrajectoryStore
+from ddfast.methods.coresets.selection import SELECTIONS, select
 from ddfast.methods.settings import INITS, SetSettings
 
 log = logging.getLogger("ddfast")
 
 CHUNK = 256  # images that an expert classifies at a time
-STATISTICS = 4096  # training images, for its batch norms
 
 
 def initial_set(
@@ -37,7 +36,7 @@ def initial_set(
 
     Errors: ValueError for a saved set that does not fit.
     """
-    judges = _Judges(network, experts, num_experts, data)
+    judges = Judges(network, experts, num_experts, data)
     if settings.init not in INITS:
         saved = load_init(settings, data, ipc)
         if saved.lr is None and hasattr(settings, "lr_teacher"):
@@ -53,7 +52,7 @@ def initial_set(
         labels = torch.arange(data.num_classes).repeat_interleave(torch.tensor(counts))
         return _made(settings, data, images, labels)
     check_initial(settings, data, ipc)
-    chosen = _chosen(settings.init, data, [count * tiles for count in counts], judges, generator)
+    chosen = _chosen(settings, data, [count * tiles for count in counts], judges, generator)
     images, labels = data.preprocessing.apply(data.train_images[chosen]), data.train_labels[chosen]
     if settings.labels != "hard":
         labels = judges.known(images, labels) if settings.init == "correct" else judges.logits(0, images)
@@ -127,16 +126,21 @@ def _saved(init: str) -> tuple[Path, SyntheticSet]:
     return path, SyntheticSet.load(path)
 
 
-def _chosen(init: str, data: Dataset, counts: list[int], judges: "_Judges", generator: torch.Generator) -> Tensor:
+def _chosen(
+    settings: SetSettings, data: Dataset, counts: list[int], judges: Judges, generator: torch.Generator
+) -> Tensor:
     """Indices of so many training images of each class, class by class, int64; several times where it has fewer."""
-    of_classes = data.by_class(None if init == "first" else generator)
-    if init == "correct":
+    if settings.init in SELECTIONS:
+        how = {name: getattr(settings, name) for name in ("select_on", "select_epoch", "never_learnt")}
+        return torch.cat(select(settings.init, judges, counts, generator, **how))
+    of_classes = data.by_class(None if settings.init == "first" else generator)
+    if settings.init == "correct":
         of_classes = [_correct(data, k, indices, counts[k], judges) for k, indices in enumerate(of_classes)]
     times = [-(-count // len(indices)) for count, indices in zip(counts, of_classes, strict=True)]
     return torch.cat([indices.repeat(n)[:count] for indices, n, count in zip(of_classes, times, counts, strict=True)])
 
 
-def _correct(data: Dataset, k: int, indices: Tensor, count: int, judges: "_Judges") -> Tensor:  # int64 [count]
+def _correct(data: Dataset, k: int, indices: Tensor, count: int, judges: Judges) -> Tensor:  # int64 [count]
     """Images of class k that an expert classifies correctly; from the next expert where they run out, then any."""
     found = indices[:0]
     for expert in range(judges.count):
@@ -161,32 +165,3 @@ def _mosaics(images: Tensor, canvas: int) -> Tensor:  # [I c², C, H, W] -> [I, 
 def _tiles(canvases: Tensor, canvas: int) -> Tensor:  # [I, C, cH, cW] -> [I c², C, H, W]
     rows = canvases.unflatten(3, (canvas, -1)).unflatten(2, (canvas, -1))  # [I, C, c, H, c, W]
     return rows.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-
-
-class _Judges:
-    """The last snapshots of experts, to classify images with; batch norms by statistics of some training images, for
-    snapshots hold none."""
-
-    def __init__(self, network: nn.Module, experts: TrajectoryStore | None, count: int | None, data: Dataset) -> None:
-        self.count, self._network, self._experts, self._data = count, network, experts, data
-        self._device = next(network.parameters()).device
-        self._loaded: int | None = None
-
-    @torch.no_grad()
-    def logits(self, expert: int, images: Tensor) -> Tensor:  # [I, C, H, W], on the CPU -> [I, K]
-        """One expert's."""
-        if expert != self._loaded:
-            snapshot = self._experts.snapshot(expert, self._experts.epochs)
-            vector_to_parameters(snapshot.to(self._device), self._network.parameters())
-            take_statistics(self._network, self._data, self._device, STATISTICS)
-            self._loaded = expert
-        return torch.cat([self._network(part.to(self._device)).cpu() for part in images.split(CHUNK)])
-
-    def known(self, images: Tensor, classes: Tensor) -> Tensor:  # [I, C, H, W], int64 [I] -> [I, K]
-        """The mean over those experts that classify an image correctly; over all of them where none does."""
-        total = right = number = 0
-        for expert in range(self.count):
-            logits = self.logits(expert, images)
-            correct = (logits.argmax(1) == classes)[:, None]
-            total, right, number = total + logits, right + logits * correct, number + correct.long()
-        return torch.where(number > 0, right / number.clamp(min=1), total / self.count)

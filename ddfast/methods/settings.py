@@ -1,18 +1,22 @@
 """The settings that every method has: what the synthetic set begins as, and how it is learned."""
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from ddfast.data import DSA, Pixels
 from ddfast.data.augment import FULL_STRATEGY
 from ddfast.data.parameterisation import with_canvas
-from ddfast.runtime.options import AtLeast1, Ge, Gt, Le, Option, check_options
+from ddfast.experts import NEVER_LEARNT, SCORES
+from ddfast.methods.coresets.selection import BY_FEATURES, FEATURES, SELECTIONS
+from ddfast.runtime.options import AtLeast0, AtLeast1, Ge, Gt, Le, OneOf, Option, check_options
 
 LARGEST_LR = 1e30  # float32 has to hold it, and its products with gradients
-INITS = ("real", "noise", "first", "correct")
+INITS = ("real", "noise", "first", "correct", *SELECTIONS)
 
 Rate = Annotated[float, Ge(0), Le(LARGEST_LR)]
 OUTER = "Outer step"
+SCORING_EXPERTS = 3  # whose scores are averaged, where a run trains them for that alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +28,16 @@ class SetSettings:
     Errors: ValueError for a value that its field does not take.
     """
 
-    init: Annotated[
-        str, Option(OUTER, "real, noise, first, correct (of the experts), or a saved set or run to go on from.")
-    ] = "real"
+    init: Annotated[str, Option(OUTER, f"{', '.join(INITS)}; or a saved set or run to go on from.")] = "real"
+    select_on: Annotated[
+        Annotated[str, OneOf(FEATURES)], Option(OUTER, "What init herding and k_center compare: features, or pixels.")
+    ] = "experts"
+    select_epoch: Annotated[
+        AtLeast0 | None, Option(OUTER, "Of the experts, for init grand and el2n.", "10, or the nearest kept")
+    ] = None
+    never_learnt: Annotated[
+        Annotated[str, OneOf(NEVER_LEARNT)], Option(OUTER, "Where init forgetting has images that are never learnt.")
+    ] = "first"
     labels: Annotated[
         str, Option(OUTER, "hard, soft (learned logits), or target (tesla).", "the preset's, or hard")
     ] = "hard"
@@ -66,6 +77,30 @@ class SetSettings:
     def parameterisation(self) -> Pixels:
         """How learned tensors become images."""
         return with_canvas(self.canvas)
+
+    @classmethod
+    def judges(cls, values: Mapping[str, Any]) -> int:
+        """How many experts a run with these options (others by default) looks at, though its method needs none, for the
+        images and labels that it begins with; 0 where at none."""
+
+        def value(name: str) -> Any:
+            return values.get(name, getattr(cls, name, None))
+
+        init = value("init")
+        if init in SCORES or init == "correct":
+            return SCORING_EXPERTS
+        if init in BY_FEATURES and value("select_on") == "experts":
+            return 1
+        return int(value("labels") == "soft")
+
+    def unjudged(self) -> Self:
+        """These settings, but for a run that looks at no experts, for its steps to be timed."""
+        return replace(self, init="noise", labels="hard", lr_label=0.0)
+
+    @property
+    def used_epochs(self) -> tuple[int, int]:
+        """The first and the last epoch of an expert, beside its last one, that a run looks at."""
+        return self.select_epoch or 0, self.select_epoch or 0
 
     def on_device(self, count: int) -> int:
         """How many of `count` images an outer step needs there: all, unless a method says otherwise."""

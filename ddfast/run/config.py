@@ -16,6 +16,7 @@ from ddfast.runtime.files import parse_toml
 from ddfast.runtime.options import (
     NONE,
     SECTIONS,
+    AtLeast0,
     AtLeast1,
     Declared,
     Lt,
@@ -143,7 +144,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertOptions:
-    """Trained networks that a method needs."""
+    """Trained networks that a method needs, or that images or labels are chosen by."""
 
     experts: Annotated[Text | None, Option(Experts, "Folder of trained experts.", "trained, cached", "PATH")] = None
     num_experts: Annotated[AtLeast1 | None, Option(Experts, "Experts to train or use.", THE_PRESETS)] = None
@@ -179,7 +180,9 @@ class ExpertOptions:
 class LoopOptions:
     """How long the outer loop is, and what it leaves on the way."""
 
-    iterations: Annotated[AtLeast1 | None, Option("Outer step", "Outer steps.", THE_PRESETS, "N")] = None
+    iterations: Annotated[
+        AtLeast0 | None, Option("Outer step", "Outer steps; 0: the images that it begins with.", THE_PRESETS, "N")
+    ] = None
     checkpoint_every: Annotated[AtLeast1, Option(Run, "Iterations between checkpoints.")] = 100
     keep_checkpoints: Annotated[
         AtLeast1 | None, Option(Run, "How many of the sets that eval_every evaluates stay.", "all")
@@ -229,8 +232,7 @@ def run_options(method: type[Method] | None = None) -> dict[str, Declared]:
     """
     found: dict[str, Declared] = {}
     for options in ALL:
-        if options is not ExpertOptions or method is None or method.needs.experts:
-            found |= options_of(options)
+        found |= options_of(options)
     for one in METHODS.values() if method is None else (method,):
         for name, option in options_of(one.Settings).items():
             found.setdefault(name, option)

@@ -1,6 +1,7 @@
 """How long the parts of a run take: steps, evaluations, all of it."""
 
 import time
+from dataclasses import asdict, replace
 
 from ddfast.data import DSA
 from ddfast.engine.timing import time_unroll
@@ -26,10 +27,11 @@ def forecast_of(job: Job, iterations: int) -> Forecast:
     count = job.num_images
     evaluation, sets = evaluation_seconds_of(job, count), 1 if settings.ema_decay is None else 2
     every = config["eval_every"]
-    on_the_way = (iterations - 1) // every * sets * evaluation if every else 0.0
+    on_the_way = max(0, iterations - 1) // every * sets * evaluation if every else 0.0
     if not job.needs.unroll:
         seconds = iterations * seconds_a_step(job) if iterations else 0.0
-        return Forecast({IMAGES: seconds + on_the_way, EVALUATION: (sets + 1) * evaluation})
+        parts = {IMAGES: seconds + on_the_way, EVALUATION: (sets + 1) * evaluation}
+        return Forecast(({EXPERTS: 0.0} if job.needs.experts else {}) | parts)
     batch = min(settings.batch_syn or count, count)
     stored = 2 * plan.stored_steps > settings.syn_steps
     sizes, augment = job.data.network_arguments, DSA(settings.dsa_strategy)
@@ -46,7 +48,9 @@ def trainings(job: Job) -> int:
 
 
 def seconds_a_step(job: Job) -> float:
-    """Of a method's own steps, timed; a run's steps begin anew after it."""
+    """Of a method's own steps, timed without experts; a run's steps begin anew after it."""
+    settings = job.settings.unjudged()
+    job = replace(job, settings=settings, config=job.config | asdict(settings))
     distillation = Distillation(job)
     seconds: list[float] = []
     while len(seconds) < TIMED and sum(seconds) < LONG_ENOUGH:

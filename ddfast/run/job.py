@@ -37,8 +37,9 @@ class Job:
 
     @property
     def needs(self) -> Needs:
-        """Those of the method."""
-        return method_class(self.config["method"]).needs
+        """Those of the method, and experts where its settings ask for them."""
+        kind = method_class(self.config["method"])
+        return replace(kind.needs, experts=kind.needs.experts or kind.Settings.judges(self.config) > 0)
 
     @property
     def shares_a_segment(self) -> bool:
@@ -126,10 +127,10 @@ class Job:
     @property
     def train_epochs(self) -> int:
         """Epochs of each expert that is trained for this run."""
-        asked, needed = self.config["train_epochs"], self.settings.epochs_needed
+        asked, (_, needed) = self.config["train_epochs"], self.settings.used_epochs
         if asked != NEEDED and asked < needed:
             log.info("train_epochs: %d instead of %d, because a run with these settings uses that many", needed, asked)
-        return needed if asked == NEEDED else max(asked, needed)
+        return max(1, needed if asked == NEEDED else max(asked, needed))
 
     @property
     def keep_epochs(self) -> tuple[int, int] | None:
@@ -140,7 +141,9 @@ class Job:
         asked = self.config["keep_epochs"]
         if asked == EXPERT_STORAGE["keep_epochs"]:
             return None
-        needed = self.settings.min_start_epoch, self.settings.epochs_needed
+        if self.settings.init == "forgetting":
+            raise ValueError(f"keep_epochs: init forgetting looks at all epochs; expected all, got {asked}")
+        needed = self.settings.used_epochs
         if asked == NEEDED:
             return needed
         kept = kept_epochs(self.train_epochs, asked)
@@ -187,13 +190,21 @@ class Job:
                 f"{trained.difference(self.data.preprocessing)}; pass --preprocessing {store.path} (in Python "
                 f"preprocessing) to keep that of the former"
             )
-        if store.epochs < self.settings.epochs_needed:
+        first, needed = self.settings.used_epochs
+        if store.epochs < needed and not self.needs.unroll:
+            raise ValueError(f"select_epoch: expected up to the {store.epochs} epochs of {store.path}, got {needed}")
+        if store.epochs < needed:
             raise ValueError(
                 f"max_start_epoch: the experts in {store.path} have {store.epochs} epochs, starts up to epoch "
                 f"{self.settings.max_start_epoch - 1} with targets {self.settings.expert_epochs} later need "
-                f"{self.settings.epochs_needed}"
+                f"{needed}"
             )
-        used = range(self.settings.min_start_epoch, self.settings.epochs_needed + 1)
+        if self.settings.init == "forgetting" and len(store.kept_epochs) <= store.epochs:
+            raise ValueError(
+                f"init: forgetting looks at all epochs, {store.path} holds {store.words_of_kept()}; train others with "
+                f"keep_epochs all"
+            )
+        used = range(first, needed + 1)
         if not set(used) <= set(store.kept_epochs):
             raise ValueError(
                 f"keep_epochs: {store.path} holds {store.words_of_kept()}, this run can use {used[0]} to {used[-1]}"

@@ -25,6 +25,7 @@ from ddfast.run.config import (
     OF_METHODS,
     DataOptions,
     EvaluationOptions,
+    ExpertOptions,
     LoopOptions,
     RunOptions,
     check_names,
@@ -48,9 +49,11 @@ DATA = defaults_of(DataOptions)
 LOADED = [name for name in DATA if name not in ("dataset", "zca")]  # what load_dataset takes
 RUN = defaults_of(RunOptions)
 OF_EXPERTS = EXPERT_TRAINING | EXPERT_STORAGE
+JUDGES = {"train_epochs": 20, "train_lr": 0.01, "mom": 0.9, "l2": 5e-4}  # trained to look at images only
 REPORT = {n: v for n, v in (defaults_of(LoopOptions) | defaults_of(EvaluationOptions)).items() if n != "iterations"}
 AMOUNTS = ("iterations", "num_experts", "batch_train", "train_epochs", "expert_epochs", "max_start_epoch", "syn_steps")
 AMOUNTS += ("batch_syn", "segments", "num_eval", "eval_epochs")  # that others are derived from
+NO_STEPS = ("iterations", 0)
 UNCHECKED = {"keep_epochs", "image_size", "value_range", "init", "ipc"}  # checked where they are used, lists among them
 
 
@@ -77,7 +80,7 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     given["ipc"] = images_per_class(ipc, data.class_names)
     preset = preset_for(method, data, given["ipc"], config["preset"])
     derived = derived_for(given | off, data, preset, store) if derived is None else derived
-    of_experts = OF_EXPERTS if kind.needs.experts else {}
+    of_experts = experts_for(kind, preset.settings | derived.settings | given, given)
     config = DATA | RUN | REPORT | of_experts | preset.settings | derived.settings
     config |= _of_experts(store, given, config) | given | off
     expansion = ("current_max_start_epoch", "expansion_end")
@@ -86,6 +89,11 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
         or (config.get("current_max_start_epoch") or 0) > config.get("max_start_epoch", 0)
     ):
         config |= dict.fromkeys(expansion)  # the preset's does not fit what was given
+    if not kind.needs.steps:
+        if config["iterations"]:
+            got = config["iterations"]
+            raise ValueError(f"iterations: {method} selects images and learns nothing; expected 0, got {got}")
+        config["eval_every"] = None
     if config.get("labels", "hard") != "soft" and "lr_label" not in given:
         config["lr_label"] = 0.0  # the preset's is of soft labels
     own = is_own(data, preset, given)
@@ -112,12 +120,32 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
         job.config["init"] = str(Path(job.settings.init).resolve())
     job.plan_for_budget(asked="memory_budget" in given)
     budget = given.get("budget", BUDGET if own and not kind.needs.unroll else None)
+    budget = budget if kind.needs.steps else None
     if budget is not None and "iterations" not in given | derived.settings:
         count, reason = iterations_within(job, parse_budget_of_time(budget))
         log.info("  iterations %d: %s", count, reason)
         job.config |= {"iterations": count, "derived": job.config["derived"] | {"iterations": reason}}
         job.config["derived_settings"] = job.config["derived_settings"] | {"iterations": count}
     return job
+
+
+def experts_for(kind: type[Method], values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of experts that a run looks at, where its preset has none; none where it looks at none.
+
+    Errors: ValueError for options of experts that nothing is done with.
+    """
+    if kind.needs.experts:
+        return OF_EXPERTS
+    count = kind.Settings.judges(values)
+    if count:
+        return OF_EXPERTS | JUDGES | {"num_experts": count}
+    unused = [name for name in options_of(ExpertOptions) if name in given]
+    if unused:
+        raise ValueError(
+            f"{unused[0]}: this run looks at no experts; leave it out, or let images or labels come from them, such as "
+            f"by init herding"
+        )
+    return {}
 
 
 def preset_for(method: str, data: Dataset, ipc: int | list[int], name: str | None) -> Preset:
@@ -149,7 +177,7 @@ def derived_for(given: dict[str, Any], data: Dataset, preset: Preset, store: Tra
     count = sum(counts_of(given["ipc"], data.num_classes))
     device, experts = resolve_device(given.get("device")), None if store is None else store.kept_epochs
     given = {name: value for name, value in given.items() if value is not None}
-    expect_whole(**{name: given[name] for name in AMOUNTS if name in given and given[name] != NEEDED})
+    expect_whole(**{n: given[n] for n in AMOUNTS if n in given and given[n] != NEEDED and (n, given[n]) != NO_STEPS})
     unrolls = method_class(preset.method).needs.unroll
     if is_own(data, preset, given) and not unrolls:
         return derive_without_unroll(data, given, preset.settings)
@@ -230,11 +258,9 @@ def checked_job(
     if isinstance(config.get("networks"), str):
         raise ValueError(f"networks: expected a tuple of names, got {config['networks']!r}")
     config["networks"] = list(config.get("networks") or [config["network"]])
-    if method.needs.experts:
+    uses_experts = method.needs.experts or method.Settings.judges(config) > 0
+    if uses_experts:
         _check_experts(config)
-    elif settings.init == "correct" or (settings.labels != "hard" and settings.init in INITS):
-        what = "init: correct" if settings.init == "correct" else f"labels: {settings.labels}"
-        raise ValueError(f"{what} is by experts, and {config['method']} has none; expected another, or a saved set")
     known = run_options(method)
     _check_values({n: v for n, v in config.items() if n in known and n not in names}, known)
     if config.get("keep_checkpoints") is not None and config.get("eval_every") is None:
@@ -270,7 +296,7 @@ def checked_job(
     job.check_ranks()
     if store is not None:
         job.check_experts(store)
-    elif method.needs.experts:
+    elif uses_experts:
         _ = job.keep_epochs  # refuses those that leave out what the run can use
     return job
 

@@ -11,7 +11,7 @@ from ddfast.experts import TrajectoryStore
 from ddfast.methods import INITS, method_class
 from ddfast.run.config import check_names, run_options
 from ddfast.run.job import EXPERT_STORAGE, Job
-from ddfast.run.resolve import DATA, LOADED, OF_EXPERTS, REPORT, RUN, as_json, by_name, checked_job, is_none
+from ddfast.run.resolve import DATA, LOADED, REPORT, RUN, as_json, by_name, checked_job, experts_for, is_none
 from ddfast.runtime.devices import resolve_device
 from ddfast.runtime.ranks import ALONE, Ranks
 
@@ -49,7 +49,7 @@ def resolve_resumed(
         DATA
         | RUN
         | REPORT
-        | (OF_EXPERTS if method.needs.experts else {})
+        | experts_for(method, saved, {})
         | saved
         | {name: value for name, value in given.items() if name in FREE}
     )

@@ -69,6 +69,8 @@ def is_better(distilled: dict[str, Any], random_real: dict[str, Any]) -> bool:
 
 def verdict(job: Job, accuracy: dict[str, dict[str, Any]], history: list[dict[str, Any]]) -> str | None:
     """One sentence where the distilled images are no better than random real ones, with what to change; else None."""
+    if job.settings.init == "real" and not job.needs.steps:
+        return None  # it is random real images itself
     best = max((accuracy[name] for name in ("distilled", "averaged") if name in accuracy), key=lambda row: row["mean"])
     random_real, full = accuracy["random_real"], accuracy.get("full_data")
     if is_better(best, random_real):
@@ -80,9 +82,12 @@ def verdict(job: Job, accuracy: dict[str, dict[str, Any]], history: list[dict[st
         and random_real["mean"] > CHANCES / job.data.num_classes
     ):
         advice = f"these reach what full data do, {full['mean']:.1f}%; ask for fewer images per class (ipc)"
+    elif not history:
+        advice = "give iterations" if job.needs.steps else "take another selection, or a method that learns images"
     else:
         advice = _advice(job, full, history)
-    return f"the distilled images are no better than random real ones ({numbers}): {advice}"
+    made = "distilled" if job.needs.steps else "selected"
+    return f"the {made} images are no better than random real ones ({numbers}): {advice}"
 
 
 def _advice(job: Job, full: dict[str, Any] | None, history: list[dict[str, Any]]) -> str:

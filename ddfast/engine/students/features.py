@@ -44,11 +44,14 @@ class Features:
         if self._student is not None:
             return convnet_features(self._parameters, images, self._layout)
         with computing_in(self._precision):
-            return torch.stack([_features(net, images) for net in self._nets])
+            return torch.stack([features_of(net, images)[0] for net in self._nets])
 
 
-def _features(net: nn.Module, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, F]
-    """What the last linear layer that is called is given."""
+def features_of(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W] -> [B, F], [B, K]
+    """What the last linear layer that is called is given, and the network's logits; in the network's own mode.
+
+    Errors: ValueError where there is no such layer.
+    """
     given: list[Tensor] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
@@ -58,7 +61,7 @@ def _features(net: nn.Module, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, 
     values = {name: p.detach() for name, p in net.named_parameters()}
     values |= {name: b.clone() for name, b in net.named_buffers()}
     try:
-        functional_call(net, values, (images,))
+        logits = functional_call(net, values, (images,))
     finally:
         for hook in hooks:
             hook.remove()
@@ -67,4 +70,4 @@ def _features(net: nn.Module, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, 
             f"network: {type(net).__name__} has no linear layer at its end, whose input are its features; take "
             f"another, such as convnet"
         )
-    return given[-1]
+    return given[-1], logits

@@ -82,7 +82,13 @@ class TrajectorySettings(SetSettings):
     @property
     def epochs_needed(self) -> int:
         """How many epochs of an expert a run can use."""
-        return self.max_start_epoch - 1 + self.expert_epochs
+        return max(self.max_start_epoch - 1 + self.expert_epochs, self.select_epoch or 0)
+
+    @property
+    def used_epochs(self) -> tuple[int, int]:
+        """Those of segments, and where images are selected by an epoch's scores that one."""
+        first = self.min_start_epoch if self.select_epoch is None else min(self.min_start_epoch, self.select_epoch)
+        return first, self.epochs_needed
 
     def on_device(self, count: int) -> int:
         """How many of `count` images an outer step needs there: those of its minibatches, or all where an average or

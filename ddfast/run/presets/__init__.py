@@ -8,7 +8,7 @@ from typing import Any
 
 from ddfast.methods import METHODS
 from ddfast.runtime.files import parse_toml
-from ddfast.runtime.options import did_you_mean
+from ddfast.runtime.options import did_you_mean, options_of
 
 WITHOUT_PRESETS = {"network": "convnet", "zca": False, "iterations": 1000}  # settings of a method that has none
 
@@ -54,11 +54,13 @@ def load_presets(method: str) -> dict[str, Preset]:
 def _inherited(
     to: str, *, method: str, datasets: list[str] | None = None, settings: dict[str, Any] | None = None
 ) -> Iterator[Preset]:
-    """The rows of `method` as those of `to`, these settings over theirs."""
+    """The rows of `method` as those of `to`, these settings over theirs; of the method's own those that both have."""
+    theirs, mine = (set(options_of(METHODS[name].Settings)) for name in (method, to))
     for preset in load_presets(method).values():
         if datasets is None or preset.dataset in datasets:
             name = preset.name.replace(method, to, 1)
-            yield replace(preset, name=name, settings=preset.settings | (settings or {}))
+            shared = {key: value for key, value in preset.settings.items() if key in mine or key not in theirs}
+            yield replace(preset, name=name, settings=shared | (settings or {}))
 
 
 def _rows(tables: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

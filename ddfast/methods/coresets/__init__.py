@@ -1,0 +1,1 @@
+"""Methods that select real images, and learn nothing."""
