@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ddfast.cli.options import AT_LEAST_1, PATH, POSITIVE, Command, declared, option
-from ddfast.cli.printing import print_table, progress
+from ddfast.cli.printing import print_table, progress, words_of_storage
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 USELESS = 3  # exit status of a run whose images are no better than random real ones
@@ -128,7 +128,7 @@ def distill(print_config: bool, **options: Any) -> None:
     print_table(result)
     if result.useless is not None:
         click.echo(f"useless: {result.useless}\n")
-    click.echo(f"images: {result.path / 'images.png'}")
+    click.echo(f"images: {result.path / 'images.png'} ({words_of_storage(result)})")
     click.echo(f"run:    {result.path}")
     if result.useless is not None and ranks.size == 1:  # torchrun would take it for a crash, and begin again
         sys.exit(USELESS)

@@ -38,6 +38,13 @@ def progress(distillation: Any) -> Iterator[dict[str, Any]]:
             yield record
 
 
+def words_of_storage(result: Any) -> str:
+    """How many images per class there are, and the bytes that they take."""
+    synthetic, stored = result.synthetic, RunFolder(result.path).read_config()["ipc"]
+    said = "" if synthetic.parameterisation.images_per_stored == 1 else f", the storage of {in_words(stored)} as pixels"
+    return f"{in_words(synthetic.ipc)} in {synthetic.bytes:,} bytes{said}"
+
+
 def print_table(result: Any) -> None:
     """The accuracies of a run."""
     accuracy, full = result.accuracy, result.accuracy.get("full_data", {"epochs": "", "source": ""})

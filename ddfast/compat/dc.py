@@ -114,6 +114,7 @@ def write_dc(synthetic: SyntheticSet, output: str | Path, *, labels: str | None 
     """
     if synthetic.canvas > 1:
         raise ValueError(f"canvas: DC's code trains on whole images; expected 1, got {synthetic.canvas}")
+    synthetic = synthetic.decoded()
     classes = classes_for(synthetic, labels, "a file of DC's code").cpu().clone()
     images = tensors_of(synthetic, None)[0]
     with placing_file(Path(output), ".pt") as file:

@@ -44,5 +44,6 @@ def write_dd_ranking(synthetic: SyntheticSet, output: str | Path, *, labels: str
     """
     if synthetic.canvas > 1:
         raise ValueError(f"canvas: DD-Ranking evaluates whole images; expected 1, got {synthetic.canvas}")
+    synthetic = synthetic.decoded()
     with placing(Path(output), alone=True) as folder:
         write_tensors(synthetic, folder, NAMES, labels)

@@ -109,6 +109,7 @@ def write_idc(synthetic: SyntheticSet, output: str | Path, *, labels: str | None
     """
     if synthetic.canvas > 1:
         raise ValueError(f"canvas: IDC's code trains on whole images; expected 1, got {synthetic.canvas}")
+    synthetic = synthetic.decoded()
     classes = classes_for(synthetic, labels, "a file of IDC's code").cpu().clone()
     pixels = synthetic.preprocessing.invert(synthetic.images.detach().cpu()).clone(
         memory_format=torch.contiguous_format

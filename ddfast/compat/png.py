@@ -66,6 +66,7 @@ def write_png(synthetic: SyntheticSet, output: str | Path) -> None:
     """
     from torchvision.transforms.v2.functional import to_pil_image
 
+    synthetic = synthetic.decoded()
     if synthetic.images.shape[1] not in (1, 3):
         raise ValueError(f"images: a PNG has 1 or 3 channels, these have {synthetic.images.shape[1]}")
     if len({folder_of(name) for name in synthetic.class_names}) < len(synthetic.class_names):

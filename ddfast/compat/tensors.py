@@ -185,5 +185,5 @@ def tensors_of(synthetic: SyntheticSet, labels: str | None) -> list[Tensor]:
     """Images, labels as they are to be written, and learning rate; copies: a view would be written with all that it is
     a view of."""
     rate = torch.tensor(DEFAULT_LR) if synthetic.lr is None else synthetic.lr
-    of_set = synthetic.images, labels_for(synthetic, labels), rate
+    of_set = synthetic.decoded().images, labels_for(synthetic, labels), rate
     return [value.detach().cpu().clone(memory_format=torch.contiguous_format) for value in of_set]

@@ -7,7 +7,7 @@ from ddfast.data.datasets import READING, Dataset, is_folder, known_name, load_d
 from ddfast.data.dc_augment import DCAugmentation, augmentation
 from ddfast.data.ipc import counts_of, images_per_class
 from ddfast.data.named import DATASETS
-from ddfast.data.parameterisation import PARAMETERISATIONS, Pixels, Texture
+from ddfast.data.parameterisation import PARAMETERISATIONS, Bases, Frequencies, Pixels, Texture, Tiles
 from ddfast.data.preprocessing import Preprocessing
 from ddfast.data.recorded import recorded_preprocessing
 from ddfast.data.registry import register_dataset
@@ -22,14 +22,17 @@ __all__ = [
     "PARAMETERISATIONS",
     "READING",
     "ZCA",
+    "Bases",
     "Batches",
     "DCAugmentation",
     "Dataset",
+    "Frequencies",
     "Pixels",
     "Preprocessing",
     "SeededAugment",
     "SyntheticSet",
     "Texture",
+    "Tiles",
     "augmentation",
     "counts_of",
     "images_per_class",

@@ -1,7 +1,7 @@
 """SyntheticSet: the distilled images, how to train on them, and how real data must be preprocessed beside them."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,21 @@ LARGEST = 1e9  # of pixels: beyond it the squares that a norm or a distance sums
 @takes_old_names(canvas="parameterisation")
 @dataclass
 class SyntheticSet:
-    """A tiny training set: I images, their labels, and the learning rate and augmentation that they were distilled for.
+    """A tiny training set: J images, their labels, and the learning rate and augmentation that they were distilled for.
 
     `save` writes `<path>.safetensors` (images, labels, lr, how to use them, and a checksum of it all), which is what
-    counts, and `<path>.json` (how to use them), for people.
+    counts, and `<path>.json` (how to use them), for people. `decoded` is the set as networks see it.
     """
 
-    images: Tensor  # [I, C, H, W], preprocessed, or what the parameterisation decodes; or an array
-    labels: Tensor  # classes, int64 [I] or other whole numbers; or label logits, float [I, K]
+    images: Tensor  # [J, C, H, W], preprocessed, or what the parameterisation decodes; or an array
+    labels: Tensor  # of the images that networks see: int64 [J] or other whole numbers; or label logits, float [J, K]
     lr: Tensor | None  # []; or a number; None where the method learns none
     class_names: tuple[str, ...]  # [K]
     preprocessing: Preprocessing
     dsa_strategy: str = NO_STRATEGY  # augmentation when training on it
     parameterisation: Pixels = PIXELS  # how networks see the images; a number is a Texture's canvas
     network: str | None = None  # what it was distilled for, as ddfast.networks.create takes it; None where not known
+    others: dict[str, Tensor] = field(default_factory=dict)  # that the parameterisation decodes with the images
 
     def __post_init__(self) -> None:
         labels = torch.as_tensor(self.labels)
@@ -51,9 +52,12 @@ class SyntheticSet:
             given["parameterisation"] = with_canvas(self.parameterisation)
         for name, value in given.items():
             object.__setattr__(self, name, value)
-        count, K = len(self.images), len(self.class_names)
-        if self.images.dim() != 4 or count == 0:
-            raise ValueError(f"images: expected [I, C, H, W], got {list(self.images.shape)}")
+        count, K = self.labels.shape[0] if self.labels.dim() else 0, len(self.class_names)
+        if self.images.dim() != self.parameterisation.axes or len(self.images) == 0:
+            axes = "[I, C, H, W]" if self.parameterisation.axes == 4 else f"{self.parameterisation.axes} axes"
+            raise ValueError(f"images: expected {axes}, got {list(self.images.shape)}")
+        if self.parameterisation.by_rows:
+            count = len(self.images)
         for name, values in (("images", self.images), ("lr", self.lr)):
             if values is not None and not values.is_floating_point():
                 raise ValueError(f"{name}: expected floating-point numbers, got {values.dtype}")
@@ -67,6 +71,10 @@ class SyntheticSet:
                 f"labels: expected int64 [{count}] or label logits [{count}, {K}], got {self.labels.dtype} "
                 f"{list(self.labels.shape)}"
             )
+        if sorted(self.others) != sorted(self.parameterisation.others):
+            expected = ", ".join(self.parameterisation.others) or "none"
+            raise ValueError(f"others: expected {expected} for {self.parameterisation.name}, got {list(self.others)}")
+        self.parameterisation.check(self.images, self.other_tensors, count)
         if self.is_hard and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < K:
             raise ValueError(f"labels: expected classes 0 to {K - 1}, got {self.labels.unique()[:10].tolist()}")
         if self.lr is not None and self.lr.shape != ():
@@ -77,20 +85,37 @@ class SyntheticSet:
     def check_values(self) -> None:
         """ValueError for images, label logits or a learning rate that are not finite, or pixels that are too large:
         the tensors may have changed."""
-        for name, values in (("images", self.images), ("labels", self.labels), ("lr", self.lr)):
+        for name, values in (("images", self.images), ("labels", self.labels), ("lr", self.lr), *self.others.items()):
             if values is not None and not values.isfinite().all():
                 raise ValueError(f"{name}: expected finite values, got some that are not")
         if self.images.abs().max() > LARGEST:
             raise ValueError(f"images: expected values up to {LARGEST:g}, got {float(self.images.abs().max()):g}")
 
     def __len__(self) -> int:
-        return len(self.images)
+        """J, the images that networks see."""
+        return len(self.labels)
+
+    @property
+    def other_tensors(self) -> list[Tensor]:
+        """`others`, as the parameterisation takes them."""
+        return [self.others[name] for name in self.parameterisation.others]
+
+    @property
+    def bytes(self) -> int:
+        """What the images take, without labels."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.images, *self.others.values()))
+
+    def decoded(self) -> "SyntheticSet":
+        """The set as networks see it, of pixels; textures, of which every use sees another part, as they are."""
+        if self.parameterisation.is_random or self.parameterisation == PIXELS:
+            return self
+        images = self.parameterisation.decode(self.images, None, self.other_tensors)
+        return replace(self, images=images, parameterisation=PIXELS, others={})
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) in pixels of what networks see."""
-        H, W = self.images.shape[2:]
-        return self.parameterisation.image_size((H, W))
+        return self.parameterisation.image_size(tuple(self.images.shape[2:]))
 
     @property
     def canvas(self) -> int:
@@ -126,11 +151,16 @@ class SyntheticSet:
             return len(self) // K
         return images_per_class(self.classes.bincount(minlength=K), self.class_names, least=0)
 
-    def with_values(self, images: Tensor, labels: Tensor, lr: Tensor | None) -> "SyntheticSet":
-        """This set with copies of other tensors, on the CPU."""
+    def with_values(
+        self, images: Tensor, labels: Tensor, lr: Tensor | None, others: dict[str, Tensor] | None = None
+    ) -> "SyntheticSet":
+        """This set with copies of other tensors, on the CPU; `others`: those that differ."""
         tensors = {"images": images, "labels": labels} | ({} if lr is None else {"lr": lr})
-        copies = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-        return replace(self, **({"lr": None} | copies))
+        copies, more = (
+            {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in given.items()}
+            for given in (tensors, self.others | (others or {}))
+        )
+        return replace(self, **({"lr": None} | copies), others=more)
 
     def detached(self) -> "SyntheticSet":
         """A copy on the CPU that shares nothing with this one."""
@@ -151,7 +181,7 @@ class SyntheticSet:
         if self.network is not None:
             about["network"] = self.network
         rate = {} if self.lr is None else {"lr": self.lr}
-        write_tensors(tensors_path, {"images": self.images, "labels": self.labels, **rate}, about)
+        write_tensors(tensors_path, {"images": self.images, "labels": self.labels, **rate, **self.others}, about)
         write_json(about_path, about)
 
     @staticmethod
@@ -180,6 +210,7 @@ class SyntheticSet:
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise ValueError(f"{about_path}: not a ddfast synthetic set")
         try:
+            parameterisation = _parameterisation(about)
             return cls(
                 tensors["images"],
                 tensors["labels"],
@@ -187,8 +218,9 @@ class SyntheticSet:
                 _names(about["class_names"]),
                 Preprocessing.described(about["preprocessing"]),
                 _strategy(about.get("dsa_strategy")),
-                _parameterisation(about),
+                parameterisation,
                 _network(about.get("network")),  # as have those whose network is not known
+                {name: tensors[name] for name in parameterisation.others},
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{where}: not a ddfast synthetic set ({error})") from None

@@ -135,6 +135,7 @@ def evaluate(
     schedule = schedule_of(protocol, eval_epochs, eval_batch, eval_lr, dsa_strategy, sam_rho, num_eval, device, at_once)
     data = data_for(synthetic, dataset, **data_options)
     check_evaluation(networks, protocol, data)
+    synthetic = synthetic.decoded()
     pair = synthetic.images.to(schedule.device), synthetic.targets.to(schedule.device)
     test = data.test_batches(schedule.device)
     forecast = forecast or begin_forecast(data, len(synthetic), networks, num_eval, schedule, ranks)

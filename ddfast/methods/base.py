@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ddfast.data import DSA, Batches, Dataset, SyntheticSet
 from ddfast.engine.planner import Plan
 from ddfast.experts import TrajectoryStore
-from ddfast.methods.learned_set import IMAGES, LearnedSet, Mark
+from ddfast.methods.learned_set import LearnedSet, Mark
 from ddfast.methods.settings import SetSettings
 from ddfast.runtime.options import did_you_mean
 from ddfast.runtime.ranks import ALONE, Ranks
@@ -132,7 +132,7 @@ class Method:
         taken = self.learned.take()
         values = [value.detach().requires_grad_() for value in taken.values]
         labels = taken.labels if self.learned.labels_at is None else values[self.learned.labels_at]
-        images = self.parameterisation.see(values[IMAGES], self.generator)
+        images = self.learned.see(values, self.generator)
         loss = self.loss(images, labels.softmax(1) if labels.is_floating_point() else labels)
         gradients = torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True)
         return self.learned.record(self.learned.update(taken, loss.detach(), list(gradients)))

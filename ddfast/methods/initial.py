@@ -13,6 +13,7 @@ from ddfast.experts import Judges, TrajectoryStore
 from ddfast.methods.coresets.selection import SELECTIONS, select
 from ddfast.methods.settings import INITS, SetSettings
 
+SAMPLE = 4096  # training images that a parameterisation looks at
 log = logging.getLogger("ddfast")
 
 CHUNK = 256  # images that an expert classifies at a time
@@ -43,14 +44,14 @@ def initial_set(
             saved = replace(saved, lr=torch.tensor(settings.lr_teacher))
         if saved.is_soft or settings.labels == "hard":
             return saved
-        logits = judges.logits(0, _tiles(saved.images, settings.canvas)).unflatten(0, (-1, settings.canvas**2))
+        seen = _tiles(saved.images, settings.canvas) if settings.canvas > 1 else saved.decoded().images
+        logits = judges.logits(0, seen).unflatten(0, (-1, settings.canvas**2))
         return saved.with_values(saved.images, logits.mean(1), saved.lr)
-    tiles, counts = settings.canvas**2, counts_of(ipc, data.num_classes)
+    tiles, stored = settings.canvas**2, sum(counts_of(ipc, data.num_classes))
+    counts = [count * settings.images_per_stored for count in counts_of(ipc, data.num_classes)]
+    begin = _Beginning(settings, data, stored, generator)
     if settings.init == "noise" and settings.labels == "hard":
-        size = [settings.canvas * side for side in data.image_size]
-        images = torch.randn(sum(counts), data.channels, *size, generator=generator)
-        labels = torch.arange(data.num_classes).repeat_interleave(torch.tensor(counts))
-        return _made(settings, data, images, labels)
+        return begin.noise(torch.arange(data.num_classes).repeat_interleave(torch.tensor(counts)))
     check_initial(settings, data, ipc)
     chosen = _chosen(settings, data, [count * tiles for count in counts], judges, generator)
     images, labels = data.preprocessing.apply(data.train_images[chosen]), data.train_labels[chosen]
@@ -59,26 +60,47 @@ def initial_set(
         labels = labels.unflatten(0, (-1, tiles)).mean(1)
     else:
         labels = labels[::tiles].clone()
-    if settings.init == "noise":
-        images = torch.randn(images.shape, generator=generator)
-    return _made(settings, data, _mosaics(images, settings.canvas), labels)
+    return begin.noise(labels) if settings.init == "noise" else begin.near(_mosaics(images, settings.canvas), labels)
 
 
-def _made(settings: SetSettings, data: Dataset, images: Tensor, labels: Tensor) -> SyntheticSet:
-    rate = getattr(settings, "lr_teacher", None)
-    lr, about = None if rate is None else torch.tensor(rate), (data.class_names, data.preprocessing)
-    return SyntheticSet(images, labels, lr, *about, settings.dsa_strategy, settings.parameterisation)
+class _Beginning:
+    """Sets of a run's parameterisation, with its learning rate and augmentation."""
+
+    def __init__(self, settings: SetSettings, data: Dataset, stored: int, generator: torch.Generator) -> None:
+        self._settings, self._data, self._generator = settings, data, generator
+        self._how = settings.parameterised((data.channels, *data.image_size), stored)
+
+    def near(self, images: Tensor, labels: Tensor) -> SyntheticSet:  # [J, C, H, W], or canvases
+        """Near these images."""
+        return self._made(*self._how.encode(images, self._sample()), labels)
+
+    def noise(self, labels: Tensor) -> SyntheticSet:
+        """Of noise."""
+        size = [self._settings.canvas * side for side in self._data.image_size]
+        made = self._how.noise(len(labels), (self._data.channels, *size), self._sample(), self._generator)
+        return self._made(*made, labels)
+
+    def _sample(self) -> Tensor:  # [N, C, H, W]
+        """Training images, for what a parameterisation takes of them all."""
+        every = max(1, len(self._data.train_images) // SAMPLE)
+        return self._data.preprocessing.apply(self._data.train_images[::every][:SAMPLE])
+
+    def _made(self, images: Tensor, others: dict[str, Tensor], labels: Tensor) -> SyntheticSet:
+        rate = getattr(self._settings, "lr_teacher", None)
+        lr, about = None if rate is None else torch.tensor(rate), (self._data.class_names, self._data.preprocessing)
+        return SyntheticSet(images, labels, lr, *about, self._settings.dsa_strategy, self._how, others=others)
 
 
 def check_initial(settings: SetSettings, data: Dataset, ipc: int | Sequence[int]) -> None:
     """ValueError where a set is to begin with more real images of a class than there are."""
     if settings.init not in INITS or settings.init == "noise":
         return
-    side, counts = settings.canvas, counts_of(ipc, data.num_classes)
+    side, counts, more = settings.canvas, counts_of(ipc, data.num_classes), settings.images_per_stored
     try:
-        data.check_ipc([count * side**2 for count in counts])
+        data.check_ipc([count * side**2 * more for count in counts])
     except ValueError as error:
         canvases = f", {max(counts)} canvases of {side} × {side} images" if side > 1 else ""
+        canvases = f", {more} for each of {max(counts)} in storage" if more > 1 else canvases
         raise ValueError(
             f"{error}{canvases}; init {settings.init} begins with real images: give a smaller ipc, an ipc per class, "
             f"or init noise"
@@ -88,9 +110,20 @@ def check_initial(settings: SetSettings, data: Dataset, ipc: int | Sequence[int]
 def load_init(settings: SetSettings, data: Dataset, ipc: int | Sequence[int]) -> SyntheticSet:
     """The saved set that a run begins with, its labels, learning rate and all; ValueError where it does not fit."""
     path, saved = _saved(settings.init)
-    counts, has = counts_of(ipc, data.num_classes), saved.classes.bincount(minlength=data.num_classes).tolist()
+    counts = [count * settings.images_per_stored for count in counts_of(ipc, data.num_classes)]
+    if settings.parameterisation != "pixels":
+        how = settings.parameterised((data.channels, *data.image_size), sum(counts_of(ipc, data.num_classes)))
+        if saved.parameterisation != how:
+            expected, got = (f"{one.name} {one.describe()}" for one in (how, saved.parameterisation))
+            raise ValueError(f"init: expected a set of {expected}, got {got} in {path}")
+    elif saved.parameterisation.name not in ("pixels", "texture"):
+        log.info("init: the %s in %s begin as the pixels that they decode to", saved.parameterisation.name, path)
+        saved = saved.decoded()
+    has = saved.classes.bincount(minlength=data.num_classes).tolist()
     expected = [sum(counts), data.channels, *(settings.canvas * side for side in data.image_size)]
-    if list(saved.images.shape) != expected or saved.canvas != settings.canvas:
+    if settings.parameterisation == "pixels" and (
+        list(saved.images.shape) != expected or saved.canvas != settings.canvas
+    ):
         what = (
             f"images {shape} with canvas {canvas}"
             for shape, canvas in ((expected, settings.canvas), (list(saved.images.shape), saved.canvas))
@@ -106,15 +139,20 @@ def load_init(settings: SetSettings, data: Dataset, ipc: int | Sequence[int]) ->
         )
     if saved.is_hard and has != counts:
         k = next(k for k, count in enumerate(counts) if has[k] != count)
-        raise ValueError(f"ipc: {path} has {has[k]} images of class {data.class_names[k]!r}, got {counts[k]}")
+        raise ValueError(f"ipc: {path} has {has[k]} images of class {data.class_names[k]!r}, expected {counts[k]}")
     if saved.is_soft and settings.labels == "hard":
         raise ValueError(f"labels: the set in {path} has label logits; expected soft, got hard")
     return replace(saved, dsa_strategy=settings.dsa_strategy)
 
 
-def ipc_of(init: str | None) -> int | list[int] | None:
-    """Images per class of the saved set that a run begins with; None where it begins with none."""
-    return _saved(init)[1].ipc if isinstance(init, str) and init not in INITS else None
+def ipc_of(init: str | None, parameterisation: str | None = None) -> int | list[int] | None:
+    """Images per class, of the saved set that a run begins with, or whose storage it takes where it stays as it is
+    parameterised; None where it begins with none."""
+    if not isinstance(init, str) or init in INITS:
+        return None
+    saved = _saved(init)[1]
+    more = saved.parameterisation.images_per_stored if parameterisation not in (None, "pixels") else 1
+    return saved.ipc // more if isinstance(saved.ipc, int) else [count // more for count in saved.ipc]
 
 
 def _saved(init: str) -> tuple[Path, SyntheticSet]:

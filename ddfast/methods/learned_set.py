@@ -21,7 +21,9 @@ IMAGES = 0  # the place of the images among what is learned
 class Taken(NamedTuple):
     """What an outer step begins with, all on the device."""
 
-    values: list[Tensor]  # what is learned: images [I, C, …] or those that the step uses [U, C, …], α [], logits
+    values: list[
+        Tensor
+    ]  # what is learned: images [I, C, …] or those that the step uses [U, C, …], α [], logits, others
     slots: list[tuple[Tensor, ...]]  # of their optimisers
     labels: Tensor | None  # those that are not learned; None for learned ones
     batches: Tensor | None  # int64 [T, B], where the images of each inner step are in `values`
@@ -56,7 +58,8 @@ class LearnedSet:
             has = "classes" if synthetic.is_hard else "label logits"
             raise ValueError(f"labels: expected a set of {settings.labels} labels, got one of {has}")
         self.device = device
-        visits = in_a_step is not None and in_a_step < len(synthetic)
+        self.parameterisation = synthetic.parameterisation
+        visits = in_a_step is not None and in_a_step < len(synthetic) and self.parameterisation.by_rows
 
         def taken(tensor: Tensor) -> Tensor:
             return tensor.detach().clone() if visits else tensor.detach().clone().to(device)
@@ -73,6 +76,16 @@ class LearnedSet:
             self.labels_at = self._labels_row
             tensors.append(labels)
             learned.append(Learned(settings.lr_label, LABEL_RULE))
+        self._others_at: dict[str, int] = {}  # the places of those beside the images that are learned
+        self._constant: dict[str, Tensor] = {}
+        for name, tensor in synthetic.others.items():
+            if tensor.is_floating_point():
+                self._others_at[name] = len(tensors)
+                tensors.append(taken(tensor))
+                rate = settings.lr_img if settings.lr_weights is None else settings.lr_weights
+                learned.append(Learned(rate, RULES[settings.img_optimizer]))
+            else:
+                self._constant[name] = taken(tensor)
         of_images = [IMAGES] if self.labels_at is None else [IMAGES, self.labels_at]
         elsewhere = of_images if visits else []
         self.descent = Descent(tensors, learned, self.lr_at, settings.threshold, settings.ema_decay, elsewhere)
@@ -96,6 +109,21 @@ class LearnedSet:
                 values[place], slots[place] = rows[place], (velocity,)
             labels = rows[self._labels_row] if self.labels_at is None else None
         return Taken(values, slots, labels, batches)
+
+    def others_of(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What the parameterisation decodes beside the images, of what is learned and what is not."""
+        return self._constant | {name: values[place] for name, place in self._others_at.items()}
+
+    def see(
+        self,
+        values: Sequence[Tensor],  # as `Taken` has them
+        generator: torch.Generator,
+    ) -> Tensor:  # [J, C, H, W]
+        """What networks see in one use, differentiable in what is learned."""
+        others = self.others_of(values)
+        return self.parameterisation.see(
+            values[IMAGES], generator, [others[name] for name in self.parameterisation.others]
+        )
 
     def slots_of(self, flat: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """The slots of each learned tensor, from all of them one after another."""
@@ -155,7 +183,8 @@ class LearnedSet:
         labels = self._labels if self.labels_at is None else now[self.labels_at]
         if self.visiting is not None:
             images, labels = self.visiting.now().values()
-        return self.about.with_values(images, labels, self.about.lr if self.lr_at is None else now[self.lr_at])
+        lr = self.about.lr if self.lr_at is None else now[self.lr_at]
+        return self.about.with_values(images, labels, lr, self.others_of(now))
 
     def averaged(self) -> SyntheticSet | None:
         """The set with the average of its images over the iterations; None where none is kept."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from ddfast.data import DSA, Pixels
+from ddfast.data import DSA, Bases, Frequencies, Pixels, Tiles
 from ddfast.data.augment import FULL_STRATEGY
 from ddfast.data.parameterisation import with_canvas
 from ddfast.experts import NEVER_LEARNT, SCORES
@@ -57,6 +57,15 @@ class SetSettings:
     canvas: Annotated[
         AtLeast1, Option(OUTER, "Side of an image over what networks see of it; more than 1: textures.")
     ] = 1
+    parameterisation: Annotated[
+        Literal["pixels", "tiles", "bases", "frequencies"],
+        Option(OUTER, "What is learned: pixels; small images in tiles (IDC), of shared bases (LinBa), or FreD's."),
+    ] = "pixels"
+    factor: Annotated[
+        AtLeast1, Option(OUTER, "Of tiles, bases, frequencies: factor² times as many images in the same storage.")
+    ] = 2
+    bases: Annotated[AtLeast1 | None, Option(OUTER, "How many bases.", "what the storage holds")] = None
+    lr_weights: Annotated[Rate | None, Option(OUTER, "Learning rate of the weights of bases.", "lr_img")] = None
 
     LABELS: ClassVar[tuple[str, ...]] = ("hard", "soft")  # those that a method has
 
@@ -70,12 +79,33 @@ class SetSettings:
         DSA(self.dsa_strategy)  # refuses an unknown one
         if self.labels not in self.LABELS:
             raise ValueError(f"labels: expected {' or '.join(self.LABELS)} for this method, got {self.labels!r}")
+        if self.canvas > 1 and self.parameterisation != "pixels":
+            raise ValueError(f"canvas: expected 1 with {self.parameterisation}, got {self.canvas}")
+        if self.ema_decay is not None and self.parameterisation == "bases":
+            raise ValueError("ema_decay: bases and their weights are learned together; expected none with bases")
+        for name in ("bases", "lr_weights"):
+            if getattr(self, name) is not None and self.parameterisation != "bases":
+                raise ValueError(f"{name}: is of parameterisation bases, got {self.parameterisation}")
         if self.lr_label and self.labels != "soft":
             raise ValueError(f"lr_label: {self.labels} labels are not learned; expected 0, got {self.lr_label}")
 
     @property
-    def parameterisation(self) -> Pixels:
+    def images_per_stored(self) -> int:
+        """How many images networks see for every image of storage."""
+        return 1 if self.parameterisation == "pixels" else self.factor**2
+
+    def parameterised(
+        self,
+        size: tuple[int, int, int],  # (C, H, W), as networks see images
+        stored: int,  # images whose storage it may take
+    ) -> Pixels:
         """How learned tensors become images."""
+        if self.parameterisation == "tiles":
+            return Tiles(self.factor)
+        if self.parameterisation == "bases":
+            return Bases.within(self.factor, size, stored, self.bases)
+        if self.parameterisation == "frequencies":
+            return Frequencies.within(self.factor, size, stored)
         return with_canvas(self.canvas)
 
     @classmethod

@@ -159,7 +159,7 @@ def distill(
         accuracy = _accuracy({"distilled": synthetic, "averaged": averaged}, job, store, run, forecast)
         forecast.end()
         useless = verdict(job, accuracy, history)
-        ranks.first(lambda: run.write_summary(_summary(run, job, accuracy, history) | {"useless": useless}))
+        ranks.first(lambda: run.write_summary(_summary(run, job, synthetic, accuracy, history) | {"useless": useless}))
         if useless is not None:
             log.warning("useless: %s", useless)
         return DistillResult(synthetic, history, run.path, accuracy, averaged, useless)
@@ -204,7 +204,9 @@ def _check_iterations(run: RunFolder, job: Job) -> None:
         raise ValueError(f"iterations: the run in {run.path} has done {done} already, got {wanted}")
 
 
-def _summary(run: RunFolder, job: Job, accuracy: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(
+    run: RunFolder, job: Job, synthetic: SyntheticSet, accuracy: dict[str, Any], history: list[dict[str, Any]]
+) -> dict[str, Any]:
     iterations = job.config["iterations"]
     distilled = {name: accuracy["distilled"][name] for name in ("mean", "std")}
     on_the_way = run.keep_until("evaluations", iterations)
@@ -214,6 +216,7 @@ def _summary(run: RunFolder, job: Job, accuracy: dict[str, Any], history: list[d
         "accuracy": accuracy,
         "seconds": sum(record["seconds"] for record in history),
         "iterations": iterations,
+        "bytes": synthetic.bytes,
         "peak_bytes": max((record["peak_bytes"] for record in history), default=0),
         "evaluation": _evaluation_settings(job),
         **({"best_on_test": {key: best[key] for key in ("iteration", "mean", "std")}} if on_the_way else {}),

@@ -53,8 +53,8 @@ class Job:
 
     @property
     def num_images(self) -> int:
-        """I, of the synthetic set."""
-        return sum(counts_of(self.config["ipc"], self.data.num_classes))
+        """J, those of the synthetic set that networks see."""
+        return sum(counts_of(self.config["ipc"], self.data.num_classes)) * self.settings.images_per_stored
 
     def _unroll(self) -> tuple[Student, UnrollSize]:
         images = torch.Size((self.num_images, *self.data.train_images.shape[1:]))

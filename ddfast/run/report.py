@@ -26,6 +26,7 @@ def save_images(synthetic: SyntheticSet, path: str | Path) -> None:
     """
     from PIL import Image, ImageDraw
 
+    synthetic = synthetic.decoded()
     images, classes = synthetic.images.detach().cpu(), synthetic.classes.detach().cpu()
     present = classes.unique().tolist()
     most = max(1, MOST_ON_A_PICTURE // len(present))

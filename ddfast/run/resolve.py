@@ -76,7 +76,8 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     data = load_dataset(dataset, download=download, **{name: config[name] for name in LOADED})
     check_whitening(given, data)
     store = experts if isinstance(experts, TrajectoryStore) or experts is None else TrajectoryStore(experts)
-    ipc = given["ipc"] if "ipc" in given else ipc_of(given.get("init")) or RUN["ipc"]  # of a saved set its own
+    of_init = ipc_of(given.get("init"), given.get("parameterisation"))  # of a saved set its own
+    ipc = given.get("ipc", of_init or RUN["ipc"])
     given["ipc"] = images_per_class(ipc, data.class_names)
     preset = preset_for(method, data, given["ipc"], config["preset"])
     derived = derived_for(given | off, data, preset, store) if derived is None else derived

@@ -175,7 +175,8 @@ FLAGS = {
     "start_noise": 0.25, "segments": 2, "distance": "l1", "lr_img": 3.0, "img_optimizer": "adam", "lr_lr": 0.5,
     "lr_teacher": 0.125, "lr_label": 2.5, "threshold": 1.5, "ema_decay": 0.75, "canvas": 2, "dsa_strategy": "flip",
     "pruning_threshold": 0.0625, "drop_ratio": 0.375, "batch_real": 7, "networks_per_step": 3, "outer_loop": 4,
-    "inner_loop": 6, "lr_net": 0.03125, "batch_net": 11, "gradient_distance": "mse",
+    "inner_loop": 6, "lr_net": 0.03125, "batch_net": 11, "gradient_distance": "mse", "select_on": "pixels",
+    "select_epoch": 4, "never_learnt": "last", "parameterisation": "tiles", "factor": 3, "bases": 5, "lr_weights": 0.75,
 }  # fmt: skip
 OPTIONAL = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
 

@@ -11,7 +11,6 @@ from ddfast.engine.students import Step, Training, Wanted, student_of
 from ddfast.methods.base import Method, Needs
 from ddfast.methods.gradient.batch_norm import frozen_statistics
 from ddfast.methods.gradient.distance import DISTANCES, GradientDistance
-from ddfast.methods.learned_set import IMAGES
 from ddfast.methods.settings import OUTER, Rate, SetSettings
 from ddfast.methods.siamese import SIAMESE, siamese
 from ddfast.runtime.options import AtLeast1, OneOf, Option, Positive
@@ -73,11 +72,11 @@ class DC(Method):
         distance = GradientDistance(net, settings.gradient_distance)
         for n in range(steps):
             taken = self.learned.take()
-            value = taken.values[IMAGES].detach().requires_grad_()
-            images, labels = self.parameterisation.see(value, self.generator), taken.labels
+            values = [value.detach().requires_grad_() for value in taken.values]
+            images, labels = self.learned.see(values, self.generator), taken.labels
             loss, by_images = self._matched(net, distance, images, labels)
-            (gradient,) = torch.autograd.grad(images, value, by_images) if images is not value else (by_images,)
-            verdict = self.learned.update(taken, loss, [gradient])
+            gradients = torch.autograd.grad(images, values, by_images)
+            verdict = self.learned.update(taken, loss, list(gradients))
             losses.append(verdict.loss / len(labels.unique()))
             if n + 1 < steps:
                 self._train(net, epochs, images.shape[1:])
@@ -114,9 +113,10 @@ class DC(Method):
         taken = self.learned.take()
         training = Training([net], image, lr=settings.lr_net)
         for _ in range(epochs):
+            with torch.no_grad():
+                images = self.learned.see(taken.values, self.generator)
             for chosen in torch.randperm(len(taken.labels), generator=self.generator).split(settings.batch_net):
-                images = self.parameterisation.see(taken.values[IMAGES].detach()[chosen], self.generator)
-                augmented = self.augment.side_by_side(images[None], [self.generator])
+                augmented = self.augment.side_by_side(images[chosen][None], [self.generator])
                 training.step(augmented, taken.labels[chosen][None])
         training.write()
 

@@ -42,7 +42,8 @@ class TrajectoryMatching(Method):
         if not 1 <= count <= experts.num_experts:
             raise ValueError(f"num_experts: expected 1 to the {experts.num_experts} in {experts.path}, got {count}")
         super().__init__(settings, synthetic, resources)
-        self.student = student_of(network.to(self.device), resources.precision, synthetic.images.shape[1:])
+        seen = len(synthetic.preprocessing.mean), *synthetic.image_size  # [C, H, W]
+        self.student = student_of(network.to(self.device), resources.precision, torch.Size(seen))
         if ranks.size > 1 and settings.segments == 1:
             self.student = RankBatches(self.student, ranks)
         self._part = ranks.part(settings.segments) if settings.segments > 1 else slice(None)  # this process's segments
@@ -124,7 +125,8 @@ class TrajectoryMatching(Method):
     def _step(self) -> dict[str, Any]:
         segments, batches = self.segments.next(), self._batches()
         taken = self.learned.take(batches)
-        drawn = self._drawn(segments, taken.batches, len(taken.values[IMAGES]))
+        count = len(taken.values[IMAGES]) if taken.batches is not None else len(self.learned)
+        drawn = self._drawn(segments, taken.batches, count)
         flat = [slot for each in taken.slots for slot in each]
         with self.dropout():
             packed, labels, *after = self._run(*drawn, taken.labels, *taken.values, *flat)
@@ -183,7 +185,7 @@ class TrajectoryMatching(Method):
         augment = None if rows is None else Draws(rows)
         if rolls is not None:
             augment = Seen(self.parameterisation, rolls, augment)
-        images = now[IMAGES] if self.parameterisation.is_random else self.parameterisation.decode(now[IMAGES])
+        images = now[IMAGES] if self.parameterisation.is_random else self.learned.see(now, self.generator)
         used = labels if self.learned.labels_at is None else now[self.learned.labels_at]
         changed = self.relabelled(used, images, target)
         used = used if changed is None else changed

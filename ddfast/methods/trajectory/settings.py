@@ -93,7 +93,7 @@ class TrajectorySettings(SetSettings):
     def on_device(self, count: int) -> int:
         """How many of `count` images an outer step needs there: those of its minibatches, or all where an average or
         Adam moves all of them."""
-        if self.ema_decay is not None or self.img_optimizer != "sgd":
+        if self.ema_decay is not None or self.img_optimizer != "sgd" or self.parameterisation != "pixels":
             return count
         return min(count, self.syn_steps * (self.batch_syn or count))
 
