@@ -47,13 +47,15 @@ def make(variant, method, small=False, dtype="float32"):
     take = of.real._batches.take
     of.real._batches.take = lambda indices: (take(indices)[0].to(dtype), take(indices)[1])
 
+    members = [(k, (classes == k).nonzero()[:, 0]) for k in range(K)]
+
     def ours():
         of.generator.manual_seed(0)
         leaf = images.clone().requires_grad_()
         if method == "dm":
             return torch.autograd.grad(of.loss(leaf, classes), leaf)
         net = of.new_network()
-        return [of._matched(net, GradientDistance(net, "layerwise"), leaf, classes)[1]]
+        return [of.matched(net, GradientDistance(net, "layerwise"), leaf, members)[1]]
 
     def plain():
         of.generator.manual_seed(0)

@@ -4,11 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define DDFAST_HOST_DEVICE __host__ __device__
-#else
-#define DDFAST_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace ddfast {
 

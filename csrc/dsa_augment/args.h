@@ -7,11 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define DDFAST_DEVICE __host__ __device__
-#else
-#define DDFAST_DEVICE
-#endif
+#include "../common/host_device.h"
 
 namespace ddfast {
 
@@ -26,7 +22,7 @@ template <typename T>
 struct Maps {
   T* data;
   int64_t n, c, h, w;
-  DDFAST_DEVICE T& at(int64_t image, int64_t channel, int64_t y, int64_t x) const {
+  DDFAST_HOST_DEVICE T& at(int64_t image, int64_t channel, int64_t y, int64_t x) const {
     return data[image * n + channel * c + y * h + x * w];
   }
   // Whether all numbers of an image lie side by side.
@@ -60,17 +56,21 @@ struct DsaRow {
   T flip, down, right, top, bottom, left, end, xx, xy, x0, yx, yy, y0, brightness, saturation, contrast;
 
   // Shifts are pixels; one that no image is as large as, or NaN, moves every pixel out of the image.
-  DDFAST_DEVICE static int64_t pixels(T shift) {
+  DDFAST_HOST_DEVICE static int64_t pixels(T shift) {
     constexpr int64_t kFar = int64_t{1} << 40;
     return shift > static_cast<T>(-kFar) && shift < static_cast<T>(kFar) ? static_cast<int64_t>(shift) : kFar;
   }
-  DDFAST_DEVICE bool is_contrast() const { return contrast != T(1); }
-  DDFAST_DEVICE bool is_saturation() const { return saturation != T(1); }
-  DDFAST_DEVICE T source_x(int64_t y, int64_t x) const { return xx * static_cast<T>(x) + xy * static_cast<T>(y) + x0; }
-  DDFAST_DEVICE T source_y(int64_t y, int64_t x) const { return yx * static_cast<T>(x) + yy * static_cast<T>(y) + y0; }
+  DDFAST_HOST_DEVICE bool is_contrast() const { return contrast != T(1); }
+  DDFAST_HOST_DEVICE bool is_saturation() const { return saturation != T(1); }
+  DDFAST_HOST_DEVICE T source_x(int64_t y, int64_t x) const {
+    return xx * static_cast<T>(x) + xy * static_cast<T>(y) + x0;
+  }
+  DDFAST_HOST_DEVICE T source_y(int64_t y, int64_t x) const {
+    return yx * static_cast<T>(x) + yy * static_cast<T>(y) + y0;
+  }
 
   // Where pixel (y, x) before the affine map comes from in the image; false where it is zero.
-  DDFAST_DEVICE bool before_affine(const ImageShape& shape, int64_t& y, int64_t& x) const {
+  DDFAST_HOST_DEVICE bool before_affine(const ImageShape& shape, int64_t& y, int64_t& x) const {
     if (y < 0 || y >= shape.H || x < 0 || x >= shape.W) return false;
     if (flip != T(0)) x = shape.W - 1 - x;
     if (in_box(y, x)) return false;
@@ -79,7 +79,7 @@ struct DsaRow {
     return y >= 0 && y < shape.H && x >= 0 && x < shape.W;
   }
   // Where pixel (y, x) of the image goes before the affine map; false where it is lost.
-  DDFAST_DEVICE bool towards_affine(const ImageShape& shape, int64_t& y, int64_t& x) const {
+  DDFAST_HOST_DEVICE bool towards_affine(const ImageShape& shape, int64_t& y, int64_t& x) const {
     y -= pixels(down);
     x -= pixels(right);
     if (y < 0 || y >= shape.H || x < 0 || x >= shape.W || in_box(y, x)) return false;
@@ -88,20 +88,20 @@ struct DsaRow {
   }
 
  private:
-  DDFAST_DEVICE bool in_box(int64_t y, int64_t x) const {
+  DDFAST_HOST_DEVICE bool in_box(int64_t y, int64_t x) const {
     return static_cast<T>(y) >= top && static_cast<T>(y) < bottom && static_cast<T>(x) >= left &&
            static_cast<T>(x) < end;
   }
 };
 
 template <typename T>
-DDFAST_DEVICE DsaRow<T> dsa_row(const T* rows, int64_t n) {
+DDFAST_HOST_DEVICE DsaRow<T> dsa_row(const T* rows, int64_t n) {
   const T* r = rows + n * kDsaParameters;
   return {r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12], r[13], r[14], r[15]};
 }
 
 template <typename T>
-DDFAST_DEVICE T channel_mean(const ImageShape& shape, const Maps<const T>& maps, int64_t n, int64_t y, int64_t x) {
+DDFAST_HOST_DEVICE T channel_mean(const ImageShape& shape, const Maps<const T>& maps, int64_t n, int64_t y, int64_t x) {
   T sum = 0;
   for (int64_t c = 0; c < shape.C; ++c) sum += maps.at(n, c, y, x);
   return sum / static_cast<T>(shape.C);
@@ -109,8 +109,8 @@ DDFAST_DEVICE T channel_mean(const ImageShape& shape, const Maps<const T>& maps,
 
 // All channels of one pixel of the result; `level` is (1 − contrast) times the image's mean, plus the brightness.
 template <typename T>
-DDFAST_DEVICE void dsa_pixel(const DsaAugmentArgs<T>& args, const DsaRow<T>& row, T level, int64_t n, int64_t y,
-                             int64_t x) {
+DDFAST_HOST_DEVICE void dsa_pixel(const DsaAugmentArgs<T>& args, const DsaRow<T>& row, T level, int64_t n, int64_t y,
+                                  int64_t x) {
   const T sx = row.source_x(y, x), sy = row.source_y(y, x);
   int64_t ys[4], xs[4];
   T weights[4], means[4];
@@ -139,8 +139,8 @@ DDFAST_DEVICE void dsa_pixel(const DsaAugmentArgs<T>& args, const DsaRow<T>& row
 
 // All channels of the cotangent of one pixel before the colours are taken back; their sum.
 template <typename T>
-DDFAST_DEVICE T dsa_pixel_backward(const DsaAugmentBackwardArgs<T>& args, const DsaRow<T>& row, int64_t n, int64_t y,
-                                   int64_t x) {
+DDFAST_HOST_DEVICE T dsa_pixel_backward(const DsaAugmentBackwardArgs<T>& args, const DsaRow<T>& row, int64_t n,
+                                        int64_t y, int64_t x) {
   const ImageShape& shape = args.shape;
   for (int64_t c = 0; c < shape.C; ++c) args.grad_images.at(n, c, y, x) = 0;
   int64_t v = y, u = x;
@@ -176,8 +176,8 @@ DDFAST_DEVICE T dsa_pixel_backward(const DsaAugmentBackwardArgs<T>& args, const 
 
 // The colours' transpose, in place; `level` is (1 − contrast) times the mean of the cotangent.
 template <typename T>
-DDFAST_DEVICE void dsa_color_backward(const DsaAugmentBackwardArgs<T>& args, const DsaRow<T>& row, T level, int64_t n,
-                                      int64_t y, int64_t x) {
+DDFAST_HOST_DEVICE void dsa_color_backward(const DsaAugmentBackwardArgs<T>& args, const DsaRow<T>& row, T level,
+                                           int64_t n, int64_t y, int64_t x) {
   T grey = 0;
   for (int64_t c = 0; c < args.shape.C && row.is_saturation(); ++c) grey += args.grad_images.at(n, c, y, x);
   grey /= static_cast<T>(args.shape.C);

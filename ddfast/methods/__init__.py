@@ -6,6 +6,7 @@ from ddfast.methods.base import METHODS, Method, Needs, RealImages, Resources, m
 from ddfast.methods.coresets.coreset import EL2N, Coreset, Forgetting, GraNd, Herding, KCenter, Random
 from ddfast.methods.distribution.dm import DM
 from ddfast.methods.gradient.dc import DC, DSA
+from ddfast.methods.gradient.idc import IDC
 from ddfast.methods.initial import check_initial, initial_set, ipc_of, load_init
 from ddfast.methods.learned_set import LearnedSet
 from ddfast.methods.settings import INITS, SetSettings
@@ -22,7 +23,7 @@ from ddfast.methods.trajectory.simplified import Simplified
 from ddfast.methods.trajectory.tesla import TESLA
 from ddfast.methods.trajectory.texture import Texture
 
-for method in (MTT, FTD, DATM, TESLA, ATT, PP, PAD, EDF, Texture, Simplified, DC, DSA, DM):
+for method in (MTT, FTD, DATM, TESLA, ATT, PP, PAD, EDF, Texture, Simplified, DC, DSA, IDC, DM):
     register(method)
 for method in (Random, Herding, Forgetting, GraNd, EL2N):
     register(method)
@@ -37,6 +38,7 @@ __all__ = [
     "EDF",
     "EL2N",
     "FTD",
+    "IDC",
     "INITS",
     "METHODS",
     "MTT",

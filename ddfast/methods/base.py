@@ -57,6 +57,9 @@ class RealImages:
         self._batches: Batches = data.train_batches(device)
         self._generator, self._by_class = generator, data.by_class(None)
 
+    def __len__(self) -> int:
+        return len(self._batches)
+
     def of_class(self, k: int, count: int) -> Tensor:  # float32 [B, C, H, W]
         """As many images of class k, without repetition where it has so many."""
         indices = self._by_class[k]

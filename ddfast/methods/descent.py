@@ -206,6 +206,12 @@ class Descent:
             self.point = replace(self.point, slots=tuple(slots), moving=False)
         self.point = replace(self.point, behind=0)
 
+    @torch.no_grad()
+    def clamp(self, low: Tensor, high: Tensor) -> None:
+        """Bring the first tensor within bounds; its momentum stays."""
+        first, *others = self.now()
+        self.point = replace(self.point, tensors=self._kept([first.clamp(low, high), *others]), moving=False)
+
     def counts(self) -> dict[str, int]:
         """Updates left out as not finite, projections of α, and updates above the threshold, so far."""
         point = self.point

@@ -200,6 +200,10 @@ class LearnedSet:
         """Updates left out so far, for they were not finite."""
         return self.counts()["skipped"]
 
+    def clamp(self, low: Tensor, high: Tensor) -> None:
+        """Bring the images within bounds, which broadcast to them; not where a part of the set visits."""
+        self.descent.clamp(low, high)
+
     def restore(self) -> None:
         """Go back to the tensors that the last finite loss was computed with."""
         if self.visiting is not None and self.descent.point.moving:

@@ -10,6 +10,7 @@ from ddfast.ops.conv3x3 import conv3x3, conv3x3_is_faster
 from ddfast.ops.convnet import ConvNetLayout, convnet_forward, convnet_grad, convnet_grad_jvp, first_block_parts
 from ddfast.ops.convnet_features import convnet_features
 from ddfast.ops.dsa_augment import dsa_augment
+from ddfast.ops.gradient_distance import gradient_distance
 from ddfast.ops.norm_relu_pool import norm_relu_pool
 from ddfast.ops.param_distance import param_distance
 from ddfast.ops.unroll import Steps, unroll
@@ -33,6 +34,7 @@ __all__ = [
     "expect_shape",
     "expect_tensors",
     "first_block_parts",
+    "gradient_distance",
     "has_kernel",
     "norm_relu_pool",
     "op_names",

@@ -52,6 +52,15 @@ def arguments_of_all_ops(case: Case) -> dict[str, tuple]:
     given = (parameters, images, soft, lr, batches, rows, *steps, 2, *sizes)
     last, states, stored = torch.ops.ddfast.unroll(*given)
     return {
+        "gradient_distance": (*row[:2], [0, 1, 2], 0),
+        "gradient_distance_backward": (
+            normal(2),
+            *row[:2],
+            normal(2, 1, 3).double(),
+            [0, 1, 2],
+            1,
+            [True, True],
+        ),
         "param_distance": (*row, normal(3)),
         "param_distance_backward": (normal(2), *row, None, normal(2), normal(2), [True, False, True]),
         **face_arguments((2, 3, 5, 4)),

@@ -24,6 +24,10 @@ OPS = {  # a call of each
     "param_distance_backward": partial(
         torch.ops.ddfast.param_distance_backward, normal(1), *ROWS, None, normal(1), normal(1), [True, True, True]
     ),
+    "gradient_distance": partial(torch.ops.ddfast.gradient_distance, *ROWS[:2], [0, 1, 3], 0),
+    "gradient_distance_backward": partial(
+        torch.ops.ddfast.gradient_distance_backward, normal(1), *ROWS[:2], normal(1, 1, 3), [0, 1, 3], 1, [True, True]
+    ),
     **{face: partial(getattr(torch.ops.ddfast, face), *face_arguments((1, 2, 4, 4))[face]) for face in FACES},
     **{name: partial(getattr(torch.ops.ddfast, name), *args) for name, args in op_arguments(CASES["grey"]).items()},
     **{name: partial(getattr(torch.ops.ddfast, name), dsa.images(), dsa.rows()) for name in dsa.FACES},

@@ -4,19 +4,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
+from torch import nn
 
-from ddfast.engine.students import Step, Training, Wanted, student_of
-from ddfast.methods.base import Method, Needs
-from ddfast.methods.gradient.batch_norm import frozen_statistics
-from ddfast.methods.gradient.distance import DISTANCES, GradientDistance
-from ddfast.methods.settings import OUTER, Rate, SetSettings
-from ddfast.methods.siamese import SIAMESE, siamese
-from ddfast.runtime.options import AtLeast1, OneOf, Option, Positive
+from ddfast.engine.students import Training
+from ddfast.methods.gradient.matching import GradientMatching, MatchingSettings
+from ddfast.methods.settings import OUTER
+from ddfast.methods.siamese import SIAMESE
+from ddfast.runtime.options import AtLeast1, Option
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # DC's code, by ipc
-OF_BATCH_NORM = 16  # real images of each class, for statistics
 
 
 def loops_of(ipc: float) -> tuple[int, int]:
@@ -27,41 +23,30 @@ def loops_of(ipc: float) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DCSettings(SetSettings):
-    """Options of gradient matching."""
+class DCSettings(MatchingSettings):
+    """Options of DC."""
 
-    init: Annotated[str, Option(OUTER, "real, noise, first, or a saved set or run to go on from.")] = "noise"
-    lr_img: Annotated[Rate, Option(OUTER, "Learning rate of the images.")] = 0.1
-    dsa_strategy: Annotated[str, Option("Data", "As DSA draws, alike for real and synthetic images.")] = "none"
-    batch_real: Annotated[AtLeast1, Option(OUTER, "Real images of each class in a step.")] = 256
+    init: str = "noise"
     outer_loop: Annotated[AtLeast1 | None, Option(OUTER, "Image steps with one network.", "by ipc")] = None
-    inner_loop: Annotated[AtLeast1 | None, Option(OUTER, "Epochs of the network between two.", "by ipc")] = None
-    lr_net: Annotated[Positive, Option(OUTER, "Learning rate of the network.")] = 0.01
-    batch_net: Annotated[AtLeast1, Option(OUTER, "Synthetic images per minibatch of the network.")] = 256
-    gradient_distance: Annotated[
-        Annotated[str, OneOf(tuple(DISTANCES))], Option(OUTER, "Between gradients: of rows, or of all.")
-    ] = "layerwise"
-
-    LABELS = ("hard",)
+    inner_loop: Annotated[AtLeast1 | None, Option(OUTER, "Epochs of the network between two; idc: image steps.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DSASettings(DCSettings):
-    """Options of gradient matching, with DSA's defaults."""
+    """Options of DC, with DSA's defaults."""
 
-    init: Annotated[str, Option(OUTER, "real, noise, first, or a saved set or run to go on from.")] = "real"
+    init: str = "real"
     dsa_strategy: Annotated[str, Option("Data", "As DSA draws, alike for real and synthetic images.")] = SIAMESE
 
 
-class DC(Method):
+class DC(GradientMatching):
     """Dataset condensation with gradient matching (Zhao et al. 2021, arXiv:2006.05929, Algorithm 1).
 
     An iteration draws a network θ. In each of `outer_loop` steps the images of every class c go down
     D(∇_θ ℓ(S_c), ∇_θ ℓ(T_c)) for a real minibatch T_c; between two steps θ trains on the set for `inner_loop` epochs.
-    The image gradient is exact: the student's directional derivative along ∂D/∂g, without a second backward pass.
     """
 
-    Settings, needs = DCSettings, Needs(real_data=True)
+    Settings = DCSettings
 
     def _step(self) -> dict[str, Any]:
         settings: DCSettings = self.settings
@@ -69,43 +54,19 @@ class DC(Method):
         steps = settings.outer_loop or published[0]
         epochs = settings.inner_loop or published[1]
         net, losses = self.new_network().train(), []
-        distance = GradientDistance(net, settings.gradient_distance)
+        distance = self.distance_of(net)
         for n in range(steps):
             taken = self.learned.take()
             values = [value.detach().requires_grad_() for value in taken.values]
             images, labels = self.learned.see(values, self.generator), taken.labels
-            loss, by_images = self._matched(net, distance, images, labels)
+            members = [(k, (labels == k).nonzero()[:, 0]) for k in labels.unique().tolist()]
+            loss, by_images = self.matched(net, distance, images, members)
             gradients = torch.autograd.grad(images, values, by_images)
             verdict = self.learned.update(taken, loss, list(gradients))
-            losses.append(verdict.loss / len(labels.unique()))
+            losses.append(verdict.loss / len(members))
             if n + 1 < steps:
                 self._train(net, epochs, images.shape[1:])
         return self.learned.record(verdict) | {"loss": sum(losses) / len(losses)}
-
-    def _matched(
-        self, net: nn.Module, distance: GradientDistance, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:  # the distance, summed over classes, and its gradient in the images
-        settings: DCSettings = self.settings
-        images = images.detach().requires_grad_()
-        student = student_of(net, self.resources.precision, images.shape[1:])
-        theta = parameters_to_vector(net.parameters()).detach()[None]  # [1, P]
-        classes, total, along = labels.unique().tolist(), images.new_zeros(()), images.new_zeros(())
-        with frozen_statistics(net, lambda: torch.cat([self.real.of_class(k, OF_BATCH_NORM) for k in classes])):
-            for k in classes:
-                real, synthetic = siamese(
-                    self.augment, self.real.of_class(k, settings.batch_real), images[labels == k], self.generator
-                )
-                of_real, of_synthetic = (torch.full((len(x),), k, device=self.device) for x in (real, synthetic))
-                _, target = student.grad(theta, real, of_real, step=Step())
-                step, x = Step(keep=True), synthetic.detach()
-                _, g = student.grad(theta, x, of_synthetic, step=step)
-                loss, slope = distance(g[0], target[0])
-                jvp = student.grad_jvp(
-                    theta, x, of_synthetic, slope[None], step=step, wanted=Wanted(False, True, False)
-                )
-                total = total + loss
-                along = along + (synthetic * jvp.images).sum()
-        return total, torch.autograd.grad(along, images)[0]
 
     def _train(self, net: nn.Module, epochs: int, image: torch.Size) -> None:
         """Train the network on the set as it is."""

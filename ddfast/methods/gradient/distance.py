@@ -1,60 +1,44 @@
 """How far the gradients of two minibatches are apart, and the slope of that in the first."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-EPS = 1e-6
+from ddfast.ops import gradient_distance
+
+DISTANCES = {"layerwise": "cosine", "cosine": "cosine", "mse": "squared", "l1": "absolute"}  # what the op calls them
+WEIGHTS_OF = ("all", "convolutions")
 
 
 class GradientDistance:
     """D(g, h) of flat gradients of one network, and ∂D/∂g.
 
     kind "layerwise": of every output unit's row of weights 1 − cos, summed over units and layers (DC: Zhao et al. 2021,
-    eq. 9); a filter is a row, and parameters of one axis (biases, norms) count nothing. "mse": the sum of squared
-    differences. "cosine": 1 − cos of the whole gradients. Products of norms get 1e-6 added.
+    eq. 9); a filter is a row, and parameters of one axis (biases, norms) count nothing. "cosine": 1 − cos of the whole
+    gradients. Products of norms get 1e-6 added. "mse", "l1": the sum of squared or absolute differences.
+
+    of: "all" parameters, or the weights of "convolutions" alone (IDC: Kim et al. 2022).
     """
 
-    def __init__(self, network: nn.Module, kind: str) -> None:
-        self._distance = DISTANCES[kind]
-        self._shapes = [p.shape for p in network.parameters()]
+    def __init__(self, network: nn.Module, kind: str, of: str = "all") -> None:
+        self._kind, self._layers = DISTANCES[kind], _layers(network, whole=kind != "layerwise", of=of)
+        if not self._layers:
+            raise ValueError("network: it has no convolution whose gradients could be matched; take another")
 
-    def __call__(self, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:  # [P] each -> [], ∂D/∂g [P]
+    def __call__(self, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:  # [S, P] each -> [S], ∂D/∂g [S, P]
         with torch.enable_grad():
             g = g.detach().requires_grad_()
-            distance = self._distance(self._split(g), self._split(h.detach()))
-            (slope,) = torch.autograd.grad(distance, g)
+            distance = gradient_distance(g, h.detach(), self._layers, self._kind)
+            (slope,) = torch.autograd.grad(distance.sum(), g)
         return distance.detach(), slope
 
-    def _split(self, flat: Tensor) -> list[Tensor]:
-        pieces = flat.split([shape.numel() for shape in self._shapes])
-        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
-
-def _layerwise(g: list[Tensor], h: list[Tensor]) -> Tensor:
-    total = g[0].new_zeros(())
-    for a, b in zip(g, h, strict=True):
-        if a.dim() > 1:
-            total = total + _from_cosine(a.flatten(1), b.flatten(1)).sum()
-    return total
-
-
-def _from_cosine(a: Tensor, b: Tensor) -> Tensor:  # [R, n] each -> [R]
-    return 1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + EPS)
-
-
-def _mse(g: list[Tensor], h: list[Tensor]) -> Tensor:
-    return torch.stack([(a - b).square().sum() for a, b in zip(g, h, strict=True)]).sum()
-
-
-def _cosine(g: list[Tensor], h: list[Tensor]) -> Tensor:
-    a, b = (torch.cat([piece.flatten() for piece in pieces])[None] for pieces in (g, h))
-    return _from_cosine(a, b)[0]
-
-
-DISTANCES: dict[str, Callable[[list[Tensor], list[Tensor]], Tensor]] = {
-    "layerwise": _layerwise,
-    "mse": _mse,
-    "cosine": _cosine,
-}
+def _layers(network: nn.Module, *, whole: bool, of: str) -> list[tuple[int, int, int]]:
+    """Offset, rows and length of what is compared; `whole`: all in one row, where it is in one piece."""
+    convolutions = {m.weight for m in network.modules() if isinstance(m, nn.modules.conv._ConvNd)}
+    layers, offset = [], 0
+    for parameter in network.parameters():
+        size = parameter.numel()
+        if (parameter in convolutions if of == "convolutions" else whole or parameter.dim() > 1) and size:
+            layers.append((offset, 1, size) if whole else (offset, len(parameter), size // len(parameter)))
+        offset += size
+    return [(0, 1, offset)] if whole and of == "all" else layers

@@ -40,6 +40,8 @@ def plain_distance(kind, g, h):
     """As the papers' code has it, layer by layer and row by row."""
     if kind == "mse":
         return sum(((a - b) ** 2).sum() for a, b in zip(g, h, strict=True))
+    if kind == "l1":
+        return sum((a - b).abs().sum() for a, b in zip(g, h, strict=True))
     if kind == "cosine":
         rows = [tuple(torch.cat([t.reshape(-1) for t in x]) for x in (g, h))]
     else:
@@ -56,8 +58,9 @@ def test_the_image_gradient_is_that_of_double_backpropagation(kind, name, strate
     method = problem(name, settings, pair)
     net, images = method.new_network().train(), method.learned.take().values[0]
     labels, seen = torch.arange(6) % 3, []
-    monkeypatch.setattr("ddfast.methods.gradient.dc.siamese", recorded(seen))
-    loss, gradient = method._matched(net, GradientDistance(net, kind), images, labels)
+    monkeypatch.setattr("ddfast.methods.gradient.matching.siamese", recorded(seen))
+    members = [(k, (labels == k).nonzero()[:, 0]) for k in range(3)]
+    loss, gradient = method.matched(net, GradientDistance(net, kind), images, members)
 
     leaf, total = images.detach().requires_grad_(), 0
     for k, (real, draws) in enumerate(seen):
@@ -73,6 +76,20 @@ def test_the_image_gradient_is_that_of_double_backpropagation(kind, name, strate
     (expected,) = torch.autograd.grad(total, leaf)
     assert len(seen) == 3 and relative_error(loss, total.detach()) < 1e-9
     assert relative_error(gradient, expected) < 1e-9
+
+
+@pytest.mark.parametrize("at_once", [2, 3])
+@pytest.mark.parametrize("name", ["convnet:width=8:depth=2", "mlp"])
+def test_classes_at_once_change_nothing(name, at_once, pair):
+    members = [(0, torch.tensor([0, 3])), (1, torch.tensor([1, 4])), (2, torch.tensor([2]))]
+    results = []
+    for classes_at_once in (1, at_once):
+        method = problem(name, DCSettings(batch_real=5, classes_at_once=classes_at_once), pair)
+        net, images = method.new_network().train(), method.learned.take().values[0]
+        results.append(method.matched(net, method.distance_of(net), images, members))
+    (loss, gradient), (loss_, gradient_) = results
+    assert relative_error(loss_, loss) < 1e-9 and relative_error(gradient_, gradient) < 1e-9
+    assert (gradient[5] == 0).all() and gradient[:5].flatten(1).any(1).all()
 
 
 def recorded(seen):
