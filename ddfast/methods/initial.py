@@ -139,7 +139,7 @@ def load_init(settings: SetSettings, data: Dataset, ipc: int | Sequence[int]) ->
         )
     if saved.is_hard and has != counts:
         k = next(k for k, count in enumerate(counts) if has[k] != count)
-        raise ValueError(f"ipc: {path} has {has[k]} images of class {data.class_names[k]!r}, expected {counts[k]}")
+        raise ValueError(f"ipc: {path} has {has[k]} images of class {data.class_names[k]!r}, got {counts[k]}")
     if saved.is_soft and settings.labels == "hard":
         raise ValueError(f"labels: the set in {path} has label logits; expected soft, got hard")
     return replace(saved, dsa_strategy=settings.dsa_strategy)

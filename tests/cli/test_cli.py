@@ -177,7 +177,7 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         ("distill --image-size 3x3x3", 2, "Error: Invalid value for '--image-size'"),
         ("distill --image-size 1", 1, "ddfast: image_size: expected at least 2 pixels"),
         ("distill --train-epochs some", 2, "Error: Invalid value for '--train-epochs'"),
-        ("distill --init zeros", 1, "ddfast: init: expected one of real, noise, first, correct, or a saved set or run"),
+        ("distill --init zeros", 1, "ddfast: init: expected one of real, noise, first, correct, herding,"),
         ("distill --zca yes", 2, "Error: Got unexpected extra argument"),
         ("distill --dsa-strategy shear", 1, "ddfast: dsa_strategy: expected some of color, crop,"),
         ("distill --networks convnet,vgg", 1, "ddfast: network: expected one of convnet, resnet18,"),
@@ -189,7 +189,7 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
             "distill --method gan",
             1,
             "ddfast: method: expected one of mtt, ftd, datm, tesla, att, pp, pad, edf, texture, simplified, dc, dsa, "
-            "dm, got 'gan'",
+            "idc, dm, random, herding, forgetting, grand, el2n, k_center, got 'gan'",
         ),
         ("distill --network vgg", 1, "ddfast: network: expected one of convnet, resnet18, resnet18_ap, vgg11,"),
         ("distill --preset x", 1, "ddfast: preset: expected one of mtt/digits/ipc1, mtt/mnist/ipc1,"),

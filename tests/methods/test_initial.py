@@ -86,7 +86,7 @@ class Erring:
 
 def test_correct_images_and_the_logits_of_the_experts_that_know_them(data, experts, monkeypatch):
     """Class 0 is known to the second expert alone, class 2 to the first, class 1 to both."""
-    monkeypatch.setattr(initial._Judges, "logits", lambda self, *given: Erring(data, experts).logits(*given))
+    monkeypatch.setattr(initial.Judges, "logits", lambda self, *given: Erring(data, experts).logits(*given))
     settings = replace(SETTINGS, init="correct", labels="soft")
     chosen = initial_set(settings, data, 4, experts, 2, network(data), seeds.generator(3))
     logits = torch.stack([Erring(data, experts).logits(expert, chosen.images) for expert in range(2)])
@@ -110,7 +110,7 @@ def test_where_an_expert_knows_too_few_images_the_next_one_goes_on(data, experts
         return torch.nn.functional.one_hot(known, 3).float()
 
     monkeypatch.setattr(initial, "CHUNK", 3)
-    monkeypatch.setattr(initial._Judges, "logits", logits)
+    monkeypatch.setattr(initial.Judges, "logits", logits)
     settings = replace(SETTINGS, init="correct")
     chosen = initial_set(settings, data, 8, experts, 2, network(data), seeds.generator(3)).images
     assert len(chosen.unique(dim=0)) == 24
@@ -125,7 +125,7 @@ def test_experts_with_batch_norm_judge_by_statistics_of_all_classes(pair):
     data, name = load_dataset(pair), "convnet:width=8:norm=batchnorm"
     experts = ddfast.train_experts(pair, network=name, num_experts=1, train_epochs=2, batch_train=6)
     net = networks.create(name, generator=seeds.generator(1), **data.network_arguments)
-    judges = initial._Judges(net, experts, 1, data)
+    judges = initial.Judges(net, experts, 1, data)
     images = data.preprocessing.apply(data.train_images)
     torch.testing.assert_close(judges.logits(0, images)[:3], judges.logits(0, images[:3]))
 

@@ -5,6 +5,7 @@ import torch
 
 import ddfast
 from ddfast.data import SyntheticSet, load_dataset
+from ddfast.methods import METHODS, Method
 from ddfast.methods.coresets.selection import SELECTIONS, herding, k_center, select
 from ddfast.run.resolve import resolve
 from tests.conftest import SMALL, normal
@@ -80,6 +81,21 @@ def test_a_selection_is_a_method_and_the_init_of_any_other_one(init, pair, tmp_p
     for image, k in zip(alone.synthetic.images, [0, 0, 1, 1, 2, 2], strict=True):
         found = [n for n in range(24) if torch.equal(images[n], image)]
         assert found and load_dataset(pair).train_labels[found[0]] == k
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_any_method_begins_with_what_experts_classify_correctly(labels, pair, tmp_path):
+    class Means(Method):
+        """The mean of images, for a step that does something."""
+
+        def loss(self, images, labels):
+            return images.mean().square() + labels.float().mean()
+
+    METHODS.add("means_of_all", Means)
+    options = {"method": "means_of_all", "iterations": 1, "lr_img": 0.0, "init": "correct", "labels": labels}
+    result = ddfast.distill(pair, output=tmp_path / "run", **JOB, **EXPERTS, **options)
+    assert result.synthetic.is_soft == (labels == "soft") and "full_data" in result.accuracy
+    METHODS._known.pop("means_of_all")
 
 
 def test_pixels_need_no_experts(pair, tmp_path):
