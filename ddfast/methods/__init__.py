@@ -4,7 +4,9 @@ import warnings
 
 from ddfast.methods.base import METHODS, Method, Needs, RealImages, Resources, method_class, register
 from ddfast.methods.coresets.coreset import EL2N, Coreset, Forgetting, GraNd, Herding, KCenter, Random
+from ddfast.methods.distribution.cafe import CAFE
 from ddfast.methods.distribution.dm import DM
+from ddfast.methods.distribution.ncfm import NCFM
 from ddfast.methods.gradient.dc import DC, DSA
 from ddfast.methods.gradient.idc import IDC
 from ddfast.methods.initial import check_initial, initial_set, ipc_of, load_init
@@ -23,7 +25,7 @@ from ddfast.methods.trajectory.simplified import Simplified
 from ddfast.methods.trajectory.tesla import TESLA
 from ddfast.methods.trajectory.texture import Texture
 
-for method in (MTT, FTD, DATM, TESLA, ATT, PP, PAD, EDF, Texture, Simplified, DC, DSA, IDC, DM):
+for method in (MTT, FTD, DATM, TESLA, ATT, PP, PAD, EDF, Texture, Simplified, DC, DSA, IDC, DM, CAFE, NCFM):
     register(method)
 for method in (Random, Herding, Forgetting, GraNd, EL2N):
     register(method)
@@ -31,6 +33,7 @@ register(KCenter, name="k_center")
 
 __all__ = [
     "ATT",
+    "CAFE",
     "DATM",
     "DC",
     "DM",
@@ -42,6 +45,7 @@ __all__ = [
     "INITS",
     "METHODS",
     "MTT",
+    "NCFM",
     "PAD",
     "PP",
     "TESLA",

@@ -207,6 +207,13 @@ class Descent:
         self.point = replace(self.point, behind=0)
 
     @torch.no_grad()
+    def set_rate(self, place: int, rate: float) -> None:
+        """Learn a tensor at another rate from here on."""
+        if rate != self.learned[place].rate:
+            self.point = replace(self.point, tensors=self._kept(self.now()), moving=False)
+            self.learned[place] = self.learned[place]._replace(rate=rate)
+
+    @torch.no_grad()
     def clamp(self, low: Tensor, high: Tensor) -> None:
         """Bring the first tensor within bounds; its momentum stays."""
         first, *others = self.now()

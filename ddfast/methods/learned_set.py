@@ -200,6 +200,10 @@ class LearnedSet:
         """Updates left out so far, for they were not finite."""
         return self.counts()["skipped"]
 
+    def set_rate(self, rate: float) -> None:
+        """Learn the images at another rate from here on; not where a part of the set visits."""
+        self.descent.set_rate(IMAGES, rate)
+
     def clamp(self, low: Tensor, high: Tensor) -> None:
         """Bring the images within bounds, which broadcast to them; not where a part of the set visits."""
         self.descent.clamp(low, high)

@@ -261,7 +261,7 @@ def checked_job(
     config["networks"] = list(config.get("networks") or [config["network"]])
     uses_experts = method.needs.experts or method.Settings.judges(config) > 0
     if uses_experts:
-        _check_experts(config)
+        _check_experts(config | asdict(settings))
     known = run_options(method)
     _check_values({n: v for n, v in config.items() if n in known and n not in names}, known)
     if config.get("keep_checkpoints") is not None and config.get("eval_every") is None:

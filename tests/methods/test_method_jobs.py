@@ -25,7 +25,8 @@ def job(name, **options):
     """As keyword arguments of distill; what only the simplified variant's preset says is as for the others."""
     given = JOB | {"method": name, "network": "convnet:width=8", "zca": False, "min_start_epoch": 0} | options
     given |= EXPANDING if name in ("datm", "pad") else {}
-    given |= {"inner_loop": 2, "net_images": 8, "batch_real": 4, "batch_net": 4}
+    given |= {"inner_loop": 2, "net_images": 8, "batch_real": 4, "batch_net": 4, "num_frequencies": 64}
+    given |= {"most_steps": 3, "most_epochs": 3}
     unused = set() if METHODS[name].needs.experts else options_of(ExpertOptions)
     return {option: value for option, value in given.items() if option in run_options(METHODS[name]).keys() - unused}
 
@@ -181,6 +182,9 @@ FLAGS = {
     "inner_loop": 6, "lr_net": 0.03125, "batch_net": 11, "gradient_distance": "mse", "select_on": "pixels",
     "weights_of": "convolutions", "classes_at_once": 2, "most_matched": 13, "net_images": 17, "pre_epochs": 1,
     "mom_net": 0.125, "l2_net": 0.0625, "net_strategy": "crop", "cutmix": 0.25,
+    "networks_from": "experts", "first_epoch": 1, "last_epoch": 5, "ce_weight": 0.625, "ce_lag": 2,
+    "num_frequencies": 31, "phase_weight": 0.875, "distance_weight": 2.0, "discrimination": 0.5, "rounds": 3,
+    "most_steps": 12, "most_epochs": 14, "settled": 0.0625, "moved": 0.125,
     "select_epoch": 4, "never_learnt": "last", "parameterisation": "tiles", "factor": 3, "bases": 5, "lr_weights": 0.75,
 }  # fmt: skip
 OPTIONAL = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
