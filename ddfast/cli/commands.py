@@ -95,7 +95,7 @@ READING = ("test_folder", "value_range", "skip_unreadable", "layout")  # how pic
 EXPERTS = (
     "dataset", "data_root", "image_size", "resize", *READING, "zca", "preprocessing", "network", "seed", "preset",
     "ipc", "device", "num_experts", "batch_train", "mom", "l2", "dsa_strategy", "train_epochs", "train_lr", "optimizer",
-    "rho", "alpha", "schedule", "keep_epochs", "snapshots", "budget", "method",
+    "rho", "alpha", "schedule", "curriculum", "keep_epochs", "snapshots", "budget", "method",
 )  # fmt: skip
 EVALUATE = (
     "dataset", "data_root", *READING, "device", "networks", "num_eval", "eval_epochs", "eval_batch", "protocol",

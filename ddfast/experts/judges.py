@@ -37,7 +37,8 @@ class Judges:
         self.device = next(network.parameters()).device
         self._loaded: tuple[int, int] | None = None
 
-    def _load(self, expert: int, epoch: int | None) -> nn.Module:
+    def network(self, expert: int, epoch: int | None = None) -> nn.Module:
+        """One expert at an epoch, None for the last; in eval mode, until another one is asked for."""
         if self.experts is None:
             raise ValueError(
                 "labels: a set with classes gets soft labels from experts, and this run has none; give labels hard"
@@ -55,13 +56,13 @@ class Judges:
         self, expert: int, images: Tensor, epoch: int | None = None
     ) -> Tensor:  # [I, C, H, W], on the CPU -> [I, K]
         """One expert's, of an epoch; None: of the last."""
-        network = self._load(expert, epoch)
+        network = self.network(expert, epoch)
         return torch.cat([network(part.to(self.device)).cpu() for part in images.split(CHUNK)])
 
     @torch.no_grad()
     def features(self, expert: int, images: Tensor) -> Tensor:  # [I, C, H, W], on the CPU -> [I, F]
         """What one expert's last snapshot gives to its last linear layer."""
-        network = self._load(expert, None)
+        network = self.network(expert)
         return torch.cat([features_of(network, part.to(self.device))[0].cpu() for part in images.split(CHUNK)])
 
     def known(self, images: Tensor, classes: Tensor) -> Tensor:  # [I, C, H, W], int64 [I] -> [I, K]
@@ -110,7 +111,7 @@ class Judges:
 
     @torch.no_grad()
     def _errors(self, expert: int, epoch: int, score: str) -> Iterator[Tensor]:  # [I] each
-        network = self._load(expert, epoch)
+        network = self.network(expert, epoch)
         for images, labels in self.data.train_batches(self.device).in_order(CHUNK):
             features, logits = features_of(network, images)
             error = logits.softmax(1)
@@ -125,7 +126,7 @@ class Judges:
         before = torch.zeros(len(count), dtype=torch.bool)
         ever = before.clone()
         for epoch in epochs:
-            network = self._load(expert, epoch)
+            network = self.network(expert, epoch)
             batches = self.data.train_batches(self.device).in_order(CHUNK)
             right = torch.cat([(network(images).argmax(1) == labels).cpu() for images, labels in batches])
             count += before & ~right

@@ -3,11 +3,9 @@
 import hashlib
 import json
 import logging
-import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,15 @@ from torch import Tensor, nn
 from ddfast import networks
 from ddfast.data import Batches, Dataset, augmentation, load_dataset
 from ddfast.data.augment import FULL_STRATEGY
-from ddfast.engine.students import GSAM, Training, side_by_side
+from ddfast.engine.students import Training, side_by_side
 from ddfast.engine.timing import time_training
+from ddfast.experts.curriculum import Curriculum
+from ddfast.experts.judges import SCORED_EPOCH, Judges
+from ddfast.experts.settings import ExpertTraining
 from ddfast.experts.snapshots import WHOLE, storage_settings
 from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.runtime import seeds
-from ddfast.runtime.arguments import expect_one_of, expect_whole, takes_old_names, takes_plain_numbers
+from ddfast.runtime.arguments import expect_whole, takes_old_names, takes_plain_numbers
 from ddfast.runtime.devices import resolve_device
 from ddfast.runtime.files import cache_folder, expect_writable, remove_leftovers, undisturbed
 from ddfast.runtime.forecast import Forecast
@@ -32,53 +33,7 @@ log = logging.getLogger("ddfast")
 
 KEEP_SECONDS = 30.0  # an expert in training is kept at most this often, for an interrupted training to go on from
 RECIPE = 1  # to be raised with every change that makes other experts of the same settings: the cache then has none yet
-OPTIMIZERS = ("sgd", "gsam")
-SCHEDULES = ("constant", "cosine")
-
-
-@dataclass(frozen=True)
-class ExpertTraining:
-    """How experts are trained."""
-
-    lr_teacher: float
-    mom: float
-    l2: float
-    batch_train: int
-    dsa_strategy: str
-    optimizer: str = "sgd"
-    rho: float = 0.01
-    alpha: float = 1.0
-    schedule: str = "constant"
-
-    def __post_init__(self) -> None:
-        expect_whole(batch_train=self.batch_train)
-        if not 0 < self.lr_teacher < float("inf"):
-            raise ValueError(f"train_lr: expected a positive number, got {self.lr_teacher}")
-        if not 0 <= self.mom < 1:
-            raise ValueError(f"mom: expected 0 to below 1, got {self.mom}")
-        if not 0 <= self.l2 < float("inf"):
-            raise ValueError(f"l2: expected at least 0, got {self.l2}")
-        augmentation(self.dsa_strategy)  # refuses an unknown one
-        expect_one_of("optimizer", self.optimizer, OPTIMIZERS)
-        expect_one_of("schedule", self.schedule, SCHEDULES)
-        GSAM(self.rho, self.alpha)  # refuses impossible ones
-
-    @property
-    def sharpness(self) -> GSAM | None:
-        """What Training takes."""
-        return GSAM(self.rho, self.alpha) if self.optimizer == "gsam" else None
-
-    def lr(self, epoch: int, epochs: int) -> float:
-        """The rate in an epoch, counted from 0."""
-        if self.schedule == "constant":
-            return self.lr_teacher
-        return self.lr_teacher / 2 * (1 + math.cos(math.pi * epoch / epochs))
-
-    def settings(self) -> dict[str, str | float | int]:
-        """What a store records. Of what plain SGD does not have nothing, so that stores from before it stay valid."""
-        unsaid = set() if self.optimizer == "gsam" else {"optimizer", "rho", "alpha"}
-        unsaid |= {"schedule"} if self.schedule == "constant" else set()
-        return {name: value for name, value in vars(self).items() if name not in unsaid}
+SCORING = 3  # experts whose scores a curriculum follows
 
 
 @takes_old_names(epochs="train_epochs", lr_teacher="train_lr", root="data_root")
@@ -99,6 +54,7 @@ def train_experts(
     rho: float = 0.01,
     alpha: float = 1.0,
     schedule: str = "constant",
+    curriculum: str = "none",
     keep_epochs: tuple[int, int] | None = None,
     snapshots: str = WHOLE,
     seed: int = 0,
@@ -126,6 +82,8 @@ def train_experts(
         optimizer: sgd, or gsam (ddfast.students.GSAM), which costs two gradients a step.
         rho, alpha: of gsam: the length of its ascent, and how much of the gradient beside it is taken out; 0 is SAM.
         schedule: constant, or cosine: in epoch e of E, from 0, the rate is train_lr/2 · (1 + cos(πe/E)).
+        curriculum: none, or pad: epochs see images by their difficulty (ddfast.experts.curriculum): the mean
+            EL2N of 3 experts of 10 epochs, which are trained for it and kept in the folder.
         keep_epochs: the first and the last epoch whose snapshots are kept, beside the very last; None for all. Where
             the cache has such experts with all epochs, those are taken.
         snapshots: how they are kept: float32; delta16 and delta8 round them to a half and a third of the bytes.
@@ -141,7 +99,7 @@ def train_experts(
     """
     expect_ranks(ranks)
     expect_whole(num_experts=num_experts, train_epochs=train_epochs, at_once=1 if at_once is None else at_once)
-    how = ExpertTraining(train_lr, mom, l2, batch_train, dsa_strategy, optimizer, rho, alpha, schedule)
+    how = ExpertTraining(train_lr, mom, l2, batch_train, dsa_strategy, optimizer, rho, alpha, schedule, curriculum)
     device = resolve_device(device)
     data = load_dataset(dataset, **data_options)
     # An unknown or impossible network is refused here, before anything is written.
@@ -174,8 +132,9 @@ def train_experts(
         forecast.expect("experts", most * _expert_seconds(store, data, how, device))
         forecast.say()
         forecast.begin("experts", most * store.epochs)
+        curriculum = _curriculum(store, data, how, device, at_once, ranks)
         with seeds.same_algorithms():
-            _train_missing(store, data, num_experts, how, device, at_once, most, forecast)
+            _train_missing(store, data, num_experts, how, curriculum, device, at_once, most, forecast)
         remove_leftovers(path, "experts.json")  # before all are stored, another machine may be writing it
     forecast.end()
     ranks.together(lambda: None)
@@ -183,6 +142,31 @@ def train_experts(
         error = "on average {segment_mean:.2g}, at most {segment_max:.2g}".format(**store.error)
         log.info("snapshots as %s: relative error of an epoch's parameter change: %s", store.snapshots, error)
     return store
+
+
+def _curriculum(
+    store: TrajectoryStore, data: Dataset, how: ExpertTraining, device: torch.device, at_once: int | None, ranks: Ranks
+) -> Curriculum | None:
+    """By the scores of experts that are trained for it, plainly and for fewer epochs; they are kept in the folder."""
+    if how.curriculum == "none":
+        return None
+    network, plain = store.settings["network"], {"optimizer": "sgd", "curriculum": "none"}
+    options = {"train_lr": how.lr_teacher, "mom": how.mom, "l2": how.l2, "batch_train": how.batch_train}
+    judging = train_experts(
+        data,
+        network=network,
+        num_experts=SCORING,
+        train_epochs=min(SCORED_EPOCH, store.epochs),
+        output=store.path / "judges",
+        dsa_strategy=how.dsa_strategy,
+        seed=store.settings["seed"],
+        device=device,
+        at_once=at_once,
+        ranks=ranks,
+        **options | plain,
+    )
+    net = networks.create(network, generator=seeds.generator(0), **data.network_arguments).to(device)
+    return Curriculum(Judges(net, judging, SCORING, data).difficulty("el2n"), data.train_labels)
 
 
 def _expert_seconds(store: TrajectoryStore, data: Dataset, how: ExpertTraining, device: torch.device) -> float:
@@ -199,6 +183,7 @@ def _train_missing(
     data: Dataset,
     num_experts: int,
     how: ExpertTraining,
+    curriculum: Curriculum | None,
     device: torch.device,
     at_once: int | None,
     most: int,  # experts side by side
@@ -224,7 +209,7 @@ def _train_missing(
                 fresh = [e for e in missing if e > claimed[0] and store.unfinished(e) is None] if more else []
                 claimed += _claim(store, fresh, more, claims)
             training = _Training(
-                [first, *map(create, claimed[1:])], minibatch[1:], batches, how, store, claimed, forecast
+                [first, *map(create, claimed[1:])], minibatch[1:], batches, how, curriculum, store, claimed, forecast
             )
             names = ", ".join(str(expert + 1) for expert in claimed)
             training.run(f"expert {names} of {num_experts}")
@@ -272,12 +257,13 @@ class _Training:
         image: torch.Size,  # [C, H, W]
         batches: Batches,
         how: ExpertTraining,
+        curriculum: Curriculum | None,
         store: TrajectoryStore,
         experts: list[int],
         forecast: Forecast,
     ) -> None:
         self.batches, self.how, self.store, self.seed = batches, how, store, store.settings["seed"]
-        self.experts, self.forecast = experts, forecast
+        self.experts, self.forecast, self.curriculum = experts, forecast, curriculum
         self.augment = augmentation(how.dsa_strategy)
         self.training = Training(
             nets, image, lr=how.lr_teacher, momentum=how.mom, weight_decay=how.l2, sharpness=how.sharpness
@@ -339,7 +325,8 @@ class _Training:
             net.train()
         for group in self.training.optimizer.param_groups:
             group["lr"] = self.how.lr(self.epoch, self.store.epochs)
-        orders = torch.stack([torch.randperm(len(self.batches), generator=generator) for generator in generators])
+        seen = torch.arange(len(self.batches)) if self.curriculum is None else self.curriculum.images(self.epoch)
+        orders = torch.stack([seen[torch.randperm(len(seen), generator=generator)] for generator in generators])
         losses, device = [], next(self.training.nets[0].parameters()).device
         with seeds.dropout_from(generators[0], device):  # networks with dropout are trained alone
             for indices in orders.split(self.how.batch_train, 1):  # [S, B]

@@ -17,15 +17,36 @@ from ddfast.methods.trajectory.datm import DATM
 from ddfast.methods.trajectory.edf import EDF
 from ddfast.methods.trajectory.ftd import FTD
 from ddfast.methods.trajectory.matching import TrajectoryMatching
+from ddfast.methods.trajectory.mct import MCT
 from ddfast.methods.trajectory.mtt import MTT
 from ddfast.methods.trajectory.pad import PAD
 from ddfast.methods.trajectory.pp import PP
+from ddfast.methods.trajectory.selmatch import SelMatch
 from ddfast.methods.trajectory.settings import TrajectorySettings
 from ddfast.methods.trajectory.simplified import Simplified
 from ddfast.methods.trajectory.tesla import TESLA
 from ddfast.methods.trajectory.texture import Texture
 
-for method in (MTT, FTD, DATM, TESLA, ATT, PP, PAD, EDF, Texture, Simplified, DC, DSA, IDC, DM, CAFE, NCFM):
+for method in (
+    MTT,
+    FTD,
+    DATM,
+    TESLA,
+    ATT,
+    PP,
+    PAD,
+    EDF,
+    Texture,
+    Simplified,
+    MCT,
+    SelMatch,
+    DC,
+    DSA,
+    IDC,
+    DM,
+    CAFE,
+    NCFM,
+):
     register(method)
 for method in (Random, Herding, Forgetting, GraNd, EL2N):
     register(method)
@@ -43,6 +64,7 @@ __all__ = [
     "FTD",
     "IDC",
     "INITS",
+    "MCT",
     "METHODS",
     "MTT",
     "NCFM",
@@ -60,6 +82,7 @@ __all__ = [
     "Random",
     "RealImages",
     "Resources",
+    "SelMatch",
     "SetSettings",
     "Simplified",
     "Texture",

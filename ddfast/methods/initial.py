@@ -169,7 +169,7 @@ def _chosen(
 ) -> Tensor:
     """Indices of so many training images of each class, class by class, int64; several times where it has fewer."""
     if settings.init in SELECTIONS:
-        how = {name: getattr(settings, name) for name in ("select_on", "select_epoch", "never_learnt")}
+        how = {name: getattr(settings, name) for name in ("select_on", "select_epoch", "never_learnt", "window_start")}
         return torch.cat(select(settings.init, judges, counts, generator, **how))
     of_classes = data.by_class(None if settings.init == "first" else generator)
     if settings.init == "correct":

@@ -9,7 +9,7 @@ from ddfast.data.augment import FULL_STRATEGY
 from ddfast.data.parameterisation import with_canvas
 from ddfast.experts import NEVER_LEARNT, SCORES
 from ddfast.methods.coresets.selection import BY_FEATURES, FEATURES, SELECTIONS
-from ddfast.runtime.options import AtLeast0, AtLeast1, Ge, Gt, Le, OneOf, Option, check_options
+from ddfast.runtime.options import AtLeast0, AtLeast1, Ge, Gt, Le, Lt, OneOf, Option, check_options
 
 LARGEST_LR = 1e30  # float32 has to hold it, and its products with gradients
 INITS = ("real", "noise", "first", "correct", *SELECTIONS)
@@ -35,6 +35,9 @@ class SetSettings:
     select_epoch: Annotated[
         AtLeast0 | None, Option(OUTER, "Of the experts, for init grand and el2n.", "10, or the nearest kept")
     ] = None
+    window_start: Annotated[
+        float, Ge(0), Lt(1), Option(OUTER, "The share of the hardest images that init window leaves out.")
+    ] = 0.5
     never_learnt: Annotated[
         Annotated[str, OneOf(NEVER_LEARNT)], Option(OUTER, "Where init forgetting has images that are never learnt.")
     ] = "first"
@@ -117,7 +120,7 @@ class SetSettings:
             return values.get(name, getattr(cls, name, None))
 
         init = value("init")
-        if init in SCORES or init == "correct":
+        if init in (*SCORES, "window", "correct"):
             return SCORING_EXPERTS
         if init in BY_FEATURES and value("select_on") == "experts":
             return 1

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from ddfast.data.pixels import as_value_range
 from ddfast.data.preprocessing import RESIZES
 from ddfast.evaluation import PROTOCOLS
-from ddfast.experts import FORMATS, OPTIMIZERS, SCHEDULES
+from ddfast.experts import CURRICULA, FORMATS, OPTIMIZERS, SCHEDULES
 from ddfast.methods import METHODS, Method, method_class
 from ddfast.ops import PRECISIONS
 from ddfast.runtime.files import parse_toml
@@ -167,6 +167,9 @@ class ExpertOptions:
     schedule: Annotated[Annotated[str, OneOf(SCHEDULES)], Option(Experts, "Of their learning rate.", THE_PRESETS)] = (
         "constant"
     )
+    curriculum: Annotated[
+        Annotated[str, OneOf(CURRICULA)], Option(Experts, "pad: epochs see images by their difficulty.", THE_PRESETS)
+    ] = "none"
     keep_epochs: Annotated[
         KeepEpochs,
         Option(Experts, "Snapshots that are kept, beside the last epoch's.", None, "A-B, needed or all"),

@@ -19,7 +19,7 @@ from ddfast.runtime.ranks import ALONE, Ranks
 
 log = logging.getLogger("ddfast")
 
-TRAINING = ("batch_train", "mom", "l2", "optimizer", "rho", "alpha", "schedule")
+TRAINING = ("batch_train", "mom", "l2", "optimizer", "rho", "alpha", "schedule", "curriculum")
 EXPERT_TRAINING = {name: value for name, value in defaults_of(ExpertOptions).items() if name in TRAINING}
 EXPERT_STORAGE = {name: defaults_of(ExpertOptions)[name] for name in ("keep_epochs", "snapshots")}
 

@@ -188,8 +188,8 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         (
             "distill --method gan",
             1,
-            "ddfast: method: expected one of mtt, ftd, datm, tesla, att, pp, pad, edf, texture, simplified, dc, dsa, "
-            "idc, dm, random, herding, forgetting, grand, el2n, k_center, got 'gan'",
+            "ddfast: method: expected one of mtt, ftd, datm, tesla, att, pp, pad, edf, texture, simplified, mct, "
+            "selmatch, dc, dsa, idc, dm, cafe, ncfm, random, herding, forgetting, grand, el2n, k_center, got 'gan'",
         ),
         ("distill --network vgg", 1, "ddfast: network: expected one of convnet, resnet18, resnet18_ap, vgg11,"),
         ("distill --preset x", 1, "ddfast: preset: expected one of mtt/digits/ipc1, mtt/mnist/ipc1,"),

@@ -66,7 +66,7 @@ def test_forgetting_counts_falls_from_right_to_wrong(judges, never_learnt, monke
         def forward(self, images):
             return torch.eye(3)[self.answers]
 
-    monkeypatch.setattr(judges, "_load", Scripted)
+    monkeypatch.setattr(judges, "network", Scripted)
     expected = []
     for runs in right.transpose(1, 2).tolist():
         counts = [sum(a and not b for a, b in pairwise(run)) for run in runs]

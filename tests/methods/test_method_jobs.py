@@ -185,6 +185,8 @@ FLAGS = {
     "networks_from": "experts", "first_epoch": 1, "last_epoch": 5, "ce_weight": 0.625, "ce_lag": 2,
     "num_frequencies": 31, "phase_weight": 0.875, "distance_weight": 2.0, "discrimination": 0.5, "rounds": 3,
     "most_steps": 12, "most_epochs": 14, "settled": 0.0625, "moved": 0.125,
+    "drop_by": "depth", "cam_interval": 7, "cam_strength": 0.0, "waypoints": 4, "smoothing": 2, "window_start": 0.375,
+    "distilled_share": 0.75,
     "select_epoch": 4, "never_learnt": "last", "parameterisation": "tiles", "factor": 3, "bases": 5, "lr_weights": 0.75,
 }  # fmt: skip
 OPTIONAL = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
@@ -196,7 +198,7 @@ def test_every_setting_of_every_method_is_an_option_of_the_command_line(monkeypa
     received = {}
     monkeypatch.setattr(ddfast, "distill", lambda **options: received.update(options) or pytest.skip())
     words = [word for name, value in FLAGS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    training = {"optimizer": "gsam", "rho": 0.5, "alpha": 0.25, "schedule": "cosine", "train_dsa_strategy": "crop+flip"}
+    training = {"optimizer": "gsam", "rho": 0.5, "alpha": 0.25, "schedule": "cosine", "curriculum": "pad", "train_dsa_strategy": "crop+flip"}
     evaluation = {"eval_batch": 8, "sam_rho": 0.125, "protocol": "datm"}
     for name, value in (training | evaluation).items():
         words += [f"--{name}", str(value)]  # with underscores, as the field does

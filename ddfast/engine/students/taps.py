@@ -10,9 +10,9 @@ from ddfast.networks.convnet import NormReLUPool
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.GELU)
 
 
-def taps_of(net: nn.Module, images: Tensor) -> list[Tensor]:  # [B, C, H, W] -> [B, …] each
-    """The maps after each activation, before any pooling, and the input of the last linear layer [B, F]; differentiable
-    in the images, by autograd.
+def taps_of(net: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:  # [B, C, H, W] -> [B, …] each, [B, K]
+    """The maps after each activation, before any pooling, and the input of the last linear layer [B, F]; and the
+    logits. Differentiable in the images, by autograd.
 
     Only activations that are modules are seen: of a network without any the features alone.
     Errors: ValueError for a network that has no linear layer at its end.
@@ -29,8 +29,8 @@ def taps_of(net: nn.Module, images: Tensor) -> list[Tensor]:  # [B, C, H, W] -> 
         elif isinstance(module, ACTIVATIONS):
             hooks.append(module.register_forward_hook(lambda _, given, result: taps.append(result)))
     try:
-        features, _ = features_of(net, images)
+        features, logits = features_of(net, images)
     finally:
         for hook in hooks:
             hook.remove()
-    return [*taps, features]
+    return [*taps, features], logits

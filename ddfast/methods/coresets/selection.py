@@ -8,7 +8,7 @@ from torch import Tensor
 from ddfast.experts import SCORES, Judges
 
 BY_FEATURES = ("herding", "k_center")
-SELECTIONS = (*BY_FEATURES, *SCORES)
+SELECTIONS = (*BY_FEATURES, *SCORES, "window")
 FEATURES = ("experts", "pixels")  # what BY_FEATURES look at
 
 
@@ -58,6 +58,7 @@ def select(
     select_on: str = "experts",
     select_epoch: int | None = None,
     never_learnt: str = "first",
+    window_start: float = 0.5,
 ) -> list[Tensor]:  # K tensors int64
     """Indices of training images of every class: the most difficult ones first, equally difficult ones in an order
     that is drawn; or as the rule of `how` has it."""
@@ -67,6 +68,14 @@ def select(
         scores = judges.difficulty(how, select_epoch, never_learnt)
         order = [indices[scores[indices].argsort(descending=True, stable=True)] for indices in of_classes]
         return [indices[:count] for indices, count in zip(order, counts, strict=True)]
+    if how == "window":  # SelMatch: Lee & Chung 2024, section 3.1
+        scores, chosen = judges.difficulty("el2n", select_epoch), []
+        for indices, count in zip(of_classes, counts, strict=True):
+            hardest = indices[scores[indices].argsort(descending=True, stable=True)]
+            first = max(0, min(int(window_start * len(indices)), len(indices) - count))
+            window = hardest[first : first + count]
+            chosen.append(window[torch.randperm(len(window), generator=generator)])
+        return chosen
     chosen = []
     for indices, count in zip((indices.sort().values for indices in of_classes), counts, strict=True):
         images = data.preprocessing.apply(data.train_images[indices])

@@ -117,7 +117,7 @@ class CAFE(Method):
             synthetics.append(synthetic)
             sizes.append(len(of_class))
         means_of_real, features = self._seen(net, reals)  # features [K B, F]
-        taps = taps_of(net, torch.cat(synthetics))
+        taps, _ = taps_of(net, torch.cat(synthetics))
         means = [torch.stack([part.mean(0) for part in tap.split(sizes)]) for tap in taps]  # [K, …] each
         apart = [(a - b).square().sum() for a, b in zip(means, means_of_real, strict=True)]
         low, high = WEIGHTS
@@ -133,9 +133,9 @@ class CAFE(Method):
         mixes = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
         if mixes:
             sizes = [len(real) for real in reals]
-            taps = taps_of(net, torch.cat(reals))
+            taps, _ = taps_of(net, torch.cat(reals))
             return [torch.stack([part.mean(0) for part in tap.split(sizes)]) for tap in taps], taps[-1]
-        each = [taps_of(net, real) for real in reals]
+        each = [taps_of(net, real)[0] for real in reals]
         return [torch.stack([tap.mean(0) for tap in taps]) for taps in zip(*each, strict=True)], torch.cat(
             [taps[-1] for taps in each]
         )

@@ -72,5 +72,5 @@ def why_not_replayed(student: Student, device: torch.device, *, chooses: bool, a
     if not isinstance(student, ConvNetStudent):
         return "this network does not run on the fused ops"
     if chooses:
-        return "this method looks at the values of its states"
+        return "this method looks at values, of its states or images"
     return None

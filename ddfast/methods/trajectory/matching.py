@@ -35,6 +35,7 @@ class TrajectoryMatching(Method):
 
     Settings: ClassVar[type[TrajectorySettings]] = TrajectorySettings
     needs: ClassVar[Needs] = Needs(experts=True, unroll=True)
+    masks: ClassVar[bool] = False  # whether the gradient in the images has a mask; then all of them stay on the device
 
     def __init__(self, settings: TrajectorySettings, synthetic: SyntheticSet, resources: Resources) -> None:
         experts, ranks, network = resources.experts, resources.ranks, resources.network
@@ -48,9 +49,9 @@ class TrajectoryMatching(Method):
             self.student = RankBatches(self.student, ranks)
         self._part = ranks.part(settings.segments) if settings.segments > 1 else slice(None)  # this process's segments
         self._drops = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules())
-        self.segments = SegmentReader(
-            experts,
-            self.generator,
+        self.mask: Tensor | None = None  # by which the gradient in the images is multiplied, like it or broadcasting
+        self.segments = self.reader(
+            generator=self.generator,
             num_experts=count,
             start_epochs=settings.start_epochs,
             in_turn=settings.starts == "in_turn",
@@ -62,15 +63,20 @@ class TrajectoryMatching(Method):
         why_not = None
         if resources.cuda_graph:
             alone = ranks.size == 1
-            why_not = why_not_replayed(self.student, self.device, chooses=self.compares_states, alone=alone)
+            chooses = self.compares_states or self.masks
+            why_not = why_not_replayed(self.student, self.device, chooses=chooses, alone=alone)
         if why_not is not None:
             log.warning("cuda_graph: not used, %s", why_not)
         self._replays = resources.cuda_graph and why_not is None
         self.use_plan(resources.plan)
 
+    def reader(self, **options: Any) -> SegmentReader:
+        """What draws the segments of the experts."""
+        return SegmentReader(self.resources.experts, **options)
+
     def learn(self, synthetic: SyntheticSet) -> LearnedSet:
         """Images, the student's learning rate, and label logits where they are learned."""
-        in_a_step = self.settings.on_device(len(synthetic))
+        in_a_step = None if self.masks else self.settings.on_device(len(synthetic))
         return LearnedSet(synthetic, self.settings, self.device, lr_lr=self.settings.lr_lr, in_a_step=in_a_step)
 
     def adjoint_of(self, plan: Plan | None) -> Adjoint:
@@ -159,6 +165,8 @@ class TrajectoryMatching(Method):
         slots = self.learned.slots_of(learned[len(now) :])
         loss, gradients, changed = self.meta_gradient(now, labels, begin, start, target, batches, rows, rolls)
         loss, *gradients = self.ranks.mean([loss, *gradients])
+        if self.mask is not None:
+            gradients[IMAGES] = gradients[IMAGES] * self.mask
         packed, after = descent.propose(now, slots, loss, gradients)
         packed = torch.cat([packed, *(values.double() for values in self.measured())])
         return packed, changed, *(slot for each in after for slot in each)
