@@ -46,7 +46,7 @@ def _maps(net: nn.Module, images: Tensor, classes: Tensor, generator: torch.Gene
 
 
 def _last_maps(net: nn.Module, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:  # [I, C, h, w] each
-    """The last maps that an activation gives, pooled where it pools itself, and the slope of the class's logit in them."""
+    """The last maps that an activation gives, pooled where it pools, and the slope of the class's logit in them."""
     maps: list[Tensor] = []
     hooks = [
         module.register_forward_hook(lambda _, given, result: maps.append(result) if result.dim() == 4 else None)

@@ -198,7 +198,14 @@ def test_every_setting_of_every_method_is_an_option_of_the_command_line(monkeypa
     received = {}
     monkeypatch.setattr(ddfast, "distill", lambda **options: received.update(options) or pytest.skip())
     words = [word for name, value in FLAGS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    training = {"optimizer": "gsam", "rho": 0.5, "alpha": 0.25, "schedule": "cosine", "curriculum": "pad", "train_dsa_strategy": "crop+flip"}
+    training = {
+        "optimizer": "gsam",
+        "rho": 0.5,
+        "alpha": 0.25,
+        "schedule": "cosine",
+        "curriculum": "pad",
+        "train_dsa_strategy": "crop+flip",
+    }
     evaluation = {"eval_batch": 8, "sam_rho": 0.125, "protocol": "datm"}
     for name, value in (training | evaluation).items():
         words += [f"--{name}", str(value)]  # with underscores, as the field does

@@ -26,7 +26,8 @@ KNOWN = {
     *"num_eval eval_epochs eval_batch protocol".split(),
     # of methods that look at real images
     *"batch_real outer_loop inner_loop lr_net batch_net gradient_distance networks_per_step".split(),
-    *"curriculum drop_by window_start distilled_share mom_net l2_net net_images net_strategy cutmix pre_epochs parameterisation factor".split(),
+    *"curriculum drop_by window_start distilled_share".split(),
+    *"mom_net l2_net net_images net_strategy cutmix pre_epochs parameterisation factor".split(),
     *"networks_from first_epoch last_epoch ce_weight ce_lag num_frequencies discrimination".split(),
 }
 CHOICES = {
