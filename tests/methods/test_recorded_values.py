@@ -16,6 +16,9 @@ from tests.methods.test_method_jobs import job
 FILE = Path(__file__).parent / "recorded_values.json"
 BOUND = 1e-3  # float32: a rounding error that moves a ReLU changes a gradient by about as much
 VARIANTS: dict[str, dict] = {name: {"method": name} for name in OF_TRAJECTORIES} | {
+    "pad": {"method": "pad", "curriculum": "none"},
+    "edf": {"method": "edf", "cam_strength": 0.0},
+    "selmatch": {"method": "selmatch", "init": "real"},
     "tesla, target labels": {"method": "tesla", "labels": "target"},
     "mtt, two segments, L1, averaged": {"method": "mtt", "segments": 2, "distance": "l1", "ema_decay": 0.5},
     "ftd, a part of the set, GSAM": {"method": "ftd", "optimizer": "gsam", "rho": 0.05, "alpha": 0.5, "batch_syn": 3},

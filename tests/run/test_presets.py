@@ -191,7 +191,7 @@ def test_inherited_rows_are_those_of_the_other_method_with_the_own_settings_over
         n.replace("mtt", "pp"): p.settings | {"pruning_threshold": 0.1} for n, p in mtt.items()
     }
     assert {n: p.settings for n, p in aligned.items()} == {
-        n.replace("datm", "pad"): p.settings | {"drop_ratio": DROPPED.get(n.removeprefix("datm/"), 0.5)}
+        n.replace("datm", "pad"): p.settings | {"drop_ratio": DROPPED.get(n[5:], 0.5), "curriculum": "pad"}
         for n, p in datm.items()
     }
     assert {n: p.settings for n, p in texture.items()} == {
