@@ -3,13 +3,12 @@
 python -m benchmarks.evidence benchmarks/results/evidence [--only "mnist ipc1 dm"] [--seeds 0,1,2] [--hours 2]
 
 Each row is `ddfast distill` in a process of its own, with its preset's settings but for the iterations, which are what
-two cores do in minutes. A line of results.jsonl per row and seed; what is there already is not run again, and a row that
-was stopped goes on. The tables of all lines are printed, and written to table.md.
+two cores do in minutes. A line of results.jsonl per row and seed; what is there already is not run again, and a row
+that was stopped goes on. The tables of all lines are printed, and written to table.md.
 """
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -88,8 +87,7 @@ def run(row: Row, seed: int, folder: Path) -> dict:
     line = {"accuracy": accuracy["distilled"]["mean"], "random_real": accuracy["random_real"]["mean"]}
     line |= {"bytes": summary["bytes"], "seconds_of_iterations": summary["seconds"]}
     line |= {"iterations": summary["iterations"], "seconds": time.perf_counter() - began}
-    # of the largest process so far, in KiB: rows that need more than those before them are right, others at most
-    line["peak_mib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    line["peak_mib"] = usage.ru_maxrss / 1024
     shutil.rmtree(output)
     return line
 
@@ -102,8 +100,12 @@ def tables(lines: list[dict]) -> str:
         names = sorted({line["name"] for line in lines if line["name"].startswith(f"{data} ipc{ipc} ")}, key=order.get)
         if not names:
             continue
-        text += [f"{data}, {ipc} per class", "", "| method | from | accuracy | seeds | iterations | minutes | bytes |"]
-        text.append("|---|---|---|---|---|---|---|")
+        text += [
+            f"{data}, {ipc} per class",
+            "",
+            "| method | from | accuracy | seeds | iterations | minutes | peak MiB | bytes |",
+        ]
+        text.append("|---|---|---|---|---|---|---|---|")
         for name in names:
             of = [line for line in lines if line["name"] == name]
             values = [line["accuracy"] for line in of]
@@ -111,7 +113,7 @@ def tables(lines: list[dict]) -> str:
             *_, method, init = name.split()
             cells = (
                 method, init, f"{fmean(values):.1f}{spread}", len(values), of[0]["iterations"],
-                f"{fmean(line['seconds'] for line in of) / 60:.1f}", f"{of[0]['bytes']:,}",
+                f"{fmean(line['seconds'] for line in of) / 60:.1f}", f"{max(line['peak_mib'] for line in of):.0f}", f"{of[0]['bytes']:,}",
             )  # fmt: skip
             text.append(f"| {' | '.join(map(str, cells))} |")
         text.append("")
