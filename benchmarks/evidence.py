@@ -67,21 +67,13 @@ def run(row: Row, seed: int, folder: Path) -> dict:
     output = folder / "runs" / f"{row.name.replace(' ', '-')}-{seed}"
     init = [] if row.method in CORESETS else ["--init", row.init]
     command = [sys.executable, "-m", "ddfast", "distill", "--dataset", row.data, "--method", row.method, *init]
-    command += [
-        "--ipc",
-        str(row.ipc),
-        "--seed",
-        str(seed),
-        "--output",
-        str(output),
-        "--resume",
-        *EVALUATION,
-        *row.options,
-    ]
+    command += ["--ipc", str(row.ipc), "--seed", str(seed), "--output", str(output), "--resume"]
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode not in (0, 3):
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    with open(folder / "log.txt", "w") as log:
+        process = subprocess.Popen([*command, *EVALUATION, *row.options], stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status) not in (0, 3):
+        raise RuntimeError(f"{' '.join(command)}: {(folder / 'log.txt').read_text()[-2000:]}")
     summary = json.loads((output / "summary.json").read_text())
     accuracy = summary["accuracy"]
     line = {"accuracy": accuracy["distilled"]["mean"], "random_real": accuracy["random_real"]["mean"]}
@@ -111,10 +103,9 @@ def tables(lines: list[dict]) -> str:
             values = [line["accuracy"] for line in of]
             spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
             *_, method, init = name.split()
-            cells = (
-                method, init, f"{fmean(values):.1f}{spread}", len(values), of[0]["iterations"],
-                f"{fmean(line['seconds'] for line in of) / 60:.1f}", f"{max(line['peak_mib'] for line in of):.0f}", f"{of[0]['bytes']:,}",
-            )  # fmt: skip
+            minutes, peak = fmean(line["seconds"] for line in of) / 60, max(line["peak_mib"] for line in of)
+            cells = (method, init, f"{fmean(values):.1f}{spread}", len(values), of[0]["iterations"])
+            cells = (*cells, f"{minutes:.1f}", f"{peak:.0f}", f"{of[0]['bytes']:,}")
             text.append(f"| {' | '.join(map(str, cells))} |")
         text.append("")
     return "\n".join(text)
