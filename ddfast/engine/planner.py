@@ -143,6 +143,13 @@ def _state_bytes(student: Student, size: UnrollSize, plan: Plan) -> tuple[int, i
     return count * vector, vector, 2 * size.num_images * image + 2 * size.batch[0] * image + 2 * vector
 
 
+def students_within(student: Student, images: torch.Size, budget: int, on_gpu: bool) -> int:
+    """How many students, each with a minibatch [B, C, H, W] of its own, a budget in bytes holds in a gradient and its
+    directional derivative; at least one, and one of students that cannot say."""
+    one = student.step_bytes(images, 1, torch.float32, on_gpu)
+    return 1 if one is None else max(1, budget // max(one.grad + one.kept, one.kept + one.grad_jvp_of_kept))
+
+
 def make_plan(student: Student, size: UnrollSize, budget: int) -> Plan:
     """The plan of least work that is predicted to fit: as many stored steps as possible, in chunks as large as that
     allows. Where nothing fits, kept states go to host memory on a GPU, and are thinned out on a CPU.

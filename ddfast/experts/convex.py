@@ -1,5 +1,6 @@
 """Convexified trajectories: straight lines between a few points of an expert's path, layer by layer (MCT)."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -63,17 +64,17 @@ class ConvexPaths:
             tensors, about = read_tensors(file)
             if about == how:
                 return tensors["points"], tensors["ways"]
-        before, ways, points = None, [], []
+        before, steps, kept = None, [], []
         for epoch in range(self._first, self._last + 1):
             now = self.store.snapshot(expert, epoch)
             if before is not None:
-                steps = (now - before).split(self._layers)
-                ways.append(torch.stack([piece.double().norm() for piece in steps]))
+                moved = (now - before).split(self._layers)
+                steps.append(torch.stack([piece.double().norm() for piece in moved]))
             if epoch in self._epochs:
-                points.append(self._smoothed(expert, epoch))
+                kept.append(self._smoothed(expert, epoch))
             before = now
-        ways = torch.stack([torch.zeros(len(self._layers), dtype=torch.float64), *ways], 1).cumsum(1)
-        points = torch.stack(points)
+        ways = torch.stack([torch.zeros(len(self._layers), dtype=torch.float64), *steps], 1).cumsum(1)
+        points = torch.stack(kept)
         with suppress(OSError):  # a folder that is read only
             write_tensors(file, {"points": points, "ways": ways}, how)
         return points, ways
@@ -92,7 +93,7 @@ class ConvexReader(SegmentReader):
         self._paths = paths
         super().__init__(paths.store, **options)
 
-    def _draw(self) -> list[tuple[int, float]]:  # (expert, start epoch)
+    def _draw(self) -> Sequence[tuple[int, float]]:  # (expert, start epoch)
         if self._in_turn:
             return super()._draw()
         low, high = self._start_epochs(self._drawn)
@@ -105,7 +106,7 @@ class ConvexReader(SegmentReader):
             (int(torch.randint(self._num_experts, (), generator=self._generator)), start()) for _ in range(self._count)
         ]
 
-    def _read(self, drawn: list[tuple[int, float]]) -> Segments:
+    def _read(self, drawn: Sequence[tuple[int, float]]) -> Segments:
         ends = [
             [self._paths.at(expert, epoch), self._paths.at(expert, epoch + self._expert_epochs)]
             for expert, epoch in drawn[self._part]

@@ -92,7 +92,7 @@ class Judges:
             raise ValueError(
                 f"select_epoch: {self.experts.path} holds {self.experts.words_of_kept()}, got {epoch}; give one of them"
             )
-        how = {"score": score, "experts": self.count, "data": self.data.fingerprint}
+        how: dict[str, Any] = {"score": score, "experts": self.count, "data": self.data.fingerprint}
         how |= {"never_learnt": never_learnt, "epochs": kept[1:]} if score == "forgetting" else {"epoch": epoch}
         named = f"{score}-{never_learnt if score == 'forgetting' else epoch}-{self.count}"
         file = self.experts.path / f"difficulty-{named}.safetensors"

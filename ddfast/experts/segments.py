@@ -1,6 +1,6 @@
 """Random segments of experts, read and copied to the device while the step before them runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ class Segments(NamedTuple):
     """S segments of trajectories, each from an expert's start epoch to expert_epochs later."""
 
     experts: list[int]
-    start_epochs: list[int]
+    start_epochs: list[float]  # whole, but of convexified paths
     start: Tensor  # [S, P], on the device, or a part of them
     target: Tensor  # like start
 
@@ -88,7 +88,7 @@ class SegmentReader:
         self._generator.set_state(state["generator"])
         self._drawn = state["drawn"]
 
-    def _draw(self) -> list[tuple[int, int]]:  # (expert, start epoch)
+    def _draw(self) -> Sequence[tuple[int, float]]:  # (expert, start epoch)
         low, high = self._start_epochs(self._drawn)
         first = self._drawn * self._count
         self._drawn += 1
@@ -105,8 +105,11 @@ class SegmentReader:
         self._state = self._now()
         return self._thread.submit(self._read, self._draw())
 
-    def _read(self, drawn: list[tuple[int, int]]) -> Segments:
-        ends = [self.store.segment(expert, epoch, epoch + self._expert_epochs) for expert, epoch in drawn[self._part]]
+    def _read(self, drawn: Sequence[tuple[int, float]]) -> Segments:
+        ends = [
+            self.store.segment(expert, int(epoch), int(epoch) + self._expert_epochs)
+            for expert, epoch in drawn[self._part]
+        ]
         start, target = (torch.stack(rows) for rows in zip(*ends, strict=True))
         with torch.cuda.stream(self._stream):  # of None: a context that does nothing
             start, target = to_device(start, self.device), to_device(target, self.device)

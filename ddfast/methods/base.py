@@ -45,6 +45,7 @@ class Resources:
     experts: TrajectoryStore | None = None
     num_experts: int | None = None  # of them that are used; None: all
     plan: Plan | None = None  # of memory; None: keep no activations
+    memory_budget: int | None = None  # bytes for a step, of methods without a plan; None: as little as they can do with
     iterations: int | None = None  # of the whole run, where a schedule follows them
     precision: str = "default"  # of ddfast.ops.PRECISIONS
     cuda_graph: bool = False

@@ -52,6 +52,13 @@ class Job:
         return Plan(**self.config["memory_plan"])
 
     @property
+    def memory_budget(self) -> int | None:
+        """Bytes for a step of a method that does not unroll, on a GPU; a CPU is kept busy by as little as there is."""
+        if self.needs.unroll or self.device.type == "cpu":
+            return None
+        return parse_budget(self.config["memory_budget"], self.device)
+
+    @property
     def num_images(self) -> int:
         """J, those of the synthetic set that networks see."""
         return sum(counts_of(self.config["ipc"], self.data.num_classes)) * self.settings.images_per_stored
@@ -83,7 +90,7 @@ class Job:
         """Set the plan of an outer step; ValueError where nothing fits, or none can be made that was asked for."""
         if not self.needs.unroll:
             self.config["memory_plan"] = asdict(Plan())
-            if asked:
+            if asked and self.device.type == "cpu":
                 log.warning("memory_budget: ignored, %s does not plan memory", self.config["method"])
             return
         student, size = self._unroll()

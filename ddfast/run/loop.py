@@ -61,6 +61,7 @@ class Distillation:
             experts=experts,
             num_experts=config.get("num_experts"),
             plan=job.plan,
+            memory_budget=job.memory_budget,
             iterations=config["iterations"],
             precision=config["precision"],
             cuda_graph=config["cuda_graph"],

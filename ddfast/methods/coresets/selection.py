@@ -19,7 +19,8 @@ def herding(
 ) -> Tensor:  # int64 [count]
     """Images whose mean stays near that of all: the k-th is the one nearest to k · mean − the sum of those chosen
     (Welling 2009; Rebuffi et al. 2017, Algorithm 4). Nothing is drawn."""
-    features, chosen = features.double(), []
+    features = features.double()
+    chosen: list[int] = []
     mean, total, squares = features.mean(0), torch.zeros_like(features[0]), features.square().sum(1)
     for k in range(1, count + 1):
         distances = squares - 2 * features @ (k * mean - total)  # less a number that is the same for all

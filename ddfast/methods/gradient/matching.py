@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from ddfast.data import Dataset
+from ddfast.engine.planner import students_within
 from ddfast.engine.students import ConvNetStudent, Step, Student, Wanted, student_of
 from ddfast.methods.base import Method, Needs
 from ddfast.methods.gradient.batch_norm import frozen_statistics
 from ddfast.methods.gradient.distance import DISTANCES, WEIGHTS_OF, GradientDistance
 from ddfast.methods.settings import OUTER, Rate, SetSettings
 from ddfast.methods.siamese import siamese
-from ddfast.runtime.devices import free_bytes
 from ddfast.runtime.options import AtLeast1, OneOf, Option, Positive
 
 OF_BATCH_NORM = 16  # real images of each class, for statistics
@@ -38,7 +38,7 @@ class MatchingSettings(SetSettings):
         Annotated[str, OneOf(WEIGHTS_OF)], Option(OUTER, "Which parameters' gradients are compared.")
     ] = "all"
     classes_at_once: Annotated[
-        AtLeast1 | None, Option(OUTER, "Classes in one pass of the network.", "1; on a GPU what its memory holds")
+        AtLeast1 | None, Option(OUTER, "Classes in one pass of the network.", "1; on a GPU what memory_budget holds")
     ] = None
 
     LABELS = ("hard",)
@@ -53,7 +53,7 @@ class GradientMatching(Method):
     Settings, needs = MatchingSettings, Needs(real_data=True)
 
     @classmethod
-    def check(cls, settings: MatchingSettings, data: Dataset, network: nn.Module) -> None:
+    def check(cls, settings: SetSettings, data: Dataset, network: nn.Module) -> None:
         """ValueError for a network without what is compared."""
         GradientDistance(network, settings.gradient_distance, settings.weights_of)
 
@@ -115,11 +115,9 @@ class GradientMatching(Method):
         if not isinstance(student, ConvNetStudent):
             at_once = 1  # its images are seen by every student
         elif at_once is None:
-            at_once = 1
-            if self.device.type == "cuda":
-                batch = torch.Size((self.settings.batch_real, *image))
-                needed = student.step_bytes(batch, 1, torch.float32, on_gpu=True)
-                at_once = max(1, int(free_bytes(self.device) / 2 / max(needed.grad, needed.grad_jvp)))
+            batch, budget = torch.Size((self.settings.batch_real, *image)), self.resources.memory_budget
+            on_gpu = self.device.type == "cuda"
+            at_once = 1 if budget is None else students_within(student, batch, budget, on_gpu)
         while members:
             _, group = next(groupby(members[:at_once], lambda member: len(member[1])))
             yield (taken := list(group))

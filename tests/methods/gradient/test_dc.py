@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 import ddfast
 from ddfast.data import SyntheticSet, load_dataset
+from ddfast.engine.students import student_of
 from ddfast.methods import DC, DSA, Resources
 from ddfast.methods.gradient.batch_norm import frozen_statistics
 from ddfast.methods.gradient.dc import DCSettings, DSASettings, loops_of
@@ -90,6 +91,21 @@ def test_classes_at_once_change_nothing(name, at_once, pair):
     (loss, gradient), (loss_, gradient_) = results
     assert relative_error(loss_, loss) < 1e-9 and relative_error(gradient_, gradient) < 1e-9
     assert (gradient[5] == 0).all() and gradient[:5].flatten(1).any(1).all()
+
+
+def test_a_memory_budget_says_how_many_classes_go_at_once(pair, monkeypatch):
+    method, sizes = problem("convnet:width=8:depth=2", DCSettings(batch_real=5), pair), []
+    distances = method._distances
+    monkeypatch.setattr(method, "_distances", lambda *given: sizes.append(len(given[-1])) or distances(*given))
+    net, images = method.new_network().train(), method.learned.take().values[0]
+    members = [(k, torch.tensor([k, k + 3])) for k in range(3)]
+    student = student_of(net, "default", images.shape[1:])
+    one = student.step_bytes(torch.Size((5, 1, 16, 16)), 1, torch.float32)
+    needed = max(one.grad + one.kept, one.kept + one.grad_jvp_of_kept)
+    for budget in (None, needed // 2, 2 * needed, 100 * needed):
+        method.resources = replace(method.resources, memory_budget=budget)
+        method.matched(net, method.distance_of(net), images, members)
+    assert sizes == [1, 1, 1] + [1, 1, 1] + [2, 1] + [3]
 
 
 def recorded(seen):
