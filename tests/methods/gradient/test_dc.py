@@ -105,7 +105,7 @@ def test_a_memory_budget_says_how_many_classes_go_at_once(pair, monkeypatch):
     for budget in (None, needed // 2, 2 * needed, 100 * needed):
         method.resources = replace(method.resources, memory_budget=budget)
         method.matched(net, method.distance_of(net), images, members)
-    assert sizes == [1, 1, 1] + [1, 1, 1] + [2, 1] + [3]
+    assert sizes == [1, 1, 1, 1, 1, 1, 2, 1, 3]
 
 
 def recorded(seen):
