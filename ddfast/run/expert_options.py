@@ -6,7 +6,7 @@ from typing import Any
 from ddfast import networks
 from ddfast.data import images_per_class, load_dataset
 from ddfast.experts import FORMATS, predicted_bytes
-from ddfast.methods import method_class
+from ddfast.methods import Method, SetSettings, method_class
 from ddfast.run.config import NEEDED
 from ddfast.run.job import EXPERT_STORAGE
 from ddfast.run.resolve import (
@@ -17,6 +17,7 @@ from ddfast.run.resolve import (
     check_sharpness,
     check_whitening,
     derived_for,
+    experts_for,
     is_own,
     method_named,
     preset_for,
@@ -34,35 +35,42 @@ def expert_options(
     names = [*LOADED, "download"]
     data = load_dataset(dataset or DATA["dataset"], **{n: v for n, v in given.items() if n in names})
     check_whitening(given, data)
-    if not method_class(method_named(method, preset)).needs.experts:
-        raise ValueError(f"method: {method} needs no experts")
+    kind = method_class(method_named(method, preset))
     ipc = images_per_class(RUN["ipc"] if ipc is None else ipc, data.class_names)
     chosen = preset_for(method_named(method, preset), data, ipc, preset)
     asked = {"ipc": ipc, "preset": preset} | {name: given[name] for name in given if name not in names} | budget
     derived = derived_for(asked, data, chosen, None)
     tell_settings(chosen.name, derived, is_own(data, chosen, asked))
-    row = OF_EXPERTS | chosen.settings | derived.settings
+    asked = chosen.settings | derived.settings | {"init": chosen.settings.get("init", kind.Settings.init)}
+    if not kind.needs.experts and not kind.Settings.judges(asked):
+        raise ValueError(f"method: {method} looks at no experts")
+    row = experts_for(kind, asked, {}) | chosen.settings | derived.settings
     if row["train_epochs"] == NEEDED:
-        row["train_epochs"] = row["max_start_epoch"] - 1 + row["expert_epochs"]
+        row["train_epochs"] = _settings(kind, row).used_epochs[1]
     defaults = {"train_epochs": row["train_epochs"], "train_lr": row["train_lr"]}
     defaults |= {name: row[name] for name in ("network", "num_experts", "zca", *OF_EXPERTS)}
     defaults["dsa_strategy"] = row.get("train_dsa_strategy") or row["dsa_strategy"]
+    if given.get("train_epochs") == NEEDED:
+        given["train_epochs"] = _settings(kind, row).used_epochs[1]
     merged = defaults | {name: value for name, value in given.items() if name not in names}
     check_sharpness(given, merged["optimizer"])
     if merged["keep_epochs"] == NEEDED:
-        settings_class = method_class(method_named(method, preset)).Settings
-        names = {field.name for field in fields(settings_class)}
-        settings = settings_class(**{name: value for name, value in row.items() if name in names})
-        if merged["train_epochs"] < settings.epochs_needed:
+        first, last = _settings(kind, row).used_epochs
+        if merged["train_epochs"] < last:
             raise ValueError(
-                f"keep_epochs: {chosen.name} needs epochs {settings.min_start_epoch} to {settings.epochs_needed}, the "
-                f"experts are trained for {merged['epochs']}; say which to keep, such as 0-{merged['epochs']}"
+                f"keep_epochs: {chosen.name} needs epochs {first} to {last}, the experts are trained for "
+                f"{merged['train_epochs']}; say which to keep, such as 0-{merged['train_epochs']}"
             )
-        merged["keep_epochs"] = settings.min_start_epoch, settings.epochs_needed
+        merged["keep_epochs"] = first, last
     elif merged["keep_epochs"] == EXPERT_STORAGE["keep_epochs"]:
         merged["keep_epochs"] = None
     whiten = merged.pop("zca") and "preprocessing" not in given
     return {"dataset": data.whitened() if whiten else data, **merged}
+
+
+def _settings(kind: type[Method], row: dict[str, Any]) -> SetSettings:
+    names = {field.name for field in fields(kind.Settings)}
+    return kind.Settings(**{name: value for name, value in row.items() if name in names})
 
 
 def expert_sizes(options: dict[str, Any]) -> dict[str, int]:

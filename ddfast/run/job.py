@@ -199,7 +199,7 @@ class Job:
             )
         first, needed = self.settings.used_epochs
         if store.epochs < needed and not self.needs.unroll:
-            raise ValueError(f"select_epoch: expected up to the {store.epochs} epochs of {store.path}, got {needed}")
+            raise ValueError(f"experts: {store.path} has {store.epochs} epochs, this run looks at epoch {needed}")
         if store.epochs < needed:
             raise ValueError(
                 f"max_start_epoch: the experts in {store.path} have {store.epochs} epochs, starts up to epoch "

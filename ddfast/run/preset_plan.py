@@ -34,6 +34,8 @@ def plan_of_preset(
     method, device = name.split("/")[0], resolve_device(device)
     if method not in METHODS:
         raise ValueError(f"preset: expected <method>/<dataset>/ipc<n> with one of {', '.join(METHODS)}, got {name!r}")
+    if not METHODS[method].needs.unroll:
+        raise ValueError(f"plan: {method} does not unroll, and its memory is not planned; take a method that does")
     preset = choose_preset(method, "", 1, name)
     given = {key: value for key, value in (settings or {}).items() if value is not None}
     names = {field.name for field in fields(METHODS[method].Settings)}

@@ -82,7 +82,6 @@ class Coreset(Method):
     """Real images, selected class by class. What a method here selects is the `init` of that name of any other one."""
 
     Settings, needs = CoresetSettings, Needs(steps=False)
-    gradient = "none, it selects real images"
 
     def __init_subclass__(cls) -> None:
         cls.presets = PRESETS.format(cls.Settings.init)
