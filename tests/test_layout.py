@@ -19,7 +19,7 @@ MAY_IMPORT = {  # beside runtime, which everything may use
     "engine": {"networks", "ops"},
     "data": {"ops"},
     "experts": {"engine.students", "engine.timing", "networks", "data"},
-    "methods": {"engine", "networks", "experts", "data"},
+    "methods": {"engine", "networks", "experts", "data", "ops"},
     "compat": {"experts", "networks", "data"},
     "evaluation": {"engine.students", "engine.timing", "networks", "data", "ops"},
     "run": {"methods", "experts", "evaluation", "data", "engine", "networks", "ops"},

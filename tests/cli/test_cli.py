@@ -184,6 +184,8 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         ("experts --dataset /nowhere", 1, "ddfast: dataset: expected a folder of pictures, there is no /nowhere"),
         ("experts --mom 1", 2, "Error: Invalid value for '--mom': expected a number from 0 to below 1"),
         ("experts --optimizer adam", 2, "Error: Invalid value for '--optimizer'"),
+        ("info --plan dc/cifar10/ipc10", 1, "ddfast: plan: dc does not unroll, and its memory is not planned"),
+        ("experts --method dc", 1, "ddfast: method: dc looks at no experts"),
         ("experts --alpha 0.3", 1, "ddfast: alpha: expected with the optimizer gsam only, got 0.3"),
         (
             "distill --method gan",

@@ -133,9 +133,8 @@ def test_impossible_options_are_refused_in_one_sentence(options, sentence):
 
 
 def test_an_unknown_network_lists_what_exists():
-    with pytest.raises(
-        ValueError, match=f"network: expected one of {', '.join(NETWORKS)}, torchvision:NAME or timm:NAME, got 'vgg'"
-    ):
+    names = ", ".join(name for name in NETWORKS if ":" not in name)  # but for objects that other tests gave
+    with pytest.raises(ValueError, match=f"network: expected one of {names}, torchvision:NAME or timm:NAME, got 'vgg'"):
         create("vgg", channels=3, num_classes=10, image_size=(32, 32), generator=seeds.generator(0))
     with pytest.raises(ValueError, match="norm: expected one of instancenorm, batchnorm"):
         resnet18(norm="none")

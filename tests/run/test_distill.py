@@ -353,7 +353,7 @@ def test_more_experts_in_the_cache_do_not_change_a_run(pair, tmp_path):
         ),
         (
             {"init": "zeros"},
-            "init: expected one of real, noise, first, correct, .*, el2n, or a saved set or run, got 'zeros'",
+            "init: expected one of real, noise, .*, or a saved set or run, got 'zeros'",
         ),
         ({"dsa_strategy": "shear"}, "dsa_strategy: expected some of color"),
         ({"networks": ("convnet", "vgg")}, r"network: expected one of .*, got 'vgg'"),
