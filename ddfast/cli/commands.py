@@ -238,7 +238,7 @@ def evaluate(
     options |= {"num_eval": num_eval or 5, "protocol": protocol or "ddfast", "networks": networks, "seed": seed or 0}
     with launched() as ranks:
         data = ranks.in_turn(lambda: data_for(loaded, dataset, **where))
-        ipc = data.available(loaded.ipc)
+        ipc = data.available(loaded.stored_ipc)
         how = {n: options[n] for n in ("eval_epochs", "eval_batch", "dsa_strategy", "sam_rho", "num_eval", "device")}
         schedule = schedule_of(options["protocol"], eval_lr=1.0, at_once=None, **how)
         sets = 2 if random_real else 1
@@ -247,7 +247,7 @@ def evaluate(
         results = {"": ddfast.evaluate(loaded, data, eval_lr=eval_lr, ranks=ranks, **options)}
         if random_real:
             name = f", random real images, {in_words(ipc)}"
-            results[name] = evaluate_random_real(data, loaded.ipc, ranks=ranks, **options)
+            results[name] = evaluate_random_real(data, loaded.stored_ipc, ranks=ranks, **options)
     for words, result in results.items() if ranks.is_first else ():
         for name in networks:
             row = result.of(name)

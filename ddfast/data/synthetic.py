@@ -151,6 +151,12 @@ class SyntheticSet:
             return len(self) // K
         return images_per_class(self.classes.bincount(minlength=K), self.class_names, least=0)
 
+    @property
+    def stored_ipc(self) -> int | list[int]:
+        """Images per class that take its storage as pixels."""
+        more, ipc = self.parameterisation.images_per_stored, self.ipc
+        return ipc // more if isinstance(ipc, int) else [count // more for count in ipc]
+
     def with_values(
         self, images: Tensor, labels: Tensor, lr: Tensor | None, others: dict[str, Tensor] | None = None
     ) -> "SyntheticSet":

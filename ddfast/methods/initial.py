@@ -151,8 +151,7 @@ def ipc_of(init: str | None, parameterisation: str | None = None) -> int | list[
     if not isinstance(init, str) or init in INITS:
         return None
     saved = _saved(init)[1]
-    more = saved.parameterisation.images_per_stored if parameterisation not in (None, "pixels") else 1
-    return saved.ipc // more if isinstance(saved.ipc, int) else [count // more for count in saved.ipc]
+    return saved.ipc if parameterisation in (None, "pixels") else saved.stored_ipc
 
 
 def _saved(init: str) -> tuple[Path, SyntheticSet]:

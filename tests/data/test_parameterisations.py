@@ -105,7 +105,13 @@ def test_every_method_learns_it_resumes_and_evaluates(name, method, init, pair, 
     for tensors in zip(*(_tensors(s) for s in (whole.synthetic, parts.synthetic, saved, begun)), strict=True):
         assert torch.equal(tensors[0], tensors[1]) and torch.equal(tensors[0], tensors[2])
         assert tensors[0].is_floating_point() != torch.equal(tensors[0], tensors[3])  # what is learned has changed
-    assert saved.ipc == 4 and len(saved) == 12 and saved.image_size == (16, 16) and saved.bytes <= 3 * 256 * 4
+    assert (
+        saved.ipc == 4
+        and saved.stored_ipc == 1
+        and len(saved) == 12
+        and saved.image_size == (16, 16)
+        and saved.bytes <= 3 * 256 * 4
+    )
     assert saved.decoded().images.shape == (12, 1, 16, 16) and saved.decoded().parameterisation == PIXELS
 
 

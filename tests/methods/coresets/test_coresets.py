@@ -7,6 +7,7 @@ import ddfast
 from ddfast.data import SyntheticSet, load_dataset
 from ddfast.methods import METHODS, Method
 from ddfast.methods.coresets.selection import SELECTIONS, herding, k_center, select
+from ddfast.run.expert_options import expert_options
 from ddfast.run.resolve import resolve
 from tests.conftest import SMALL, normal
 
@@ -106,6 +107,15 @@ def test_pixels_need_no_experts(pair, tmp_path):
     chosen = herding(images[first].flatten(1), 2, torch.Generator())
     assert torch.equal(result.synthetic.images[2:4], images[first[chosen]])
     assert "experts" not in resolve({"dataset": pair, "method": "herding", "select_on": "pixels", **JOB}).config
+
+
+def test_experts_that_are_trained_alone_are_those_of_a_run(pair):
+    alone = expert_options("digits", 1, "el2n", None, {})
+    config = resolve({"dataset": "digits", "method": "el2n", "device": "cpu"}).config
+    for name in ("num_experts", "train_epochs", "train_lr", "mom", "l2", "network", "dsa_strategy"):
+        assert alone[name] == config[name]
+    with pytest.raises(ValueError, match=r"method: random looks at no experts"):
+        expert_options("digits", 1, "random", None, {})
 
 
 def test_random_is_the_baseline_and_never_called_useless(pair, tmp_path):
