@@ -126,9 +126,10 @@ class SetSettings:
             return 1
         return int(value("labels") == "soft")
 
-    def unjudged(self) -> Self:
-        """These settings, but for a run that looks at no experts, for its steps to be timed."""
-        return replace(self, init="noise", labels="hard", lr_label=0.0)
+    def timed(self) -> tuple[Self, float]:
+        """Settings whose steps can be timed before there are experts, within seconds where possible; and how many of
+        them one of these settings is."""
+        return replace(self, init="noise", labels="hard", lr_label=0.0), 1.0
 
     @property
     def used_epochs(self) -> tuple[int, int]:

@@ -49,7 +49,7 @@ def trainings(job: Job) -> int:
 
 def seconds_a_step(job: Job) -> float:
     """Of a method's own steps, timed without experts; a run's steps begin anew after it."""
-    settings = job.settings.unjudged()
+    settings, times = job.settings.timed()
     job = replace(job, settings=settings, config=job.config | asdict(settings))
     distillation = Distillation(job)
     seconds: list[float] = []
@@ -57,7 +57,7 @@ def seconds_a_step(job: Job) -> float:
         began = time.perf_counter()
         distillation.method.step()
         seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    return times * min(seconds)
 
 
 def iterations_within(job: Job, budget: float) -> tuple[int, str]:  # seconds

@@ -1,8 +1,8 @@
 """CAFE: match the features of every layer, and tell real images apart by the synthetic ones' mean features."""
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,11 @@ class CAFESettings(SetSettings):
     moved: Annotated[Positive, Option(OUTER, "Epochs end when 10 accuracies are further apart.")] = 0.03
 
     LABELS = ("hard",)
+
+    def timed(self) -> tuple[Self, float]:
+        """Two image steps, of as many as there can be."""
+        settings, _ = super().timed()
+        return replace(settings, rounds=1, most_steps=2), self.rounds * self.most_steps / 2
 
 
 class CAFE(Method):

@@ -51,9 +51,10 @@ class FeatureSettings(SetSettings):
         looks = values.get("networks_from", cls.networks_from) != "random" or values.get("ce_weight", cls.ce_weight)
         return max(super().judges(values), JUDGING_EXPERTS if looks else 0)
 
-    def unjudged(self) -> Self:
+    def timed(self) -> tuple[Self, float]:
         """With random networks."""
-        return replace(super().unjudged(), networks_from="random", ce_weight=0.0)
+        settings, times = super().timed()
+        return replace(settings, networks_from="random", ce_weight=0.0), times
 
     @property
     def used_epochs(self) -> tuple[int, int]:

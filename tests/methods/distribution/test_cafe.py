@@ -95,6 +95,11 @@ def test_the_accuracy_is_of_one_test_alone(pair):
     assert method._accuracy(net) == method._accuracy(net)
 
 
+def test_a_part_of_a_step_is_timed_in_its_place():
+    settings, times = CAFESettings(rounds=3, most_steps=20).timed()
+    assert (settings.rounds, settings.most_steps, times) == (1, 2, 30)
+
+
 def test_the_rate_is_halved_at_three_places(pair):
     method = method_on(pair, "mlp", iterations=10, rounds=1, most_steps=1, lr_img=0.8)
     rates = []

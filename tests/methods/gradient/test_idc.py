@@ -88,6 +88,13 @@ def test_it_matches_no_more_images_than_it_is_told(pair, monkeypatch):
     assert all(set(chosen) < {0, 1, 2, 3} for chosen in drawn)
 
 
+def test_a_part_of_a_step_is_timed_in_its_place(pair):
+    settings, times = IDCSettings(inner_loop=100).timed()
+    assert settings.inner_loop == 3 and times == pytest.approx(100 / 3)
+    settings, times = IDCSettings(inner_loop=2).timed()
+    assert settings.inner_loop == 2 and times == 1
+
+
 def test_images_of_one_stored_one_are_that_of_plain_idc_i(pair, tmp_path):
     result = ddfast.distill(pair, output=tmp_path / "run", parameterisation="pixels", **SMALL)
     assert result.synthetic.ipc == 1 and result.synthetic.images.shape == (3, 1, 16, 16)
