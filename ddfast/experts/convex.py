@@ -1,7 +1,6 @@
 """Convexified trajectories: straight lines between a few points of an expert's path, layer by layer (MCT)."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from ddfast.experts.segments import SegmentReader, Segments
 from ddfast.experts.trajectories import TrajectoryStore
 from ddfast.runtime.devices import to_device
-from ddfast.runtime.files import read_tensors, write_tensors
+from ddfast.runtime.files import remembered
 
 
 class ConvexPaths:
@@ -60,10 +59,10 @@ class ConvexPaths:
         how = {"epochs": self._epochs, "smoothing": self._smoothing, "layers": self._layers}
         named = "-".join(map(str, (*self._epochs, self._smoothing)))
         file = self.store.path / f"convex-{named}-expert_{expert:04d}.safetensors"
-        with suppress(OSError, ValueError):
-            tensors, about = read_tensors(file)
-            if about == how:
-                return tensors["points"], tensors["ways"]
+        found = remembered(file, how, lambda: self._computed(expert))
+        return found["points"], found["ways"]
+
+    def _computed(self, expert: int) -> dict[str, Tensor]:
         before, steps, kept = None, [], []
         for epoch in range(self._first, self._last + 1):
             now = self.store.snapshot(expert, epoch)
@@ -74,10 +73,7 @@ class ConvexPaths:
                 kept.append(self._smoothed(expert, epoch))
             before = now
         ways = torch.stack([torch.zeros(len(self._layers), dtype=torch.float64), *steps], 1).cumsum(1)
-        points = torch.stack(kept)
-        with suppress(OSError):  # a folder that is read only
-            write_tensors(file, {"points": points, "ways": ways}, how)
-        return points, ways
+        return {"points": torch.stack(kept), "ways": ways}
 
     def _smoothed(self, expert: int, epoch: int) -> Tensor:
         if epoch in (self._first, self._last):

@@ -1,8 +1,6 @@
 """Snapshots of experts as judges of training images: what they see in them, and how difficult these are to them."""
 
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from torch.nn.utils import vector_to_parameters
 from ddfast.data import Dataset, take_statistics
 from ddfast.engine.students.features import features_of
 from ddfast.experts.trajectories import TrajectoryStore
-from ddfast.runtime.files import read_tensors, write_tensors
+from ddfast.runtime.files import remembered
 
 CHUNK = 256  # images that an expert classifies at a time
 STATISTICS = 4096  # training images, for its batch norms
@@ -96,18 +94,16 @@ class Judges:
         how |= {"never_learnt": never_learnt, "epochs": kept[1:]} if score == "forgetting" else {"epoch": epoch}
         named = f"{score}-{never_learnt if score == 'forgetting' else epoch}-{self.count}"
         file = self.experts.path / f"difficulty-{named}.safetensors"
-        scores = _kept(file, how)
-        if scores is None:
-            each = [
-                self._forgotten(expert, kept[1:], never_learnt)
-                if score == "forgetting"
-                else torch.cat(list(self._errors(expert, epoch, score)))
-                for expert in range(self.count)
-            ]
-            scores = torch.stack(each).mean(0)
-            with suppress(OSError):  # a folder that is read only
-                write_tensors(file, {"scores": scores}, how)
-        return scores
+
+        def of(expert: int) -> Tensor:
+            if score == "forgetting":
+                return self._forgotten(expert, kept[1:], never_learnt)
+            return torch.cat(list(self._errors(expert, epoch, score)))
+
+        def compute() -> dict[str, Tensor]:
+            return {"scores": torch.stack([of(expert) for expert in range(self.count)]).mean(0)}
+
+        return remembered(file, how, compute)["scores"]
 
     @torch.no_grad()
     def _errors(self, expert: int, epoch: int, score: str) -> Iterator[Tensor]:  # [I] each
@@ -132,12 +128,3 @@ class Judges:
             count += before & ~right
             before, ever = right, ever | right
         return torch.where(ever, count, count.max() + 1 if never_learnt == "first" else 0.0)
-
-
-def _kept(file: Path, how: dict[str, Any]) -> Tensor | None:
-    """Scores that were computed before, like this."""
-    try:
-        tensors, about = read_tensors(file)
-    except (OSError, ValueError):
-        return None
-    return tensors["scores"] if about == how else None

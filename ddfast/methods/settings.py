@@ -15,6 +15,7 @@ LARGEST_LR = 1e30  # float32 has to hold it, and its products with gradients
 INITS = ("real", "noise", "first", "correct", *SELECTIONS)
 
 Rate = Annotated[float, Ge(0), Le(LARGEST_LR)]
+Parameterised = Literal["pixels", "tiles", "bases", "frequencies"]
 OUTER = "Outer step"
 SCORING_EXPERTS = 3  # whose scores are averaged, where a run trains them for that alone
 
@@ -61,7 +62,7 @@ class SetSettings:
         AtLeast1, Option(OUTER, "Side of an image over what networks see of it; more than 1: textures.")
     ] = 1
     parameterisation: Annotated[
-        Literal["pixels", "tiles", "bases", "frequencies"],
+        Parameterised,
         Option(OUTER, "What is learned: pixels; small images in tiles (IDC), of shared bases (LinBa), or FreD's."),
     ] = "pixels"
     factor: Annotated[

@@ -51,9 +51,8 @@ RUN = defaults_of(RunOptions)
 OF_EXPERTS = EXPERT_TRAINING | EXPERT_STORAGE
 JUDGES = {"train_epochs": 20, "train_lr": 0.01, "mom": 0.9, "l2": 5e-4}  # trained to look at images only
 REPORT = {n: v for n, v in (defaults_of(LoopOptions) | defaults_of(EvaluationOptions)).items() if n != "iterations"}
-AMOUNTS = ("iterations", "num_experts", "batch_train", "train_epochs", "expert_epochs", "max_start_epoch", "syn_steps")
+AMOUNTS = ("num_experts", "batch_train", "train_epochs", "expert_epochs", "max_start_epoch", "syn_steps")
 AMOUNTS += ("batch_syn", "segments", "num_eval", "eval_epochs")  # that others are derived from
-NO_STEPS = ("iterations", 0)
 UNCHECKED = {"keep_epochs", "image_size", "value_range", "init", "ipc"}  # checked where they are used, lists among them
 
 
@@ -178,7 +177,7 @@ def derived_for(given: dict[str, Any], data: Dataset, preset: Preset, store: Tra
     count = sum(counts_of(given["ipc"], data.num_classes))
     device, experts = resolve_device(given.get("device")), None if store is None else store.kept_epochs
     given = {name: value for name, value in given.items() if value is not None}
-    expect_whole(**{n: given[n] for n in AMOUNTS if n in given and given[n] != NEEDED and (n, given[n]) != NO_STEPS})
+    expect_whole(**{name: given[name] for name in AMOUNTS if name in given and given[name] != NEEDED})
     unrolls = method_class(preset.method).needs.unroll
     if is_own(data, preset, given) and not unrolls:
         return derive_without_unroll(data, given, preset.settings)

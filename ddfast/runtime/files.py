@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -246,6 +246,19 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any])
     about = json.loads(json.dumps(about))
     metadata = {METADATA: json.dumps({"about": about, CHECKSUM: digest_of_tensors(tensors, about)})}
     write_safetensors(path, tensors, metadata)
+
+
+def remembered(path: Path, about: dict[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What was computed before and is kept in a file that says the same of it; else computed and, where the folder can
+    be written to, kept."""
+    with contextlib.suppress(OSError, ValueError):  # none there, or damaged
+        tensors, said = read_tensors(path)
+        if said == about:
+            return tensors
+    tensors = compute()
+    with contextlib.suppress(OSError):
+        write_tensors(path, tensors, about)
+    return tensors
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:  # on the CPU

@@ -1,13 +1,10 @@
 """Coresets: real images that are selected, with nothing learned; what distilled images are compared with."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
 from ddfast.methods.base import Method, Needs
-from ddfast.methods.settings import OUTER, Rate, SetSettings
-from ddfast.runtime.options import Option
+from ddfast.methods.settings import SetSettings
 
-Selection = Annotated[str, Option(OUTER, "Which real images: the method's own.")]
 PRESETS = """
 [inherit]
 method = "dsa"
@@ -23,7 +20,7 @@ init = "{}"
 class CoresetSettings(SetSettings):
     """Options of a selection: `init` says which."""
 
-    lr_img: Annotated[Rate, Option(OUTER, "Learning rate of the images.")] = 0.0
+    lr_img: float = 0.0
 
     LABELS = ("hard",)
 
@@ -40,42 +37,42 @@ class CoresetSettings(SetSettings):
 class RandomSettings(CoresetSettings):
     """Those of random."""
 
-    init: Selection = "real"
+    init: str = "real"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HerdingSettings(CoresetSettings):
     """Those of herding."""
 
-    init: Selection = "herding"
+    init: str = "herding"
 
 
 @dataclass(frozen=True, kw_only=True)
 class KCenterSettings(CoresetSettings):
     """Those of k_center."""
 
-    init: Selection = "k_center"
+    init: str = "k_center"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForgettingSettings(CoresetSettings):
     """Those of forgetting."""
 
-    init: Selection = "forgetting"
+    init: str = "forgetting"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraNdSettings(CoresetSettings):
     """Those of grand."""
 
-    init: Selection = "grand"
+    init: str = "grand"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EL2NSettings(CoresetSettings):
     """Those of el2n."""
 
-    init: Selection = "el2n"
+    init: str = "el2n"
 
 
 class Coreset(Method):

@@ -12,7 +12,7 @@ from ddfast.data import Dataset
 from ddfast.engine.students import Training
 from ddfast.engine.students.taps import taps_of
 from ddfast.methods.base import Method, Needs
-from ddfast.methods.settings import OUTER, Rate, SetSettings
+from ddfast.methods.settings import OUTER, SetSettings
 from ddfast.methods.siamese import siamese
 from ddfast.runtime.options import AtLeast1, NotNegative, Option, Positive
 
@@ -27,8 +27,8 @@ class CAFESettings(SetSettings):
     """Options of CAFE."""
 
     init: str = "noise"
-    lr_img: Annotated[Rate, Option(OUTER, "Learning rate of the images.")] = 0.1
-    dsa_strategy: Annotated[str, Option("Data", "As DSA draws, alike for real and synthetic images.")] = "none"
+    lr_img: float = 0.1
+    dsa_strategy: str = "none"
     batch_real: Annotated[AtLeast1, Option(OUTER, "Real images of each class in a step.")] = 256
     lr_net: Annotated[Positive, Option(OUTER, "Learning rate of the network.")] = 0.01
     batch_net: Annotated[AtLeast1, Option(OUTER, "Images per minibatch of the network.")] = 256

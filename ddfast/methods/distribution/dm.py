@@ -1,20 +1,17 @@
 """DM: match the mean features of each class, seen by random networks."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
 from torch import Tensor
 
 from ddfast.methods.distribution.matching import FeatureMatching, FeatureSettings
-from ddfast.methods.settings import OUTER, Rate
-from ddfast.runtime.options import Option
 
 
 @dataclass(frozen=True, kw_only=True)
 class DMSettings(FeatureSettings):
     """Options of DM."""
 
-    lr_img: Annotated[Rate, Option(OUTER, "Learning rate of the images.")] = 1.0
+    lr_img: float = 1.0
 
 
 class DM(FeatureMatching):

@@ -17,6 +17,7 @@ from ddfast.methods.settings import OUTER, SetSettings
 from ddfast.methods.siamese import SIAMESE, siamese
 from ddfast.runtime.options import AtLeast0, AtLeast1, NotNegative, Option
 
+Looking = Literal["random", "experts", "between"]
 JUDGING_EXPERTS = 5  # trained for their snapshots alone
 
 
@@ -24,11 +25,11 @@ JUDGING_EXPERTS = 5  # trained for their snapshots alone
 class FeatureSettings(SetSettings):
     """Options of methods that look at features."""
 
-    dsa_strategy: Annotated[str, Option("Data", "As DSA draws, alike for real and synthetic images.")] = SIAMESE
+    dsa_strategy: str = SIAMESE
     batch_real: Annotated[AtLeast1, Option(OUTER, "Real images of each class in a step.")] = 256
     networks_per_step: Annotated[AtLeast1, Option(OUTER, "Networks whose losses are averaged.")] = 1
     networks_from: Annotated[
-        Literal["random", "experts", "between"],
+        Looking,
         Option(OUTER, "Random networks; experts: random snapshots of them; between: on the line from first to last."),
     ] = "random"
     first_epoch: Annotated[AtLeast0, Option(OUTER, "The first snapshot of an expert that looks.")] = 0

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ddfast.methods.distribution.matching import FeatureMatching, FeatureSettings
-from ddfast.methods.settings import OUTER, Rate
+from ddfast.methods.distribution.matching import FeatureMatching, FeatureSettings, Looking
+from ddfast.methods.settings import OUTER, Parameterised
 from ddfast.runtime.options import AtLeast1, NotNegative, Option, Positive
 
 TINY = 1e-12  # under the root, whose slope at 0 is infinite
@@ -18,12 +18,12 @@ TINY = 1e-12  # under the root, whose slope at 0 is infinite
 class NCFMSettings(FeatureSettings):
     """Options of NCFM."""
 
-    lr_img: Annotated[Rate, Option(OUTER, "Learning rate of the images.")] = 0.01
+    lr_img: float = 0.01
     img_optimizer: Literal["sgd", "adam"] = "adam"
-    batch_real: Annotated[AtLeast1, Option(OUTER, "Real images of each class in a step.")] = 1024
-    networks_from: Literal["random", "experts", "between"] = "between"
-    ce_weight: NotNegative = 1.0
-    parameterisation: Literal["pixels", "tiles", "bases", "frequencies"] = "tiles"
+    batch_real: int = 1024
+    networks_from: Looking = "between"
+    ce_weight: float = 1.0
+    parameterisation: Parameterised = "tiles"
     num_frequencies: Annotated[AtLeast1, Option(OUTER, "At which characteristic functions are compared.")] = 4096
     phase_weight: Annotated[NotNegative, Option(OUTER, "Of differences in phase; those in amplitude have 0.5.")] = 0.5
     distance_weight: Annotated[Positive, Option(OUTER, "Of the distance beside the cross-entropy.")] = 300.0

@@ -36,7 +36,7 @@ class DSASettings(DCSettings):
     """Options of DC, with DSA's defaults."""
 
     init: str = "real"
-    dsa_strategy: Annotated[str, Option("Data", "As DSA draws, alike for real and synthetic images.")] = SIAMESE
+    dsa_strategy: str = SIAMESE
 
 
 class DC(GradientMatching):

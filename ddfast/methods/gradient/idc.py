@@ -1,7 +1,7 @@
 """IDC: match the gradients of networks that are trained on real data, class by class, for images in tiles."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,26 +12,22 @@ from ddfast.data.cutmix import cutmix
 from ddfast.engine.students import Training
 from ddfast.methods.gradient.matching import GradientMatching, MatchingSettings
 from ddfast.methods.learned_set import IMAGES
-from ddfast.methods.settings import OUTER, Rate
+from ddfast.methods.settings import OUTER, Parameterised
 from ddfast.methods.siamese import SIAMESE
 from ddfast.runtime.options import AtLeast0, AtLeast1, Ge, Le, Lt, NotNegative, Option
-
-TILES = Literal["pixels", "tiles", "bases", "frequencies"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class IDCSettings(MatchingSettings):
     """Options of IDC. lr_img is that of pixels from 0 to 1, as its code has them."""
 
-    lr_img: Annotated[Rate, Option(OUTER, "Learning rate of the images.")] = 5e-3
-    dsa_strategy: Annotated[str, Option("Data", "As DSA draws, alike for real and synthetic images.")] = (
-        "dsa:color_crop_cutout"
-    )
-    batch_real: Annotated[AtLeast1, Option(OUTER, "Real images of each class in a step.")] = 64
-    batch_net: Annotated[AtLeast1, Option(OUTER, "Images per minibatch of the network.")] = 64
+    lr_img: float = 5e-3
+    dsa_strategy: str = "dsa:color_crop_cutout"
+    batch_real: int = 64
+    batch_net: int = 64
     gradient_distance: str = "mse"
     weights_of: str = "convolutions"
-    parameterisation: TILES = "tiles"
+    parameterisation: Parameterised = "tiles"
     inner_loop: Annotated[AtLeast1, Option(OUTER, "Image steps of every class with one network.")] = 100
     most_matched: Annotated[AtLeast1, Option(OUTER, "Synthetic images of a class in a step, at most.")] = 128
     net_images: Annotated[AtLeast1, Option(OUTER, "Real images that the network trains on between two steps.")] = 2000

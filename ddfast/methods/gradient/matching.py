@@ -15,7 +15,7 @@ from ddfast.engine.students import ConvNetStudent, Step, Student, Wanted, studen
 from ddfast.methods.base import Method, Needs
 from ddfast.methods.gradient.batch_norm import frozen_statistics
 from ddfast.methods.gradient.distance import DISTANCES, WEIGHTS_OF, GradientDistance
-from ddfast.methods.settings import OUTER, Rate, SetSettings
+from ddfast.methods.settings import OUTER, SetSettings
 from ddfast.methods.siamese import siamese
 from ddfast.runtime.options import AtLeast1, OneOf, Option, Positive
 
@@ -26,8 +26,8 @@ OF_BATCH_NORM = 16  # real images of each class, for statistics
 class MatchingSettings(SetSettings):
     """Options of gradient matching."""
 
-    lr_img: Annotated[Rate, Option(OUTER, "Learning rate of the images.")] = 0.1
-    dsa_strategy: Annotated[str, Option("Data", "As DSA draws, alike for real and synthetic images.")] = "none"
+    lr_img: float = 0.1
+    dsa_strategy: str = "none"
     batch_real: Annotated[AtLeast1, Option(OUTER, "Real images of each class in a step.")] = 256
     lr_net: Annotated[Positive, Option(OUTER, "Learning rate of the network.")] = 0.01
     batch_net: Annotated[AtLeast1, Option(OUTER, "Images per minibatch of the network.")] = 256

@@ -35,7 +35,7 @@ class TrajectoryMatching(Method):
 
     Settings: ClassVar[type[TrajectorySettings]] = TrajectorySettings
     needs: ClassVar[Needs] = Needs(experts=True, unroll=True)
-    masks: ClassVar[bool] = False  # whether the gradient in the images has a mask; then all of them stay on the device
+    masks: ClassVar[bool] = False  # whether the gradient in the images has a mask; on_device of its Settings says all
 
     def __init__(self, settings: TrajectorySettings, synthetic: SyntheticSet, resources: Resources) -> None:
         experts, ranks, network = resources.experts, resources.ranks, resources.network
@@ -76,7 +76,7 @@ class TrajectoryMatching(Method):
 
     def learn(self, synthetic: SyntheticSet) -> LearnedSet:
         """Images, the student's learning rate, and label logits where they are learned."""
-        in_a_step = None if self.masks else self.settings.on_device(len(synthetic))
+        in_a_step = self.settings.on_device(len(synthetic))
         return LearnedSet(synthetic, self.settings, self.device, lr_lr=self.settings.lr_lr, in_a_step=in_a_step)
 
     def adjoint_of(self, plan: Plan | None) -> Adjoint:
