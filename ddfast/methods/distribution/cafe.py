@@ -14,6 +14,7 @@ from ddfast.engine.students.taps import taps_of
 from ddfast.methods.base import Method, Needs
 from ddfast.methods.settings import OUTER, SetSettings
 from ddfast.methods.siamese import siamese
+from ddfast.methods.synthetic_training import train_epoch
 from ddfast.runtime.options import AtLeast1, NotNegative, Option, Positive
 
 WEIGHTS = 0.1, 1.0  # of all maps but the last ones; of the last ones and the features
@@ -161,13 +162,11 @@ class CAFE(Method):
         settings: CAFESettings = self.settings
         taken, epochs = self.learned.take(), 0
         accuracies: deque[float] = deque(maxlen=LOOKED_AT)
-        with torch.no_grad():
-            images = self.learned.see(taken.values, self.generator)
-        training = Training([net], images.shape[1:], lr=settings.lr_net)
+        about = self.learned.about
+        image = torch.Size((len(about.preprocessing.mean), *about.image_size))
+        training = Training([net], image, lr=settings.lr_net)
         for _ in range(settings.most_epochs):
-            for chosen in torch.randperm(len(taken.labels), generator=self.generator).split(settings.batch_net):
-                augmented = self.augment.side_by_side(images[chosen][None], [self.generator])
-                training.step(augmented, taken.labels[chosen][None])
+            train_epoch(training, self.learned, taken, settings.batch_net, self.augment, self.generator)
             training.write()
             epochs += 1
             accuracies.append(self._accuracy(net))

@@ -10,6 +10,7 @@ from ddfast.engine.students import Training
 from ddfast.methods.gradient.matching import GradientMatching, MatchingSettings
 from ddfast.methods.settings import OUTER
 from ddfast.methods.siamese import SIAMESE
+from ddfast.methods.synthetic_training import train_epoch
 from ddfast.runtime.options import AtLeast1, Option
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # DC's code, by ipc
@@ -74,11 +75,7 @@ class DC(GradientMatching):
         taken = self.learned.take()
         training = Training([net], image, lr=settings.lr_net)
         for _ in range(epochs):
-            with torch.no_grad():
-                images = self.learned.see(taken.values, self.generator)
-            for chosen in torch.randperm(len(taken.labels), generator=self.generator).split(settings.batch_net):
-                augmented = self.augment.side_by_side(images[chosen][None], [self.generator])
-                training.step(augmented, taken.labels[chosen][None])
+            train_epoch(training, self.learned, taken, settings.batch_net, self.augment, self.generator)
         training.write()
 
 
