@@ -3,12 +3,14 @@
 python -m benchmarks.evidence benchmarks/results/evidence [--only "mnist ipc1 dm"] [--seeds 0,1,2] [--hours 2]
 
 Each row is `ddfast distill` in a process of its own, with its preset's settings but for the iterations, which are what
-two cores do in minutes. A line of results.jsonl per row and seed; what is there already is not run again, and a row
-that was stopped goes on. The tables of all lines are printed, and written to table.md.
+two cores do in minutes. Two experts of ten epochs serve all rows of a data set. "cifar10-5000" has the first 500
+training images of each class, and all test images. A line of results.jsonl per row and seed; what is there already is
+not run again, and a row that was stopped goes on. The tables of all lines are printed, and written to table.md.
 """
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -18,12 +20,17 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+import numpy
+
 from benchmarks.measure import described
 
 EVALUATION = ["--num-eval", "3", "--eval-epochs", "300"]
+OTHERS = ["--networks", "VGG11,AlexNet", "--num-eval", "1", "--eval-epochs", "300", "--no-random-real"]
+OTHERS_OF = ("random", "dc", "dm", "datm")  # on MNIST, 10 per class, from real images: a page of docs/methods.md
 CORESETS = ("random", "herding", "k_center", "forgetting", "el2n", "grand")
-FEW_EXPERTS = ["--num-experts", "2", "--train-epochs", "10"]
-OF_EXPERTS = ("mtt", "ftd", "datm", "att", "pad", "mct")
+EXPERTS = ("--num-experts", "2", "--train-epochs", "10")
+OF_TRAJECTORIES = ("mtt", "ftd", "datm", "att", "mct")
+FEW = "cifar10-5000"
 
 
 class Row(NamedTuple):
@@ -44,42 +51,81 @@ class Row(NamedTuple):
 def rows() -> list[Row]:
     """All rows, the quick ones first."""
     found = []
-    for data, ipc in (("mnist", 1), ("mnist", 10), ("cifar10", 1), ("cifar10", 10)):
-        for method in CORESETS:
-            experts = FEW_EXPERTS if method != "random" else []
-            found.append(Row(data, ipc, method, "real", tuple(experts)))
-        quick = {"dm": 500, "dc": 200 if ipc == 1 else 20, "dsa": 200 if ipc == 1 else 20}
-        for method, iterations in quick.items():
-            found += [Row(data, ipc, method, init, ("--iterations", str(iterations))) for init in ("real", "noise")]
-        ncfm = (*FEW_EXPERTS, "--iterations", "200", "--batch-real", "256", "--num-frequencies", "1024")
+    for data, ipc in (("mnist", 1), ("mnist", 10), (FEW, 1), (FEW, 10), ("cifar10", 1), ("cifar10", 10)):
+        found += [Row(data, ipc, method, "real") for method in CORESETS]
+        found += [Row(data, ipc, "dm", init, ("--iterations", "500")) for init in ("real", "noise")]
+        if data == "cifar10":
+            continue
+        found += [Row(data, ipc, method, "real", _short(ipc)) for method in OF_TRAJECTORIES]
+        found.append(Row(data, ipc, "datm", "noise", _short(ipc)))
+        for method in ("dc", "dsa"):
+            iterations = ("--iterations", "200" if ipc == 1 else "20")
+            found += [Row(data, ipc, method, init, iterations) for init in ("real", "noise")]
+        ncfm = ("--iterations", "200", "--batch-real", "256", "--num-frequencies", "1024")
         found.append(Row(data, ipc, "ncfm", "real", ncfm))
         found.append(Row(data, ipc, "idc", "real", ("--iterations", "5", "--inner-loop", "20")))
         found.append(Row(data, ipc, "cafe", "real", ("--iterations", "5", "--batch-real", "64")))
-        trajectories = (*FEW_EXPERTS, "--iterations", "200", "--no-zca")
-        unroll = ("--syn-steps", "20", "--expert-epochs", "1", "--max-start-epoch", "4", "--batch-syn", "20")
-        plain = ("--current-max-start-epoch", "none", "--expansion-end", "none", "--threshold", "none")
-        found += [Row(data, ipc, method, "real", (*trajectories, *unroll, *plain)) for method in OF_EXPERTS]
     return found
 
 
-def run(row: Row, seed: int, folder: Path) -> dict:
-    """What a row's line holds. Exit status 3 is a set that is no better than random real images: a result as well."""
-    output = folder / "runs" / f"{row.name.replace(' ', '-')}-{seed}"
-    init = [] if row.method in CORESETS else ["--init", row.init]
-    command = [sys.executable, "-m", "ddfast", "distill", "--dataset", row.data, "--method", row.method, *init]
-    command += ["--ipc", str(row.ipc), "--seed", str(seed), "--output", str(output), "--resume"]
-    began = time.perf_counter()
+def _short(ipc: int) -> tuple[str, ...]:
+    """Unrolls of 20 steps of ten epochs' experts: a preset's are of 50 epochs and more."""
+    unroll = ("--syn-steps", "20", "--expert-epochs", "1", "--max-start-epoch", "4", "--no-zca", "--batch-syn")
+    plain = ("--current-max-start-epoch", "none", "--expansion-end", "none", "--threshold", "none")
+    return ("--iterations", "200", *unroll, str(min(10 * ipc, 50)), *plain)
+
+
+def made(folder: Path, data: str) -> str:
+    """The data set as `--dataset` takes it."""
+    file = folder / f"{FEW}.npz"
+    if data != FEW:
+        return data
+    if not file.exists():
+        root = Path(os.environ["DDFAST_DATA"]) / "cifar-10-batches-py"
+        names = [f"data_batch_{n}" for n in range(1, 6)], ["test_batch"]
+        images, labels, x_test, y_test = (array for part in names for array in _pictures(root, part))
+        first = numpy.concatenate([numpy.flatnonzero(labels == label)[:500] for label in range(10)])
+        numpy.savez(file, x_train=images[first], y_train=labels[first], x_test=x_test, y_test=y_test)
+    return str(file)
+
+
+def _pictures(root: Path, names: list[str]) -> tuple[numpy.ndarray, numpy.ndarray]:
+    batches = [pickle.loads((root / name).read_bytes(), encoding="bytes") for name in names]
+    images = numpy.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
+    return images.transpose(0, 2, 3, 1), numpy.concatenate([batch[b"labels"] for batch in batches])
+
+
+def ddfast(folder: Path, *arguments: str) -> float:
+    """The command in a process of its own; its peak in MiB. Exit status 3 is a result as well: a useless set."""
     with open(folder / "log.txt", "w") as log:
-        process = subprocess.Popen([*command, *EVALUATION, *row.options], stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, "-m", "ddfast", *arguments], stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status) not in (0, 3):
-        raise RuntimeError(f"{' '.join(command)}: {(folder / 'log.txt').read_text()[-2000:]}")
+        raise RuntimeError(f"ddfast {' '.join(arguments)}: {(folder / 'log.txt').read_text()[-2000:]}")
+    return usage.ru_maxrss / 1024
+
+
+def run(row: Row, seed: int, folder: Path) -> dict:
+    """What a row's line holds."""
+    output, data = folder / "runs" / f"{row.name.replace(' ', '-')}-{seed}", ["--dataset", made(folder, row.data)]
+    experts = []
+    if row.method in OF_TRAJECTORIES or row.method in ("ncfm", *CORESETS[1:]):
+        experts = ["--experts", str(folder / "experts" / row.data)]
+        ddfast(folder, "experts", *data, *EXPERTS, "--no-zca", "--preset", "mtt/cifar10/ipc1", "--output", experts[1])
+    init = [] if row.method in CORESETS else ["--init", row.init]
+    began = time.perf_counter()
+    command = [*data, "--method", row.method, *init, "--ipc", str(row.ipc), "--seed", str(seed), *experts]
+    peak = ddfast(folder, "distill", *command, "--output", str(output), "--resume", *EVALUATION, *row.options)
     summary = json.loads((output / "summary.json").read_text())
     accuracy = summary["accuracy"]
     line = {"accuracy": accuracy["distilled"]["mean"], "random_real": accuracy["random_real"]["mean"]}
     line |= {"bytes": summary["bytes"], "seconds_of_iterations": summary["seconds"]}
-    line |= {"iterations": summary["iterations"], "seconds": time.perf_counter() - began}
-    line["peak_mib"] = usage.ru_maxrss / 1024
+    line |= {"iterations": summary["iterations"], "seconds": time.perf_counter() - began, "peak_mib": peak}
+    if row.data == "mnist" and row.ipc == 10 and row.method in OTHERS_OF and row.init == "real":
+        file = folder / "others.jsonl"
+        ddfast(folder, "evaluate", str(output), *OTHERS, "--seed", str(seed), "--output", str(file))
+        line["others"] = [json.loads(text) for text in file.read_text().splitlines()]
+        file.unlink()
     shutil.rmtree(output)
     return line
 
