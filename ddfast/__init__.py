@@ -4,7 +4,8 @@ import sys
 
 from ddfast import compat, data, methods, networks, ops
 from ddfast.data import SyntheticSet, load_dataset, register_dataset
-from ddfast.engine import adjoints, students
+from ddfast.engine import adjoints, optimizers, students
+from ddfast.engine.data_loss import data_loss
 from ddfast.engine.distances import distance
 from ddfast.engine.unroll import match_trajectory, unroll
 from ddfast.evaluation import Evaluation, evaluate
@@ -26,6 +27,7 @@ __all__ = [
     "build_info",
     "compat",
     "data",
+    "data_loss",
     "distance",
     "distill",
     "evaluate",
@@ -34,6 +36,7 @@ __all__ = [
     "methods",
     "networks",
     "ops",
+    "optimizers",
     "ranks",
     "register_dataset",
     "register_network",
@@ -43,4 +46,6 @@ __all__ = [
 ]
 
 # public modules that lie in a room: `from ddfast.adjoints import FullUnroll` works as `ddfast.adjoints.FullUnroll` does
-sys.modules |= {f"{__name__}.{module.__name__.rpartition('.')[2]}": module for module in (adjoints, students, ranks)}
+sys.modules |= {
+    f"{__name__}.{module.__name__.rpartition('.')[2]}": module for module in (adjoints, optimizers, students, ranks)
+}

@@ -61,6 +61,7 @@ class UnrollSize:
     return_states: bool = False
     momentum: bool = False
     on_gpu: bool = False
+    moments: int | None = None  # how many the adjoint keeps beside gradients; None: it keeps parameters alone
 
     def words(self) -> str:
         """For people."""
@@ -123,7 +124,8 @@ def predict(student: Student, size: UnrollSize, plan: Plan) -> int | None:
     later = step.grad_jvp if stored < T else 0
     working = max(at_the_turn, later, stored * kept + step.grad)
     # λ, and σ where it is another, beside a step's own tensors; λ's update after it needs four in all
-    return int(states + fixed + max(working + (2 if size.momentum else 1) * vector, 4 * vector))
+    cotangents = (2 if size.momentum else 1) if size.moments is None else 2 + size.moments
+    return int(states + fixed + max(working + cotangents * vector, (4 if size.moments is None else 10) * vector))
 
 
 def _step_bytes(student: Student, size: UnrollSize, images: int) -> StepBytes | None:
@@ -136,11 +138,27 @@ def _state_bytes(student: Student, size: UnrollSize, plan: Plan) -> tuple[int, i
     element = torch.empty((), dtype=size.dtype).element_size()
     vector = size.students * student.num_parameters * element
     T, k = size.syn_steps, plan.state_every
-    count = T + 1 if size.return_states else T if k == 1 else math.ceil(T / k) * (2 if size.momentum else 1) + k
-    count = 1 if plan.host_states else count
+    if size.moments is not None:
+        count = _with_moments(T, k, size.moments, plan.host_states) + (T + 1 if size.return_states else 0)
+    elif plan.host_states:
+        count = 1
+    else:
+        count = T + 1 if size.return_states else T if k == 1 else math.ceil(T / k) * (2 if size.momentum else 1) + k
     image = math.prod(size.batch[1:]) * element
     # dX and its step's part; x_n and A_n's graph; θ_T, λ at the start
     return count * vector, vector, 2 * size.num_images * image + 2 * size.batch[0] * image + 2 * vector
+
+
+def _with_moments(T: int, k: int, moments: int, host_states: bool) -> int:
+    """How many parameter vectors an adjoint that keeps moments has on the device."""
+    every = moments_every(T) if k == 1 else k
+    segment = every * (2 + moments)  # θ_n, g_n and the moments after each step, made again
+    return segment if host_states else segment + math.ceil(T / every) * (1 + moments) + (T if k == 1 else 0)
+
+
+def moments_every(T: int) -> int:
+    """Of how many steps the first one's parameters and moments are kept, where gradients are."""
+    return max(1, round(math.sqrt(T)))
 
 
 def students_within(student: Student, images: torch.Size, budget: int, on_gpu: bool) -> int:

@@ -5,15 +5,18 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from ddfast.engine.adjoints import Adjoint, Augment, CheckpointedUnroll, FullUnroll, Unroll
+from ddfast.engine.adjoints import Adjoint, CheckpointedUnroll, FullUnroll
 from ddfast.engine.distances import DISTANCES
 from ddfast.engine.distances import distance as distance_between
+from ddfast.engine.inner_loop import Augment, Unroll, without_graph
+from ddfast.engine.optimizers import SGD, Optimizer, OptimizerState
 from ddfast.engine.students import (
     ModuleStudent,
     RecognisedStudent,
@@ -61,14 +64,19 @@ def unroll(
     augment: Augment | None = None,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    optimizer: Optimizer | None = None,
+    state: OptimizerState | None = None,
+    detached_steps: int = 0,
     adjoint: Adjoint | None = None,
     return_states: bool = False,
-) -> Tensor:  # [P] or [S, P]; with return_states [T + 1, P] or [T + 1, S, P]
-    """Train a student on the synthetic set for T steps of SGD; differentiable in images, soft labels, lr and start.
+    return_optimizer_state: bool = False,
+) -> Any:  # [P] or [S, P]; with return_states [T + 1, P] or [T + 1, S, P]; with return_optimizer_state also the state
+    """Train a student on the synthetic set for T steps; differentiable in images, soft labels, lr, start and state.
 
         g_n = ∇_θ ℓ(θ_n; A_n(X[b_n]), Y[b_n]),  v_{n+1} = μ v_n + g_n + w θ_n,  θ_{n+1} = θ_n − α v_{n+1}
 
-    with ℓ the mean cross-entropy (Algorithm 1 of MTT, Cazenavette et al. 2022). Any loss of the result may follow.
+    with ℓ the mean cross-entropy (Algorithm 1 of MTT, Cazenavette et al. 2022), or by another optimizer. Any loss of
+    the result may follow: of the parameters, or `data_loss` of what they do to real images.
 
     Args:
         student: an nn.Module, used in the train or eval mode that it is in, or a Student. Its flat parameters are those
@@ -86,8 +94,14 @@ def unroll(
         augment: A(images, n), differentiable, and the same for the same step n, for the backward calls it again: what
             data.DSA.draw_steps gives, data.SeededAugment of any random function, or one whose draws n seeds. One that
             gives other images in the backward raises a ValueError there.
+        momentum, weight_decay: of SGD, where no optimizer is given.
+        optimizer: one of ddfast.optimizers, Adam() for instance; its moments are differentiated through.
+        state: the optimizer's at θ_0, from an earlier call; None: moments of 0, and no steps made.
+        detached_steps: so many steps come first that nothing is differentiated through, as in truncated BPTT: the
+            result does not depend on start and state, and on images, labels and lr through the other steps only.
         adjoint: how the gradient is formed; CheckpointedUnroll() where None.
-        return_states: return θ_0 … θ_T instead of θ_T.
+        return_states: return θ_0 … θ_T instead of θ_T; of detached steps the last one's result only.
+        return_optimizer_state: return (θ_T, the optimizer's state there), both differentiable.
 
     Under no_grad or inference_mode, and where no argument requires a gradient, no states are kept: memory does not grow
     with the steps.
@@ -113,14 +127,26 @@ def unroll(
     _check_tensors(student, start, images, labels, lr)
     batches = _minibatches(batches, images)
     syn_steps = _check_steps(batches, syn_steps, lr)
-    for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
-        if not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError(f"{name}: expected at least 0, got {value!r}")
     if augment is not None and not callable(augment):
         raise TypeError(f"augment: expected a function of images and the step's number, got {augment!r}")
-    plan = Unroll(student, syn_steps, batches, augment, momentum, weight_decay, return_states)
-    states = adjoint(plan, start.reshape(-1, start.shape[-1]), images, labels, lr)
-    return states if start.dim() == 2 else states.squeeze(-2)
+    optimizer = _optimizer(optimizer, momentum, weight_decay)
+    theta, (moments, first) = start.reshape(-1, start.shape[-1]), _begin(optimizer, state, start)
+    plan = Unroll(student, syn_steps, batches, augment, optimizer, return_states, first)
+    if detached_steps:
+        _expect_detached(detached_steps, syn_steps)
+        before = replace(plan.part(0, detached_steps), return_states=False)
+        rates = (lr, lr) if lr.dim() == 0 else (lr[:detached_steps], lr[detached_steps:])
+        tensors = [tensor.detach() for tensor in (theta, images, labels, rates[0])]
+        theta, moments = without_graph(before, *tensors, tuple(moment.detach() for moment in moments))
+        plan, lr = plan.part(detached_steps, syn_steps), rates[1]
+    with_moments = state is not None or detached_steps > 0 or return_optimizer_state
+    states, moments = adjoint(plan, theta, images, labels, lr, moments, with_moments)
+    alone = start.dim() == 1
+    states = states.squeeze(-2) if alone else states
+    if not return_optimizer_state:
+        return states
+    moments = tuple(moment.squeeze(-2) if alone else moment for moment in moments)
+    return states, OptimizerState(moments, first + syn_steps)
 
 
 @_outside_inference_mode
@@ -140,11 +166,12 @@ def match_trajectory(
     """The matching loss of MTT (eq. 2): ‖θ_T − θ*_{t+M}‖² / ‖θ*_t − θ*_{t+M}‖², with θ_T unrolled from θ*_t.
 
     distance: another of ddfast.engine.distances.DISTANCES; weight: of the parameters in it. The other options,
-    derivatives and errors are those of `unroll`, save return_states. ValueError for a start that equals its target; on
-    a device, where looking would mean waiting, it gives inf or nan.
+    derivatives and errors are those of `unroll`, save return_states and return_optimizer_state. ValueError for a start
+    that equals its target; on a device, where looking would mean waiting, it gives inf or nan.
     """
-    if "return_states" in options:
-        raise TypeError("match_trajectory: return_states is not an option here; use unroll and ops.param_distance")
+    for name in ("return_states", "return_optimizer_state"):
+        if name in options:
+            raise TypeError(f"match_trajectory: {name} is not an option here; use unroll and ops.param_distance")
     expect_tensors(start=start, target=target)
     if target.shape != start.shape:
         raise ValueError(
@@ -273,3 +300,39 @@ def _check_steps(batches: Tensor | tuple[Tensor, ...] | None, syn_steps: int | N
     if lr.dim() > 1 or (lr.dim() == 1 and len(lr) != syn_steps):
         raise ValueError(f"lr: expected [] or [T] with T = {syn_steps}, got {list(lr.shape)}")
     return syn_steps
+
+
+def _expect_detached(detached_steps: Any, syn_steps: int) -> None:
+    if isinstance(detached_steps, bool) or not isinstance(detached_steps, int):
+        raise TypeError(f"detached_steps: expected a whole number, got {detached_steps!r}")
+    if not 0 < detached_steps < syn_steps:
+        raise ValueError(f"detached_steps: expected 0 to {syn_steps - 1} of {syn_steps} steps, got {detached_steps}")
+
+
+def _optimizer(optimizer: Optimizer | None, momentum: float, weight_decay: float) -> Optimizer:
+    if optimizer is None:
+        return SGD(momentum, weight_decay)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer: expected one of ddfast.optimizers, as Adam(), got {optimizer!r}")
+    if momentum or weight_decay:
+        raise ValueError("momentum, weight_decay: those of an optimizer are its own; expected 0 beside one")
+    return optimizer
+
+
+def _begin(optimizer: Optimizer, state: OptimizerState | None, start: Tensor) -> tuple[tuple[Tensor, ...], int]:
+    """The moments at θ_0 [S, P], and how many steps were made before."""
+    if state is None:
+        return optimizer.begin(start.detach().reshape(-1, start.shape[-1])), 0
+    if not isinstance(state, OptimizerState):
+        raise TypeError(f"state: expected an optimizers.OptimizerState, got {type(state).__name__}")
+    moments, steps = state
+    if len(moments) != optimizer.num_moments:
+        kind = type(optimizer).__name__
+        raise ValueError(f"state: expected {optimizer.num_moments} moments for {kind}, got {len(moments)}")
+    expect_tensors(start=start, **{f"state.moments[{i}]": moment for i, moment in enumerate(moments)})
+    for i, moment in enumerate(moments):
+        if moment.shape != start.shape:
+            raise ValueError(f"state.moments[{i}]: expected {list(start.shape)} like start, got {list(moment.shape)}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"state.steps: expected a whole number of at least 0, got {steps!r}")
+    return tuple(moment.reshape(-1, start.shape[-1]) for moment in moments), steps
