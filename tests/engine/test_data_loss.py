@@ -92,5 +92,5 @@ def test_bad_input_is_refused_in_one_sentence(batches, error, sentence):
         ddfast.data_loss(network, theta, batches)
     with pytest.raises(ValueError, match=r"parameters: expected \[P\] or \[S, P\]"):
         ddfast.data_loss(network, theta[:5], batches)
-    with pytest.raises(TypeError, match="student: expected an nn.Module or a Student, got str"):
+    with pytest.raises(TypeError, match=r"student: expected an nn.Module or a Student, got str"):
         ddfast.data_loss("convnet", theta, batches)
