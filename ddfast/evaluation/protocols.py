@@ -25,13 +25,15 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Protocol:
-    """How networks are trained on a set: SGD with momentum 0.9 and weight decay 5e-4, by default for so many epochs."""
+    """How networks are trained on a set: SGD with momentum 0.9 and weight decay 5e-4, or Adam, by default for so many
+    epochs."""
 
     epochs: int
     batch: int
     drops: Callable[[int], tuple[int, ...]]  # of E epochs: those, from 0, that begin at a tenth of the rate before
     loses_momentum: bool = False  # at the drops
     lr: float | None = None  # None: the set's own, or 0.01 for one that has none
+    adam: bool = False  # without weight decay
 
 
 def _at_half(epochs: int) -> tuple[int, ...]:
@@ -51,6 +53,7 @@ PROTOCOLS = {
     "ddfast": Protocol(1000, BATCH, _at_half),
     "mtt": Protocol(1001, BATCH, _as_mtt, loses_momentum=True),
     "datm": Protocol(1001, 128, _as_mtt, loses_momentum=True),
+    "bptt": Protocol(1000, BATCH, lambda epochs: (), lr=1e-3, adam=True),
     "simplified": Protocol(200, 100, _at_half_and_three_quarters, lr=0.01),
 }
 
@@ -100,6 +103,7 @@ class Schedule:
             "data": [data.fingerprint, data.test_fingerprint, data.preprocessing.describe()],
             "protocol": [protocol.epochs, protocol.batch, protocol.lr, protocol.drops(protocol.epochs)],
             "loses_momentum": protocol.loses_momentum,
+            **({"adam": True} if protocol.adam else {}),
             "dsa_strategy": self.dsa_strategy,
             "sharpness": None if self.sharpness is None else [self.sharpness.rho, self.sharpness.alpha],
             "image_size": list(size),
@@ -158,7 +162,8 @@ def train_networks(
 ) -> None:
     """Train networks in place, side by side, each on minibatches (images [B, C, H, W], targets) of its own, one epoch's
     per call with its generator."""
-    training = Training(nets, image, lr=protocol.lr, momentum=0.9, weight_decay=5e-4, sharpness=sharpness)
+    how = {"adam": True} if protocol.adam else {"momentum": 0.9, "weight_decay": 5e-4}
+    training = Training(nets, image, lr=protocol.lr, sharpness=sharpness, **how)
     drops, device = protocol.drops(protocol.epochs), next(nets[0].parameters()).device
     with seeds.dropout_from(generators[0], device):  # networks with dropout are trained alone
         for epoch in range(protocol.epochs):

@@ -3,6 +3,9 @@
 import warnings
 
 from ddfast.methods.base import METHODS, Method, Needs, RealImages, Resources, method_class, register
+from ddfast.methods.bptt.at import ATBPTT, ATBPTTPlus
+from ddfast.methods.bptt.bptt import BPTT, Remember
+from ddfast.methods.bptt.rat import RaTBPTT
 from ddfast.methods.coresets.coreset import EL2N, Coreset, Forgetting, GraNd, Herding, KCenter, Random
 from ddfast.methods.distribution.cafe import CAFE
 from ddfast.methods.distribution.dm import DM
@@ -51,9 +54,19 @@ for method in (
 for method in (Random, Herding, Forgetting, GraNd, EL2N):
     register(method)
 register(KCenter, name="k_center")
+for method, name in (
+    (BPTT, "bptt"),
+    (RaTBPTT, "rat_bptt"),
+    (ATBPTT, "at_bptt"),
+    (ATBPTTPlus, "at_bptt_pp"),
+    (Remember, "remember"),
+):
+    register(method, name=name)
 
 __all__ = [
+    "ATBPTT",
     "ATT",
+    "BPTT",
     "CAFE",
     "DATM",
     "DC",
@@ -71,6 +84,7 @@ __all__ = [
     "PAD",
     "PP",
     "TESLA",
+    "ATBPTTPlus",
     "Coreset",
     "Forgetting",
     "GraNd",
@@ -79,8 +93,10 @@ __all__ = [
     "LearnedSet",
     "Method",
     "Needs",
+    "RaTBPTT",
     "Random",
     "RealImages",
+    "Remember",
     "Resources",
     "SelMatch",
     "SetSettings",

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
@@ -14,6 +15,7 @@ from ddfast.engine.planner import Plan
 from ddfast.experts import TrajectoryStore
 from ddfast.methods.learned_set import LearnedSet, Mark
 from ddfast.methods.settings import SetSettings
+from ddfast.runtime import seeds
 from ddfast.runtime.options import did_you_mean
 from ddfast.runtime.ranks import ALONE, Ranks
 
@@ -105,6 +107,17 @@ class Method:
     def new_network(self) -> nn.Module:
         """A network of the run's kind on the device, its initial parameters drawn from the run's generator."""
         return self.resources.create(self.generator).to(self.device)
+
+    @contextmanager
+    def dropout(self, net: nn.Module) -> Iterator[None]:
+        """In it dropout draws from the run's own seed; nothing is drawn for networks that have none."""
+        if not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in net.modules()):
+            yield
+            return
+        drawn = int(torch.randint(2**62, (), generator=self.generator))
+        stream = seeds.generator(drawn, *([self.ranks.rank] if self.ranks.size > 1 else []))
+        with seeds.dropout_from(stream, self.device):
+            yield
 
     def learn(self, synthetic: SyntheticSet) -> LearnedSet:
         """The set as it is learned: images, and label logits where the settings have a rate for them."""

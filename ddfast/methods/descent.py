@@ -214,10 +214,18 @@ class Descent:
             self.learned[place] = self.learned[place]._replace(rate=rate)
 
     @torch.no_grad()
-    def clamp(self, low: Tensor, high: Tensor) -> None:
-        """Bring the first tensor within bounds; its momentum stays."""
-        first, *others = self.now()
-        self.point = replace(self.point, tensors=self._kept([first.clamp(low, high), *others]), moving=False)
+    def put(self, place: int, value: Tensor) -> None:
+        """Set a tensor to another value; its momentum stays."""
+        now = self.now()
+        now[place] = value
+        self.point = replace(self.point, tensors=self._kept(now), moving=False)
+
+    def learn(self, place: int, rate: float, rule: Momentum | Adam) -> None:
+        """Learn a tensor by another rule from the beginning on."""
+        self.learned[place] = Learned(rate, rule)
+        slots = list(self.point.slots)
+        slots[place] = rule.slots(self.point.tensors[place])
+        self.point = replace(self.point, slots=tuple(slots))
 
     def counts(self) -> dict[str, int]:
         """Updates left out as not finite, projections of α, and updates above the threshold, so far."""

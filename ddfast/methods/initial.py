@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from ddfast.data import Dataset, SyntheticSet, counts_of
 from ddfast.experts import Judges, TrajectoryStore
@@ -16,6 +17,7 @@ from ddfast.methods.settings import INITS, SetSettings
 SAMPLE = 4096  # training images that a parameterisation looks at
 log = logging.getLogger("ddfast")
 
+LEAST = 1e-9  # a probability that is not 0
 CHUNK = 256  # images that an expert classifies at a time
 
 
@@ -44,23 +46,37 @@ def initial_set(
             saved = replace(saved, lr=torch.tensor(settings.lr_teacher))
         if saved.is_soft or settings.labels == "hard":
             return saved
+        if settings.SIMPLEX:
+            return saved.with_values(saved.images, _labels(settings, saved.classes, data.num_classes), saved.lr)
         seen = _tiles(saved.images, settings.canvas) if settings.canvas > 1 else saved.decoded().images
         logits = judges.logits(0, seen).unflatten(0, (-1, settings.canvas**2))
         return saved.with_values(saved.images, logits.mean(1), saved.lr)
     tiles, stored = settings.canvas**2, sum(counts_of(ipc, data.num_classes))
     counts = [count * settings.images_per_stored for count in counts_of(ipc, data.num_classes)]
     begin = _Beginning(settings, data, stored, generator)
-    if settings.init == "noise" and settings.labels == "hard":
-        return begin.noise(torch.arange(data.num_classes).repeat_interleave(torch.tensor(counts)))
+    if settings.init == "noise" and (settings.labels == "hard" or settings.SIMPLEX):
+        classes = torch.arange(data.num_classes).repeat_interleave(torch.tensor(counts))
+        return begin.noise(_labels(settings, classes, data.num_classes))
     check_initial(settings, data, ipc)
     chosen = _chosen(settings, data, [count * tiles for count in counts], judges, generator)
     images, labels = data.preprocessing.apply(data.train_images[chosen]), data.train_labels[chosen]
-    if settings.labels != "hard":
+    if settings.SIMPLEX:
+        labels = _labels(settings, labels[::tiles], data.num_classes).clone()
+    elif settings.labels != "hard":
         labels = judges.known(images, labels) if settings.init == "correct" else judges.logits(0, images)
         labels = labels.unflatten(0, (-1, tiles)).mean(1)
     else:
         labels = labels[::tiles].clone()
     return begin.noise(labels) if settings.init == "noise" else begin.near(_mosaics(images, settings.canvas), labels)
+
+
+def _labels(
+    settings: SetSettings,
+    classes: Tensor,  # int64 [I]
+    K: int,
+) -> Tensor:  # the same, or logits [I, K]
+    """The classes, or logits whose softmax is all but 1 there."""
+    return classes if settings.labels == "hard" else one_hot(classes, K).float().clamp(min=LEAST).log()
 
 
 class _Beginning:

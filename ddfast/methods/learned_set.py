@@ -13,7 +13,6 @@ from ddfast.methods.settings import SetSettings
 from ddfast.methods.visiting import Rows, VisitingRows
 from ddfast.runtime.devices import to_host
 
-RULES = {"sgd": Momentum(0.5), "adam": Adam((0.5, 0.999))}  # of the images
 LABEL_RULE = Momentum(0.9)
 IMAGES = 0  # the place of the images among what is learned
 
@@ -64,8 +63,9 @@ class LearnedSet:
         def taken(tensor: Tensor) -> Tensor:
             return tensor.detach().clone() if visits else tensor.detach().clone().to(device)
 
+        rule = Momentum(0.5) if settings.img_optimizer == "sgd" else Adam(settings.BETAS)
         images, labels = taken(synthetic.images), taken(synthetic.labels)
-        tensors, learned = [images], [Learned(settings.lr_img, RULES[settings.img_optimizer])]
+        tensors, learned = [images], [Learned(settings.lr_img, rule)]
         self.lr_at = self.labels_at = None  # the places of those that are learned
         if lr_lr is not None:
             self.lr_at = len(tensors)
@@ -83,7 +83,7 @@ class LearnedSet:
                 self._others_at[name] = len(tensors)
                 tensors.append(taken(tensor))
                 rate = settings.lr_img if settings.lr_weights is None else settings.lr_weights
-                learned.append(Learned(rate, RULES[settings.img_optimizer]))
+                learned.append(Learned(rate, rule))
             else:
                 self._constant[name] = taken(tensor)
         of_images = [IMAGES] if self.labels_at is None else [IMAGES, self.labels_at]
@@ -206,7 +206,7 @@ class LearnedSet:
 
     def clamp(self, low: Tensor, high: Tensor) -> None:
         """Bring the images within bounds, which broadcast to them; not where a part of the set visits."""
-        self.descent.clamp(low, high)
+        self.descent.put(IMAGES, self.descent.now()[IMAGES].clamp(low, high))
 
     def restore(self) -> None:
         """Go back to the tensors that the last finite loss was computed with."""

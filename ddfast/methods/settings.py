@@ -72,6 +72,8 @@ class SetSettings:
     lr_weights: Annotated[Rate | None, Option(OUTER, "Learning rate of the weights of bases.", "lr_img")] = None
 
     LABELS: ClassVar[tuple[str, ...]] = ("hard", "soft")  # those that a method has
+    BETAS: ClassVar[tuple[float, float]] = (0.5, 0.999)  # of Adam for the images
+    SIMPLEX: ClassVar[bool] = False  # soft labels are learned as probabilities, which begin as the classes
 
     def __post_init__(self) -> None:
         if not isinstance(self.init, str) or not self.init:  # a set, perhaps

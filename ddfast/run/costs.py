@@ -28,7 +28,7 @@ def forecast_of(job: Job, iterations: int) -> Forecast:
     evaluation, sets = evaluation_seconds_of(job, count), 1 if settings.ema_decay is None else 2
     every = config["eval_every"]
     on_the_way = max(0, iterations - 1) // every * sets * evaluation if every else 0.0
-    if not job.needs.unroll:
+    if not job.matches_trajectories:
         seconds = iterations * seconds_a_step(job) if iterations else 0.0
         parts = {IMAGES: seconds + on_the_way, EVALUATION: (sets + 1) * evaluation}
         return Forecast(({EXPERTS: 0.0} if job.needs.experts else {}) | parts)

@@ -42,6 +42,11 @@ class Job:
         return replace(kind.needs, experts=kind.needs.experts or kind.Settings.judges(self.config) > 0)
 
     @property
+    def matches_trajectories(self) -> bool:
+        """Whether the method's own steps are on experts' segments, so that its Settings are TrajectorySettings."""
+        return method_class(self.config["method"]).needs.experts
+
+    @property
     def shares_a_segment(self) -> bool:
         """Whether several processes share the minibatches of one segment, rather than segments."""
         return self.ranks.size > 1 and self.settings.segments == 1
@@ -67,7 +72,8 @@ class Job:
         images = torch.Size((self.num_images, *self.data.train_images.shape[1:]))
         student = student_of(self.network("plan"), self.config["precision"], images[1:])
         states = method_class(self.config["method"]).compares_states
-        size = self.settings.unroll_size(images, self.device, return_states=states)
+        classes = self.data.num_classes
+        size = self.settings.unroll_size(images, self.device, num_classes=classes, return_states=states)
         if self.shares_a_segment:
             return RankBatches(student, self.ranks), size
         return student, replace(size, students=self.settings.segments // self.ranks.size)
@@ -198,7 +204,7 @@ class Job:
                 f"preprocessing) to keep that of the former"
             )
         first, needed = self.settings.used_epochs
-        if store.epochs < needed and not self.needs.unroll:
+        if store.epochs < needed and not self.matches_trajectories:
             raise ValueError(f"experts: {store.path} has {store.epochs} epochs, this run looks at epoch {needed}")
         if store.epochs < needed:
             raise ValueError(

@@ -116,7 +116,7 @@ class Distillation:
                 )
 
     def _advice(self) -> str:
-        return "lr_teacher, lr_img or lr_lr, or fewer syn_steps" if self._job.needs.unroll else "lr_img"
+        return "lr_teacher, lr_img or lr_lr, or fewer syn_steps" if self._job.matches_trajectories else "lr_img"
 
     def _tell(self, record: dict[str, Any]) -> None:
         """Warn of what keeps a run from learning."""

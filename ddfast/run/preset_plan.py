@@ -51,7 +51,8 @@ def plan_of_preset(
     )
     student = student_of(module, precision)
     images = torch.Size((preset.classes * preset.ipc, preset.channels, side, side))
-    size = row.unroll_size(images, device, return_states=METHODS[method].compares_states)
+    states = METHODS[method].compares_states
+    size = row.unroll_size(images, device, num_classes=preset.classes, return_states=states)
     budget = parse_budget(RUN["memory_budget"] if memory_budget is None else memory_budget, device)
     plan, reason = make_plan(student, size, budget), why_not_fused(module)
     return {

@@ -99,7 +99,7 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
     own = is_own(data, preset, given)
     config |= {"method": method, "preset": f"own data, else {preset.name}" if own else preset.name}
     config |= {"dataset": _spec(dataset), "derived": derived.reasons, "derived_settings": derived.settings}
-    probes = own and kind.needs.unroll
+    probes = own and kind.needs.experts
     config["probed"] = [name for name in RATES if probes and name not in given]
     tell_settings(preset.name, derived, own)
     if of_experts:
@@ -119,7 +119,7 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
             raise ValueError(f"lr_teacher: the set in {job.settings.init} brings its own, {lr:.4g}; expected none")
         job.config["init"] = str(Path(job.settings.init).resolve())
     job.plan_for_budget(asked="memory_budget" in given)
-    budget = given.get("budget", BUDGET if own and not kind.needs.unroll else None)
+    budget = given.get("budget", BUDGET if own and not kind.needs.experts else None)
     budget = budget if kind.needs.steps else None
     if budget is not None and "iterations" not in given | derived.settings:
         count, reason = iterations_within(job, parse_budget_of_time(budget))
@@ -178,7 +178,7 @@ def derived_for(given: dict[str, Any], data: Dataset, preset: Preset, store: Tra
     device, experts = resolve_device(given.get("device")), None if store is None else store.kept_epochs
     given = {name: value for name, value in given.items() if value is not None}
     expect_whole(**{name: given[name] for name in AMOUNTS if name in given and given[name] != NEEDED})
-    unrolls = method_class(preset.method).needs.unroll
+    unrolls = method_class(preset.method).needs.experts
     if is_own(data, preset, given) and not unrolls:
         return derive_without_unroll(data, given, preset.settings)
     if is_own(data, preset, given):

@@ -96,7 +96,7 @@ def _advice(job: Job, full: dict[str, Any] | None, history: list[dict[str, Any]]
     losses = [record["loss"] for record in history if math.isfinite(record["loss"])]
     floored = sum(record.get("lr", math.inf) <= 1.01 * LR_FLOOR for record in history)
     left_out = sum(not record.get("updated", True) for record in history)
-    unrolls = job.needs.unroll
+    unrolls = job.matches_trajectories
     if unrolls and full is not None and full["mean"] < 1.2 * chance:
         return f"the experts themselves reach {full['mean']:.1f}%; train them longer (train_epochs) or on more images"
     if floored > len(history) / 4:

@@ -14,7 +14,7 @@ from ddfast.runtime.devices import free_bytes
 
 
 class Training:
-    """S networks of one kind, each on minibatches of its own, by torch.optim.SGD.
+    """S networks of one kind, each on minibatches of its own, by torch.optim.SGD, or Adam.
 
     The fused ConvNet, and the field's in other code where it is recognised on images of size `image`, runs all of them
     at once on flat parameters, without an autograd graph; any other network is trained alone, by autograd. Networks are
@@ -32,6 +32,7 @@ class Training:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         sharpness: GSAM | None = None,
+        adam: bool = False,
     ) -> None:
         self.nets, self.sharpness = nets, sharpness
         self._frozen = [p for net in nets for p in net.parameters() if not p.requires_grad]
@@ -44,7 +45,11 @@ class Training:
             self._learned = [torch.stack(rows).requires_grad_()]
         else:
             self._learned = [p.requires_grad_() for p in nets[0].parameters()]
-        self.optimizer = torch.optim.SGD(self._learned, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self.optimizer = (
+            torch.optim.Adam(self._learned, lr=lr, weight_decay=weight_decay)
+            if adam
+            else torch.optim.SGD(self._learned, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        )
 
     def step(
         self,

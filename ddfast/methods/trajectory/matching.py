@@ -1,12 +1,11 @@
 """What the methods of the family share: draw experts' segments, unroll a student over them, compare, and descend."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddfast.data import SyntheticSet
 from ddfast.data.augment import Draws
@@ -21,7 +20,6 @@ from ddfast.methods.base import Method, Needs, Resources
 from ddfast.methods.learned_set import IMAGES, LearnedSet
 from ddfast.methods.trajectory.cuda_graph import Replayed, why_not_replayed
 from ddfast.methods.trajectory.settings import TrajectorySettings
-from ddfast.runtime import seeds
 from ddfast.runtime.devices import to_device
 
 log = logging.getLogger("ddfast")
@@ -48,7 +46,7 @@ class TrajectoryMatching(Method):
         if ranks.size > 1 and settings.segments == 1:
             self.student = RankBatches(self.student, ranks)
         self._part = ranks.part(settings.segments) if settings.segments > 1 else slice(None)  # this process's segments
-        self._drops = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in network.modules())
+        self._network = network
         self.mask: Tensor | None = None  # by which the gradient in the images is multiplied, like it or broadcasting
         self.segments = self.reader(
             generator=self.generator,
@@ -134,7 +132,7 @@ class TrajectoryMatching(Method):
         count = len(taken.values[IMAGES]) if taken.batches is not None else len(self.learned)
         drawn = self._drawn(segments, taken.batches, count)
         flat = [slot for each in taken.slots for slot in each]
-        with self.dropout():
+        with self.dropout(self._network):
             packed, labels, *after = self._run(*drawn, taken.labels, *taken.values, *flat)
         verdict, measured = self.learned.commit(taken, packed, self.learned.slots_of(after), labels)
         return {**self.learned.record(verdict), **segments.names(), **self.record(measured)}
@@ -217,17 +215,6 @@ class TrajectoryMatching(Method):
         now, labels = self.learned.values()
         now[self.learned.lr_at] = torch.full_like(now[self.learned.lr_at], rate)
         return [tensor.detach().requires_grad_() for tensor in now], labels
-
-    @contextmanager
-    def dropout(self) -> Iterator[None]:
-        """In it dropout draws from the run's own seed; nothing is drawn for networks that have none."""
-        if not self._drops:
-            yield
-            return
-        drawn = int(torch.randint(2**62, (), generator=self.generator))
-        stream = seeds.generator(drawn, *([self.ranks.rank] if self.ranks.size > 1 else []))
-        with seeds.dropout_from(stream, self.device):
-            yield
 
     def _noisy(self, start: Tensor) -> Tensor:  # [S, P] -> [S, P]
         """Robust learning, a comparison of the FTD paper: Gaussian noise on the student's start."""

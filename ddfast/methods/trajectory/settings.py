@@ -102,6 +102,7 @@ class TrajectorySettings(SetSettings):
         images: torch.Size,  # [I, C, H, W], as networks see them
         device: torch.device,
         *,
+        num_classes: int,
         return_states: bool = False,
     ) -> UnrollSize:
         """What the memory of an outer step depends on, besides the student."""

@@ -1,0 +1,1 @@
+"""Methods that descend on the loss of real data, through a whole training or its last steps."""
