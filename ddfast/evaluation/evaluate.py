@@ -107,8 +107,8 @@ def evaluate(
         dsa_strategy: None for the set's own.
         protocol: ddfast (1000 epochs, minibatches of 256; momentum is kept when the rate drops); mtt (MTT's published
             code: 1001 epochs, momentum is lost there); datm (as mtt, minibatches of 128); simplified (200 epochs,
-            minibatches of 100, learning rate 0.01 whatever the set's, a tenth after 1/2 and again after 3/4 of them); bptt
-            (Adam with rate 0.001 whatever the set's, 1000 epochs).
+            minibatches of 100, learning rate 0.01 whatever the set's, a tenth after 1/2 and again after 3/4 of them);
+            bptt (Adam with rate 0.001 whatever the set's, 1000 epochs).
         sam_rho: train with SAM of this ρ, adaptive as ddfast.students.GSAM has it, at two gradients a step: "MTT + flat
             minimum" of Du et al. 2023, with 0.005 to 0.1. None for plain SGD.
         at_once: networks trained side by side; None for one on a CPU, on a GPU as many as fit. Others than the fused

@@ -13,6 +13,7 @@ from ddfast.methods.distribution.ncfm import NCFM
 from ddfast.methods.gradient.dc import DC, DSA
 from ddfast.methods.gradient.idc import IDC
 from ddfast.methods.initial import check_initial, initial_set, ipc_of, load_init
+from ddfast.methods.kernel.kip import KIP
 from ddfast.methods.learned_set import LearnedSet
 from ddfast.methods.settings import INITS, SetSettings
 from ddfast.methods.trajectory.att import ATT
@@ -49,6 +50,7 @@ for method in (
     DM,
     CAFE,
     NCFM,
+    KIP,
 ):
     register(method)
 for method in (Random, Herding, Forgetting, GraNd, EL2N):
@@ -77,6 +79,7 @@ __all__ = [
     "FTD",
     "IDC",
     "INITS",
+    "KIP",
     "MCT",
     "METHODS",
     "MTT",

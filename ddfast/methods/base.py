@@ -175,6 +175,10 @@ class Method:
         """Go back to the images, labels and learning rate that the last finite loss was computed with."""
         self.learned.restore()
 
+    def at_end(self, data: Dataset) -> dict[str, float]:
+        """What the method itself measures on the test images once its steps are over, for people and the summary."""
+        return {}
+
     def own_state(self) -> dict[str, Any]:
         """What the method keeps from step to step beside its set and its generator: tensors and plain values."""
         return {}

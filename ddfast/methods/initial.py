@@ -17,7 +17,6 @@ from ddfast.methods.settings import INITS, SetSettings
 SAMPLE = 4096  # training images that a parameterisation looks at
 log = logging.getLogger("ddfast")
 
-LEAST = 1e-9  # a probability that is not 0
 CHUNK = 256  # images that an expert classifies at a time
 
 
@@ -46,7 +45,7 @@ def initial_set(
             saved = replace(saved, lr=torch.tensor(settings.lr_teacher))
         if saved.is_soft or settings.labels == "hard":
             return saved
-        if settings.SIMPLEX:
+        if settings.FIRST_LOGIT is not None:
             return saved.with_values(saved.images, _labels(settings, saved.classes, data.num_classes), saved.lr)
         seen = _tiles(saved.images, settings.canvas) if settings.canvas > 1 else saved.decoded().images
         logits = judges.logits(0, seen).unflatten(0, (-1, settings.canvas**2))
@@ -54,14 +53,14 @@ def initial_set(
     tiles, stored = settings.canvas**2, sum(counts_of(ipc, data.num_classes))
     counts = [count * settings.images_per_stored for count in counts_of(ipc, data.num_classes)]
     begin = _Beginning(settings, data, stored, generator)
-    if settings.init == "noise" and (settings.labels == "hard" or settings.SIMPLEX):
+    if settings.init == "noise" and (settings.labels == "hard" or settings.FIRST_LOGIT is not None):
         classes = torch.arange(data.num_classes).repeat_interleave(torch.tensor(counts))
         return begin.noise(_labels(settings, classes, data.num_classes))
     check_initial(settings, data, ipc)
     chosen = _chosen(settings, data, [count * tiles for count in counts], judges, generator)
     images, labels = data.preprocessing.apply(data.train_images[chosen]), data.train_labels[chosen]
-    if settings.SIMPLEX:
-        labels = _labels(settings, labels[::tiles], data.num_classes).clone()
+    if settings.FIRST_LOGIT is not None:
+        labels = _labels(settings, labels[::tiles], data.num_classes)
     elif settings.labels != "hard":
         labels = judges.known(images, labels) if settings.init == "correct" else judges.logits(0, images)
         labels = labels.unflatten(0, (-1, tiles)).mean(1)
@@ -75,8 +74,8 @@ def _labels(
     classes: Tensor,  # int64 [I]
     K: int,
 ) -> Tensor:  # the same, or logits [I, K]
-    """The classes, or logits whose softmax is all but 1 there."""
-    return classes if settings.labels == "hard" else one_hot(classes, K).float().clamp(min=LEAST).log()
+    """The classes, or logits that say them."""
+    return classes.clone() if settings.labels == "hard" else settings.FIRST_LOGIT * one_hot(classes, K).float()
 
 
 class _Beginning:

@@ -73,7 +73,7 @@ class SetSettings:
 
     LABELS: ClassVar[tuple[str, ...]] = ("hard", "soft")  # those that a method has
     BETAS: ClassVar[tuple[float, float]] = (0.5, 0.999)  # of Adam for the images
-    SIMPLEX: ClassVar[bool] = False  # soft labels are learned as probabilities, which begin as the classes
+    FIRST_LOGIT: ClassVar[float | None] = None  # of an image's class, where soft labels begin as it; None: experts'
 
     def __post_init__(self) -> None:
         if not isinstance(self.init, str) or not self.init:  # a set, perhaps

@@ -153,13 +153,20 @@ def distill(
             job.config["trained_experts"] = trained | store.settings
             run.write_config(job.config)
         history = _run(run, job, distillation, progress, forecast)
+        measured = ranks.first(lambda: distillation.method.at_end(job.data))
+        for name, value in measured.items():
+            log.info("%s on test images: %.2f", name.replace("_", " "), value)
         log.info("evaluating")
         synthetic, averaged = distillation.synthetic, distillation.averaged
         forecast.begin(EVALUATION, trainings(job))
         accuracy = _accuracy({"distilled": synthetic, "averaged": averaged}, job, store, run, forecast)
         forecast.end()
         useless = verdict(job, accuracy, history)
-        ranks.first(lambda: run.write_summary(_summary(run, job, synthetic, accuracy, history) | {"useless": useless}))
+        ranks.first(
+            lambda: run.write_summary(
+                _summary(run, job, synthetic, accuracy, history) | {"useless": useless, **measured}
+            )
+        )
         if useless is not None:
             log.warning("useless: %s", useless)
         return DistillResult(synthetic, history, run.path, accuracy, averaged, useless)

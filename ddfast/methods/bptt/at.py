@@ -42,13 +42,13 @@ class ATSettings(ThroughTimeSettings):
 
 
 class ATBPTT(ThroughTime):
-    """The window policy of AT-BPTT (Li et al. 2025), in three stages. Its low-rank Hessian, which is approximate, is not
-    here: the gradient is exact.
+    """The window policy of AT-BPTT (Li et al. 2025), in three stages. Its approximate Hessian of low rank is not here:
+    the gradient is exact.
 
     Stage 1: a probe of the whole training gives ‖g_n‖; the start is drawn from their softmax, and the window is
     W − d + 2 d · (rank of the norm's change at the start) / T. Stage 2: a random start, W + d. Stage 3: as stage 1 with
-    the start mirrored, T − start − window, and W − d. Stages end when the accuracy on real images of the networks gained
-    less than 1.5, then 1, points in 0.15 T, then 0.125 T, epochs of the real images.
+    the start mirrored, T − start − window, and W − d. Stages end when the networks' accuracy on real images gained less
+    than 1.5, then 1, points in 0.15 T, then 0.125 T, epochs of the real images.
     """
 
     Settings = ATSettings

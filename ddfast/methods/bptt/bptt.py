@@ -9,7 +9,7 @@ from ddfast.methods.settings import Parameterised
 
 
 class BPTT(ThroughTime):
-    """Through all inner steps (full BPTT, which Feng et al. 2024 compare with), or through the last `window` of them."""
+    """Through all inner steps (full BPTT, which Feng et al. 2024 compare with), or through the last `window`."""
 
 
 @dataclass(frozen=True, kw_only=True)

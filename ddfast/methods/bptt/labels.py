@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ddfast.data import SyntheticSet
 from ddfast.methods.descent import Adam, Verdict
-from ddfast.methods.initial import LEAST
 from ddfast.methods.learned_set import LearnedSet, Taken
+
+LEAST = 1e-9  # a probability that is saved as a logit
 
 
 class SimplexSet(LearnedSet):

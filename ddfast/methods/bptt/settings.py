@@ -45,7 +45,7 @@ class ThroughTimeSettings(SetSettings):
     ] = 2.0
 
     BETAS: ClassVar[tuple[float, float]] = (0.9, 0.999)
-    SIMPLEX: ClassVar[bool] = True
+    FIRST_LOGIT: ClassVar[float | None] = 20.0  # a probability of 1
     segments: ClassVar[int] = 1
 
     def __post_init__(self) -> None:

@@ -1,0 +1,1 @@
+"""Methods that train no network: kernel regression on the synthetic set."""
