@@ -13,6 +13,7 @@ from ddfast.data.dc_augment import augmentation
 from ddfast.data.ipc import images_per_class
 from ddfast.data.parameterisation import PIXELS, Pixels, described, with_canvas
 from ddfast.data.preprocessing import Preprocessing
+from ddfast.data.recipe import Recipe
 from ddfast.runtime.arguments import takes_old_names
 from ddfast.runtime.files import read_json, read_tensors, write_json, write_tensors
 
@@ -41,6 +42,7 @@ class SyntheticSet:
     parameterisation: Pixels = PIXELS  # how networks see the images; a number is a Texture's canvas
     network: str | None = None  # what it was distilled for, as ddfast.networks.create takes it; None where not known
     others: dict[str, Tensor] = field(default_factory=dict)  # that the parameterisation decodes with the images
+    recipe: Recipe | None = None  # the very steps that it was learned for, where it was for such
 
     def __post_init__(self) -> None:
         labels = torch.as_tensor(self.labels)
@@ -79,6 +81,8 @@ class SyntheticSet:
             raise ValueError(f"labels: expected classes 0 to {K - 1}, got {self.labels.unique()[:10].tolist()}")
         if self.lr is not None and self.lr.shape != ():
             raise ValueError(f"lr: expected [], got {list(self.lr.shape)}")
+        if self.recipe is not None:
+            self.recipe.check(len(self))
         self.check_values()
         _ = self.image_size  # refuses what cannot be decoded
 
@@ -187,7 +191,10 @@ class SyntheticSet:
         if self.network is not None:
             about["network"] = self.network
         rate = {} if self.lr is None else {"lr": self.lr}
-        write_tensors(tensors_path, {"images": self.images, "labels": self.labels, **rate, **self.others}, about)
+        recipe = {} if self.recipe is None else self.recipe.tensors()
+        write_tensors(
+            tensors_path, {"images": self.images, "labels": self.labels, **rate, **self.others, **recipe}, about
+        )
         write_json(about_path, about)
 
     @staticmethod
@@ -227,6 +234,7 @@ class SyntheticSet:
                 parameterisation,
                 _network(about.get("network")),  # as have those whose network is not known
                 {name: tensors[name] for name in parameterisation.others},
+                Recipe.of(tensors),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{where}: not a ddfast synthetic set ({error})") from None

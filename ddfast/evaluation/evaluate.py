@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -108,7 +108,8 @@ def evaluate(
         protocol: ddfast (1000 epochs, minibatches of 256; momentum is kept when the rate drops); mtt (MTT's published
             code: 1001 epochs, momentum is lost there); datm (as mtt, minibatches of 128); simplified (200 epochs,
             minibatches of 100, learning rate 0.01 whatever the set's, a tenth after 1/2 and again after 3/4 of them);
-            bptt (Adam with rate 0.001 whatever the set's, 1000 epochs).
+            bptt (Adam with rate 0.001 whatever the set's, 1000 epochs); recipe (of a set that has one, as DD's: its
+            very steps, rates and start, and nothing of the other options).
         sam_rho: train with SAM of this ρ, adaptive as ddfast.students.GSAM has it, at two gradients a step: "MTT + flat
             minimum" of Du et al. 2023, with 0.005 to 0.1. None for plain SGD.
         at_once: networks trained side by side; None for one on a CPU, on a GPU as many as fit. Others than the fused
@@ -134,6 +135,10 @@ def evaluate(
         eval_lr = DEFAULT_LR if synthetic.lr is None else float(synthetic.lr)
     dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
     schedule = schedule_of(protocol, eval_epochs, eval_batch, eval_lr, dsa_strategy, sam_rho, num_eval, device, at_once)
+    if schedule.protocol.recipe:
+        if synthetic.recipe is None:
+            raise ValueError("protocol: the set has no recipe (method dd makes such); expected another protocol")
+        schedule = replace(schedule, recipe=synthetic.recipe)
     data = data_for(synthetic, dataset, **data_options)
     check_evaluation(networks, protocol, data)
     synthetic = synthetic.decoded()

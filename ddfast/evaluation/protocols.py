@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
 
 from ddfast import networks as all_networks
 from ddfast.data import DSA, Batches, Dataset, DCAugmentation, augmentation
 from ddfast.data.parameterisation import PIXELS, Pixels
+from ddfast.data.recipe import Recipe
 from ddfast.engine.students import GSAM, Training, side_by_side
 from ddfast.ops.installation import build_info
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_one_of, expect_positive, expect_whole
 from ddfast.runtime.devices import resolve_device
+from ddfast.runtime.files import digest_of_tensors
 
 log = logging.getLogger("ddfast")
 
@@ -34,6 +37,7 @@ class Protocol:
     loses_momentum: bool = False  # at the drops
     lr: float | None = None  # None: the set's own, or 0.01 for one that has none
     adam: bool = False  # without weight decay
+    recipe: bool = False  # the very steps that a set was learned for
 
 
 def _at_half(epochs: int) -> tuple[int, ...]:
@@ -54,6 +58,7 @@ PROTOCOLS = {
     "mtt": Protocol(1001, BATCH, _as_mtt, loses_momentum=True),
     "datm": Protocol(1001, 128, _as_mtt, loses_momentum=True),
     "bptt": Protocol(1000, BATCH, lambda epochs: (), lr=1e-3, adam=True),
+    "recipe": Protocol(1, BATCH, lambda epochs: (), lr=1.0, recipe=True),
     "simplified": Protocol(200, 100, _at_half_and_three_quarters, lr=0.01),
 }
 
@@ -67,6 +72,7 @@ class Schedule:
     sharpness: GSAM | None
     device: torch.device
     at_once: int | None  # networks side by side
+    recipe: Recipe | None = None
 
     def accuracies(
         self,
@@ -79,6 +85,9 @@ class Schedule:
     ) -> Iterator[float]:
         """Test accuracies of networks after it."""
         augment = augmentation(self.dsa_strategy)
+        if self.recipe is not None:
+            yield from self._by_recipe(self.recipe, name, data, test, sets, generators)
+            return
 
         def create(generator: torch.Generator) -> nn.Module:
             return all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
@@ -94,6 +103,32 @@ class Schedule:
             for net in nets:
                 yield accuracy(net, test, f"{name} trained at rate {self.protocol.lr:g}")
 
+    def _by_recipe(
+        self,
+        recipe: Recipe,
+        name: str,
+        data: Dataset,
+        test: Batches,
+        sets: list[tuple[Tensor, Tensor]],
+        generators: list[torch.Generator],
+    ) -> Iterator[float]:
+        """Test accuracies of networks after a set's very steps, without augmentation."""
+        for generator, (images, targets) in zip(generators, sets, strict=True):
+            net = all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
+            if recipe.start is not None:
+                if len(recipe.start) != sum(p.numel() for p in net.parameters()):
+                    raise ValueError(
+                        f"networks: the set's recipe starts with another network's parameters than {name}'s"
+                    )
+                vector_to_parameters(recipe.start.to(self.device), net.parameters())
+            training = Training([net], images.shape[1:], lr=1.0)
+            with seeds.dropout_from(generator, self.device):
+                for chosen, rate in zip(recipe.steps.to(self.device), recipe.rates.tolist(), strict=True):
+                    training.optimizer.param_groups[0]["lr"] = rate
+                    training.step(images[chosen][None], targets[chosen][None])
+            training.write()
+            yield accuracy(net, test, f"{name} trained by the recipe")
+
     def describe(self, data: Dataset) -> dict[str, Any]:
         """All that an accuracy depends on, besides the set, the network and the seed."""
         protocol, size = self.protocol, data.image_size
@@ -104,6 +139,7 @@ class Schedule:
             "protocol": [protocol.epochs, protocol.batch, protocol.lr, protocol.drops(protocol.epochs)],
             "loses_momentum": protocol.loses_momentum,
             **({"adam": True} if protocol.adam else {}),
+            **({} if self.recipe is None else {"recipe": digest_of_tensors(self.recipe.tensors(), {})}),
             "dsa_strategy": self.dsa_strategy,
             "sharpness": None if self.sharpness is None else [self.sharpness.rho, self.sharpness.alpha],
             "image_size": list(size),

@@ -5,6 +5,8 @@ import warnings
 from ddfast.methods.base import METHODS, Method, Needs, RealImages, Resources, method_class, register
 from ddfast.methods.bptt.at import ATBPTT, ATBPTTPlus
 from ddfast.methods.bptt.bptt import BPTT, Remember
+from ddfast.methods.bptt.dd import DD
+from ddfast.methods.bptt.ld import LD
 from ddfast.methods.bptt.rat import RaTBPTT
 from ddfast.methods.coresets.coreset import EL2N, Coreset, Forgetting, GraNd, Herding, KCenter, Random
 from ddfast.methods.distribution.cafe import CAFE
@@ -50,6 +52,8 @@ for method in (
     DM,
     CAFE,
     NCFM,
+    DD,
+    LD,
     KIP,
 ):
     register(method)
@@ -72,6 +76,7 @@ __all__ = [
     "CAFE",
     "DATM",
     "DC",
+    "DD",
     "DM",
     "DSA",
     "EDF",
@@ -80,6 +85,7 @@ __all__ = [
     "IDC",
     "INITS",
     "KIP",
+    "LD",
     "MCT",
     "METHODS",
     "MTT",

@@ -109,8 +109,9 @@ class Method:
         return self.resources.create(self.generator).to(self.device)
 
     @contextmanager
-    def dropout(self, net: nn.Module) -> Iterator[None]:
-        """In it dropout draws from the run's own seed; nothing is drawn for networks that have none."""
+    def dropout(self, net: nn.Module | None = None) -> Iterator[None]:
+        """In it dropout draws from the run's own seed; nothing is drawn for a network (None: the run's) without any."""
+        net = self.resources.network if net is None else net
         if not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in net.modules()):
             yield
             return

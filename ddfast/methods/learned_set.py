@@ -1,6 +1,6 @@
 """The synthetic set while it is learned: its tensors, their optimisers, the average, and going back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -52,6 +52,7 @@ class LearnedSet:
         *,
         lr_lr: float | None = None,  # rate of α; None: it is not learned
         in_a_step: int | None = None,  # images that a step uses; None: all
+        more: Mapping[str, tuple[Tensor, Learned]] | None = None,  # learned beside what a set has
     ) -> None:
         if synthetic.is_hard != (settings.labels == "hard"):
             has = "classes" if synthetic.is_hard else "label logits"
@@ -86,6 +87,11 @@ class LearnedSet:
                 learned.append(Learned(rate, rule))
             else:
                 self._constant[name] = taken(tensor)
+        self.more_at: dict[str, int] = {}  # the places of those
+        for name, (tensor, how) in (more or {}).items():
+            self.more_at[name] = len(tensors)
+            tensors.append(taken(tensor))
+            learned.append(how)
         of_images = [IMAGES] if self.labels_at is None else [IMAGES, self.labels_at]
         elsewhere = of_images if visits else []
         self.descent = Descent(tensors, learned, self.lr_at, settings.threshold, settings.ema_decay, elsewhere)

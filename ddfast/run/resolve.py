@@ -94,7 +94,7 @@ def resolve(given: dict[str, Any], download: bool = False, ranks: Ranks = ALONE,
             got = config["iterations"]
             raise ValueError(f"iterations: {method} selects images and learns nothing; expected 0, got {got}")
         config["eval_every"] = None
-    if config.get("labels", "hard") != "soft" and "lr_label" not in given:
+    if config.get("labels", kind.Settings.labels) != "soft" and "lr_label" not in given:
         config["lr_label"] = 0.0  # the preset's is of soft labels
     own = is_own(data, preset, given)
     config |= {"method": method, "preset": f"own data, else {preset.name}" if own else preset.name}

@@ -79,8 +79,7 @@ class ThroughTimeSettings(SetSettings):
 
     def timed(self) -> tuple[Self, float]:
         """A tenth of the steps and of the real images."""
-        settings, _ = super().timed()
-        return replace(settings, labels=self.labels, lr_label=self.lr_label, **self._tenth()), 10.0
+        return replace(self, init="noise", **self._tenth()), 10.0
 
     def _tenth(self) -> dict[str, int]:
         window, before = -(-self.longest_window // 10), self.min_steps // 10

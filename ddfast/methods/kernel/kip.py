@@ -41,16 +41,15 @@ class KIPSettings(SetSettings):
 
     def timed(self) -> tuple[Self, float]:
         """With the labels that it has."""
-        settings, times = super().timed()
-        return replace(settings, labels=self.labels, lr_label=self.lr_label), times
+        return replace(self, init="noise"), 1.0
 
 
 class KIP(Method):
     """Kernel inducing points (Nguyen et al. 2021, arXiv:2011.00050, Algorithm 1).
 
-    ½ mean |K_ts (K_ss + λI)⁻¹ y_s − y_t|² falls, in float64, over labels that are one-hot − 1/K. With labels soft y_s is
-    learned too, and the set's label logits are 5 y_s. The kernel is that of an infinitely wide fully connected network,
-    whose accuracy on the test images is in the summary; the run's own network is what the set is evaluated on.
+    ½ mean |K_ts (K_ss + λI)⁻¹ y_s − y_t|² falls, in float64, over labels that are one-hot − 1/K. With labels soft y_s
+    is learned too, and the set's label logits are 5 y_s. The kernel is that of an infinitely wide network, whose
+    accuracy on the test images is in the summary; the run's own network is what the set is evaluated on.
     """
 
     Settings, needs = KIPSettings, Needs(real_data=True)

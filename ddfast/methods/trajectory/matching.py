@@ -46,7 +46,6 @@ class TrajectoryMatching(Method):
         if ranks.size > 1 and settings.segments == 1:
             self.student = RankBatches(self.student, ranks)
         self._part = ranks.part(settings.segments) if settings.segments > 1 else slice(None)  # this process's segments
-        self._network = network
         self.mask: Tensor | None = None  # by which the gradient in the images is multiplied, like it or broadcasting
         self.segments = self.reader(
             generator=self.generator,
@@ -132,7 +131,7 @@ class TrajectoryMatching(Method):
         count = len(taken.values[IMAGES]) if taken.batches is not None else len(self.learned)
         drawn = self._drawn(segments, taken.batches, count)
         flat = [slot for each in taken.slots for slot in each]
-        with self.dropout(self._network):
+        with self.dropout():
             packed, labels, *after = self._run(*drawn, taken.labels, *taken.values, *flat)
         verdict, measured = self.learned.commit(taken, packed, self.learned.slots_of(after), labels)
         return {**self.learned.record(verdict), **segments.names(), **self.record(measured)}
