@@ -190,8 +190,9 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         (
             "distill --method gan",
             1,
-            "ddfast: method: expected one of mtt, ftd, datm, tesla, att, pp, pad, edf, texture, simplified, mct, "
-            "selmatch, dc, dsa, idc, dm, cafe, ncfm, random, herding, forgetting, grand, el2n, k_center, got 'gan'",
+            "ddfast: method: expected one of mtt, ftd, datm, tesla, att, pp, pad, edf, texture, simplified, "
+            "mct, selmatch, dc, dsa, idc, dm, cafe, ncfm, dd, ld, kip, random, herding, forgetting, grand, "
+            "el2n, k_center, bptt, rat_bptt, at_bptt, at_bptt_pp, remember, got 'gan'",
         ),
         ("distill --network vgg", 1, "ddfast: network: expected one of convnet, resnet18, resnet18_ap, vgg11,"),
         ("distill --preset x", 1, "ddfast: preset: expected one of mtt/digits/ipc1, mtt/mnist/ipc1,"),

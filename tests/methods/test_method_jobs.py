@@ -27,6 +27,9 @@ def job(name, **options):
     given |= EXPANDING if name in ("datm", "pad") else {}
     given |= {"inner_loop": 2, "net_images": 8, "batch_real": 4, "batch_net": 4, "num_frequencies": 64}
     given |= {"most_steps": 3, "most_epochs": 3}
+    given |= {"total_steps": 1 if name == "ld" else 6, "reach": 1, "halve_every": 2, "patience": 1}
+    given |= {} if name in ("bptt", "dd", "ld", "remember") else {"window": 3}
+    given |= {"lr_img": 0.0} if name == "ld" else {"distill_epochs": 3} if name == "dd" else {}
     unused = set() if METHODS[name].needs.experts else options_of(ExpertOptions)
     return {option: value for option, value in given.items() if option in run_options(METHODS[name]).keys() - unused}
 
@@ -34,7 +37,7 @@ def job(name, **options):
 @pytest.mark.parametrize("name", LEARNING)
 def test_every_method_is_a_whole_job_that_resumes_bit_for_bit(pair, tmp_path, name):
     whole = ddfast.distill(pair, output=tmp_path / "whole", **job(name, iterations=4))
-    assert whole.synthetic.is_soft == (name in ("datm", "pad", "edf"))
+    assert whole.synthetic.is_soft == (name in ("datm", "pad", "edf", "at_bptt_pp", "ld"))
     assert 0 <= whole.accuracy["distilled"]["mean"] <= 100 and whole.accuracy["distilled"]["n"] == 2
 
     with pytest.raises(KeyboardInterrupt):
@@ -188,6 +191,11 @@ FLAGS = {
     "drop_by": "depth", "cam_interval": 7, "cam_strength": 0.0, "waypoints": 4, "smoothing": 2, "window_start": 0.375,
     "distilled_share": 0.75,
     "select_epoch": 4, "never_learnt": "last", "parameterisation": "tiles", "factor": 3, "bases": 5, "lr_weights": 0.75,
+    "total_steps": 19, "window": 8, "min_steps": 2, "inner_optimizer": "sgd", "syn_decay": 0.25, "per_class": 3,
+    "classes_per_step": 4, "image_norm": "always", "clip": 1.5, "windows": "last", "reach": 5,
+    "policy_temperature": 0.5, "policy_decay": 0.25, "length_temperature": 3.0, "policy_mix": 0.75,
+    "kernel": "nngp", "kernel_depth": 3, "kernel_reg": 0.125, "distill_epochs": 4, "network_start": "fixed",
+    "halve_every": 40, "label_form": "ridge", "batch_base": 6, "patience": 33, "label_ridge": 0.625,
 }  # fmt: skip
 OPTIONAL = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
 

@@ -27,6 +27,8 @@ KNOWN = {
     # of methods that look at real images
     *"batch_real outer_loop inner_loop lr_net batch_net gradient_distance networks_per_step".split(),
     *"curriculum drop_by window_start distilled_share".split(),
+    # of methods that differentiate through training
+    *"total_steps window windows reach per_class classes_per_step bases distill_epochs halve_every".split(),
     *"mom_net l2_net net_images net_strategy cutmix pre_epochs parameterisation factor".split(),
     *"networks_from first_epoch last_epoch ce_weight ce_lag num_frequencies discrimination".split(),
 }
@@ -38,7 +40,7 @@ CHOICES = {
     "starts": {"random", "in_turn"},
     "optimizer": {"sgd", "gsam"},
     "schedule": {"constant", "cosine"},
-    "protocol": {"ddfast", "mtt", "datm", "simplified"},
+    "protocol": {"ddfast", "mtt", "datm", "simplified", "bptt", "recipe"},
 }
 
 # What a table's columns are called, and its rows; None: the preset does not say, for all images, or no expansion.
@@ -225,7 +227,7 @@ def test_every_row_is_complete_and_agrees_with_itself(preset):
     for name, choices in CHOICES.items():
         assert row.get(name) in {None, *choices}, name
     if preset.method not in TRAJECTORY:
-        assert type(row["lr_img"]) is float and row["iterations"] > 0 and "max_start_epoch" not in row
+        assert type(row.get("lr_img", 0.1)) is float and row["iterations"] > 0 and "max_start_epoch" not in row
         return
     assert row.get("min_start_epoch", 0) < row["max_start_epoch"]
     assert row["max_start_epoch"] - 1 + row["expert_epochs"] <= row["train_epochs"]

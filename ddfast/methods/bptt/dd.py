@@ -91,6 +91,7 @@ class DD(ThroughTime):
             rates = synthetic.recipe.rates.clone()
         else:
             rates = torch.full((settings.total_steps,), settings.lr_teacher)
+        rates = rates.to(synthetic.images.dtype)
         raw = rates + (-(-rates).expm1()).log()  # the inverse of softplus
         how = Learned(settings.lr_img, Adam(settings.BETAS))
         return LearnedSet(synthetic, settings, self.device, more={RATES: (raw, how)})
