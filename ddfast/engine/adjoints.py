@@ -7,13 +7,13 @@ from torch import Tensor
 
 from ddfast import ops
 from ddfast.engine.inner_loop import Augment, How, Moments, Unroll, without_graph
-from ddfast.engine.optimizers import SGD
-from ddfast.engine.planner import Plan, make_plan, parse_budget
+from ddfast.engine.optimizers import SGD, Adam
+from ddfast.engine.planner import Plan, make_plan, moments_every, parse_budget
 from ddfast.engine.repeatable import Repeatable
 from ddfast.engine.reverse import CheckpointedMoments, CheckpointedSGD
 from ddfast.engine.students import ConvNetStudent, MicroBatches, Step
 from ddfast.engine.students.base import check_labels
-from ddfast.ops import Steps
+from ddfast.ops import AdamSteps, Steps
 
 
 class FullUnroll:
@@ -96,6 +96,8 @@ class _Recomputing:
             student = unroll.student
             end = ops.unroll(student.to_fused(start), images, labels, lr, steps, plan.stored_steps, student.layout)
             return student.from_fused(end), ()
+        if recorded and isinstance(unroll.optimizer, Adam) and self.second_order and _is_one_op(unroll, plan):
+            return _by_adam(unroll, plan, start, images, labels, lr, moments)
         if plan.micro_batch is not None:
             unroll = replace(unroll, student=MicroBatches(unroll.student, plan.micro_batch))
         if not recorded:
@@ -109,10 +111,23 @@ class _Recomputing:
         return states, tuple(moments)
 
 
+def _by_adam(
+    unroll: Unroll, plan: Plan, start: Tensor, images: Tensor, labels: Tensor, lr: Tensor, moments: Moments
+) -> tuple[Tensor, Moments]:
+    """The whole loop as ops.unroll_adam."""
+    student = unroll.student
+    check_labels(labels, student.layout.num_classes)
+    rows, every = None if unroll.augment is None else unroll.augment.rows.to(images), moments_every(unroll.syn_steps)
+    steps = AdamSteps(unroll.batches, rows, unroll.syn_steps, unroll.first, every, unroll.optimizer.settings)
+    begin = map(student.to_fused, (start, *moments))
+    end, *after = ops.unroll_adam(*begin, images, labels, lr, steps, plan.stored_steps, student.layout)
+    return student.from_fused(end), tuple(map(student.from_fused, after))
+
+
 def _is_one_op(unroll: Unroll, plan: Plan) -> bool:
-    """Whether the whole loop runs as ops.unroll: the fused ConvNet, an augmentation by rows of parameters, and a plan
-    without micro-batches, states thinned or elsewhere, or steps stored in part (an op cannot free those as it goes);
-    minibatches of one size."""
+    """Whether the whole loop runs as ops.unroll, or unroll_adam: the fused ConvNet, an augmentation by rows of
+    parameters, and a plan without micro-batches, states thinned or elsewhere, or steps stored in part (an op cannot
+    free those as it goes); minibatches of one size."""
     return (
         isinstance(unroll.student, ConvNetStudent)
         and (unroll.augment is None or _has_rows(unroll.augment))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddfast.ops import AdamSettings, adam_reverse, adam_step
+
 
 class OptimizerState(NamedTuple):
     """Where an optimiser is between two steps."""
@@ -121,52 +123,20 @@ class Adam(Optimizer):
                 raise ValueError(f"betas: expected numbers from 0 to below 1, got {self.betas!r}")
 
     @property
-    def _decays(self) -> tuple[float, float]:
-        """Of what is added to the gradient, and of θ itself."""
-        return (0.0, self.weight_decay) if self.decoupled else (self.weight_decay, 0.0)
+    def settings(self) -> AdamSettings:
+        """As the ops take them."""
+        added, own = (0.0, self.weight_decay) if self.decoupled else (self.weight_decay, 0.0)
+        return AdamSettings(*map(float, self.betas), float(self.eps), float(added), float(own))
 
     def step(self, theta, moments, gradient, lr, k):
         """One step, rounded as ops.unroll_adam does."""
-        (beta1, beta2), (added, own) = self.betas, self._decays
-        if added:
-            gradient = torch.add(gradient, theta, alpha=added)
-        m = torch.add(moments[0] * beta1, gradient, alpha=1 - beta1)
-        v = torch.addcmul(moments[1] * beta2, gradient, gradient, value=1 - beta2)
-        if own:
-            theta = torch.addcmul(theta, lr, theta, value=-own)
-        mean = m / (1 - beta1**k)
-        return torch.addcmul(theta, lr, mean / self._denominator(v, k), value=-1), (m, v)
+        theta, m, v = adam_step(theta, *moments, gradient, lr, k, self.settings)
+        return theta, (m, v)
 
     def reverse(self, theta, after, gradient, lr, k, by_theta, by_moments):
         """Its adjoint: the cotangents of m and v, and through both that of the gradient."""
-        (beta1, beta2), (added, own), (m, v) = self.betas, self._decays, after
-        if added:
-            gradient = torch.add(gradient, theta, alpha=added)
-        correction1, correction2 = 1 - beta1**k, 1 - beta2**k
-        root = (v / correction2).sqrt()
-        denominator = root + self.eps
-        moved = m / correction1 / denominator  # what α multiplies
-        by_lr = -(by_theta * moved).sum()
-        by_mean = by_theta * -lr / denominator
-        # moved falls by moved / denominator · d√v̂, and d√v̂ = dv / (2 √v̂ (1 − β₂^k))
-        by_root = torch.where(v > 0, -by_mean * moved / (2 * correction2 * root), 0.0)
-        by_m, by_v = by_moments[0] + by_mean / correction1, by_moments[1] + by_root
-        sigma = torch.addcmul((1 - beta1) * by_m, gradient, by_v, value=2 * (1 - beta2))
-        before = by_theta
-        if own:
-            by_lr = by_lr - own * (by_theta * theta).sum()
-            before = before - own * lr * by_theta
-        if added:
-            before = torch.add(before, sigma, alpha=added)
-        return Reversed(sigma, before, (beta1 * by_m, beta2 * by_v), by_lr)
-
-    def _denominator(self, v: Tensor, k: int) -> Tensor:
-        """√v̂ + ε, whose derivative is 0 where v is."""
-        corrected = v / (1 - self.betas[1] ** k)
-        if v.requires_grad:
-            used = corrected > 0
-            return torch.where(used, torch.where(used, corrected, 1.0).sqrt(), 0.0) + self.eps
-        return corrected.sqrt() + self.eps
+        found = adam_reverse(theta, *after, gradient, lr, k, self.settings, by_theta, *by_moments)
+        return Reversed(found.direction, found.parameters, (found.m, found.v), found.lr)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The ops: each a plain-PyTorch reference, the specification, with compiled kernels behind the same name."""
 
+from ddfast.ops._adam import AdamSettings, adam_reverse, adam_step
 from ddfast.ops._checks import expect_shape, expect_tensors
 from ddfast.ops._extension import EXTENSION, release_memory
 from ddfast.ops._layout import channels_last
@@ -14,12 +15,17 @@ from ddfast.ops.gradient_distance import gradient_distance
 from ddfast.ops.norm_relu_pool import norm_relu_pool
 from ddfast.ops.param_distance import param_distance
 from ddfast.ops.unroll import Steps, unroll
+from ddfast.ops.unroll_adam import AdamSteps, unroll_adam
 
 __all__ = [
     "EXTENSION",
     "PRECISIONS",
+    "AdamSettings",
+    "AdamSteps",
     "ConvNetLayout",
     "Steps",
+    "adam_reverse",
+    "adam_step",
     "add_rows",
     "channels_last",
     "computing_in",
@@ -42,4 +48,5 @@ __all__ = [
     "reference_mode",
     "release_memory",
     "unroll",
+    "unroll_adam",
 ]

@@ -41,7 +41,7 @@ def unroll(
         return torch.ops.ddfast.unroll(start, images, labels, lr, *steps, stored_steps, *layout.sizes)[0]
 
 
-class _Sweep(NamedTuple):
+class Sweep(NamedTuple):
     """What the forward sweep and the adjoint share."""
 
     images: Tensor
@@ -65,7 +65,7 @@ class _Sweep(NamedTuple):
 
 
 def _reference(start, images, labels, lr, batches, rows, syn_steps, momentum, weight_decay, stored_steps, *sizes):
-    sweep = _Sweep(images, labels, lr, batches, rows)
+    sweep = Sweep(images, labels, lr, batches, rows)
     theta, velocity, states, kept = start, 0, [], []
     for n in range(syn_steps):
         states.append(theta)
@@ -80,7 +80,7 @@ def _reference(start, images, labels, lr, batches, rows, syn_steps, momentum, we
 def _backward_reference(
     grad, states, images, labels, lr, batches, rows, kept, wanted, T, momentum, weight_decay, *sizes
 ):
-    sweep, empty = _Sweep(images, labels, lr, batches, rows), states.new_empty(0)
+    sweep, empty = Sweep(images, labels, lr, batches, rows), states.new_empty(0)
     _, want_images, want_labels, _ = wanted
     by_images, by_labels, slopes = torch.zeros_like(images), 0, []
     lam, sigma, each = grad, 0, 2 * sizes[1] - 1

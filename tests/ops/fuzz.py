@@ -51,6 +51,9 @@ def arguments_of_all_ops(case: Case) -> dict[str, tuple]:
     steps = (3, 0.0, 0.1)
     given = (parameters, images, soft, lr, batches, rows, *steps, 2, *sizes)
     last, states, stored = torch.ops.ddfast.unroll(*given)
+    moments, adam = (0.1 * parameters, parameters.square()), (3, 1, 2, 0.9, 0.999, 1e-8, 0.1, 0.2)
+    by_adam = (parameters, *moments, images, soft, lr, batches, rows, *adam, 2, *sizes)
+    *ends, gradients, begins, stored_by_adam = torch.ops.ddfast.unroll_adam(*by_adam)
     return {
         "gradient_distance": (*row[:2], [0, 1, 2], 0),
         "gradient_distance_backward": (
@@ -69,6 +72,8 @@ def arguments_of_all_ops(case: Case) -> dict[str, tuple]:
         **of_convnet,
         "convnet_grad_jvp": (parameters, images, labels, direction, kept, [True, True, True], *sizes),
         "unroll": given,
+        "unroll_adam": by_adam,
+        "unroll_adam_backward": (*ends, gradients, begins, *by_adam[3:8], stored_by_adam, [True] * 6, *adam, *sizes),
         "unroll_backward": (last, states, *given[1:6], stored, [True] * 4, *steps, *sizes),
     }
 
