@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from ddfast.optimizers import Adam
 from torch.nn.utils import parameters_to_vector
 
 from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
@@ -19,6 +20,7 @@ ADJOINTS = {
     "detached": DetachedUnroll(),
     "full": FullUnroll(),
 }
+LOOP = CheckpointedUnroll(plan=Plan(micro_batch=6))  # step by step: an op's own tensors are not seen
 
 
 def peak(name: str, T: int, mode, adjoint, *, grad: bool) -> int:
@@ -45,6 +47,22 @@ def test_memory_does_not_grow_with_the_steps_where_nothing_requires_a_gradient(n
 def test_memory_does_not_grow_with_the_steps_in_a_mode_without_gradients(name, adjoint, mode):
     few, many = (peak(name, T, mode, ADJOINTS[adjoint], grad=True) for T in (4, 60))
     assert many <= few
+
+
+def test_what_adam_keeps_grows_by_a_gradient_a_step():
+    """And by what every √T-th step begins with: of 100 steps 10, and of 4 steps 2."""
+    P = sum(p.numel() for p in make("convnet").parameters())
+    vectors = {}
+    for T in (4, 100):
+        network = make("convnet")
+        start = parameters_to_vector(network.parameters()).detach()
+        images = normal(6, 3, SIDE, SIDE).requires_grad_()
+        with LiveBytes() as bytes_alive:
+            end = unroll(network, start, images, torch.arange(6) % K, 0.05, syn_steps=T, optimizer=Adam(), adjoint=LOOP)
+        vectors[T] = bytes_alive.alive / 8 / P
+        assert end.requires_grad
+    grown = vectors[100] - vectors[4]
+    assert 96 + 3 * 8 <= grown <= 96 + 3 * 8 + 4
 
 
 def test_the_states_are_kept_where_a_gradient_may_be_asked_for():
