@@ -17,7 +17,7 @@ PARTS = (
     ("cpu-2-threads", "", (*OF_STEPS, "compiled")),
     ("cpu-2-threads-avx2", AVX2, OF_STEPS),
     ("cpu-2-threads", "\n### Networks of other code\n", ("networks",)),
-    ("cpu-2-threads", "\n### Steps on real images\n", ("real_images",)),
+    ("cpu-2-threads", "\n### Steps on real images\n", ("real_images", "bptt")),
     ("cpu-2-threads", "\n### Ops\n", ("conv3x3", "norm_relu_pool", "gradient_distance", "param_distance")),
 )
 

@@ -93,7 +93,7 @@ class Method:
     def __init__(self, settings: SetSettings, synthetic: SyntheticSet, resources: Resources) -> None:
         self.settings, self.resources = settings, resources
         self.generator, self.device, self.ranks = resources.generator, resources.device, resources.ranks
-        if resources.cuda_graph and not self.needs.unroll:
+        if resources.cuda_graph and not self.needs.experts:
             log.warning("cuda_graph: ignored, this method does not capture its steps")
         self.augment = DSA(settings.dsa_strategy)
         self.parameterisation = synthetic.parameterisation

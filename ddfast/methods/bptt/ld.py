@@ -110,7 +110,7 @@ class LD(ThroughTime):
             after = unroll(
                 student, theta, images, labels, rate, batches=chosen[None], optimizer=SGD(), adjoint=self.adjoint
             )
-            loss, more = data_loss(student, after, real), {}
+            loss, more = data_loss(student, after, real, at_once=self.real_at_once(student)), {}
         gradients = torch.autograd.grad(loss, values[self.learned.labels_at])
         all_gradients = [torch.zeros_like(value) for value in values]
         all_gradients[self.learned.labels_at] = gradients[0]

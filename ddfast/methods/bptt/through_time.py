@@ -10,7 +10,7 @@ from torch.nn.utils import parameters_to_vector
 
 from ddfast.data import SyntheticSet
 from ddfast.engine.adjoints import CheckpointedUnroll
-from ddfast.engine.data_loss import data_loss
+from ddfast.engine.data_loss import AT_ONCE, data_loss
 from ddfast.engine.inner_loop import Unroll
 from ddfast.engine.planner import Plan
 from ddfast.engine.students import RankBatches, Step, Student, student_of
@@ -22,6 +22,7 @@ from ddfast.methods.learned_set import IMAGES, LearnedSet
 from ddfast.methods.settings import INITS
 from ddfast.runtime.devices import to_device
 
+REAL_BYTES = 2**30  # of a pass over real images
 EMA = 0.9  # of the norms that clipping goes by
 
 
@@ -122,7 +123,7 @@ class ThroughTime(Method):
                 adjoint=self.adjoint,
             )
             real = self.draw_real()
-            loss = data_loss(student, last, real)
+            loss = data_loss(student, last, real, at_once=self.real_at_once(student))
         gradients = list(torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True))
         more = self.after(net, last.detach(), real)
         norm = self._clip(gradients)
@@ -180,6 +181,15 @@ class ThroughTime(Method):
         images, labels = self.real.minibatch(self.settings.batch_real)
         draws = self.augment.draw_steps(1, len(images), self.learned.about.image_size, self.generator)
         return (images if draws is None else draws(images, 0)), labels
+
+    def real_at_once(self, student: Student) -> int:
+        """How many real images go through the network at once: at most what REAL_BYTES hold."""
+        about = self.learned.about
+        image = (len(about.preprocessing.mean), *about.image_size)
+        one = student.step_bytes(torch.Size((16, *image)), 1, torch.float32, self.device.type == "cuda")
+        if one is None:
+            return AT_ONCE
+        return max(1, min(AT_ONCE, 16 * REAL_BYTES // one.grad))
 
     @torch.no_grad()
     def probe(self, net: nn.Module, student: Student, steps: int) -> Tensor:  # [T], on the CPU

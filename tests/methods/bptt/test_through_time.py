@@ -185,6 +185,15 @@ def test_learned_labels_stay_probabilities(pair):
     assert torch.allclose(on_simplex(weights), torch.tensor([[0, 1 / 3, 2 / 3], [1 / 3, 1 / 3, 1 / 3]]))
 
 
+def test_real_images_go_through_in_passes_of_a_gibibyte(pair, monkeypatch):
+    method = method_on(pair, "bptt")
+    student = method.student_of(method.network())
+    assert method.real_at_once(student) == 256
+    one = student.step_bytes(torch.Size((16, 1, 16, 16)), 1, torch.float32).grad / 16
+    monkeypatch.setattr("ddfast.methods.bptt.through_time.REAL_BYTES", int(3.5 * one))
+    assert method.real_at_once(student) == 3
+
+
 def test_minibatches_have_as_many_of_each_class_that_is_drawn(pair):
     method = method_on(pair, "bptt", per_class=1, classes_per_step=2)
     batches = method.draw_inner(50).batches
