@@ -7,6 +7,7 @@ stands beside. A line of results.jsonl per evaluation; what is there already is 
 """
 
 import json
+import subprocess
 import sys
 import time
 from argparse import ArgumentParser
@@ -15,7 +16,7 @@ from pathlib import Path
 import ddfast
 from benchmarks.measure import described
 
-EXPERTS = {"num_experts": 2, "train_epochs": 10, "zca": False}
+EXPERTS = ("--num-experts", "2", "--train-epochs", "10", "--no-zca", "--preset", "mtt/cifar10/ipc1")
 SHORT = {"syn_steps": 20, "expert_epochs": 1, "max_start_epoch": 4}
 METHODS = {
     "mtt": {**SHORT, "protocol": "ddfast"},
@@ -30,9 +31,11 @@ def run(method: str, data: str, ipc: int, minutes: float, seed: int, folder: Pat
     options = {"method": method, "ipc": ipc, "seed": seed, "zca": False, **METHODS[method], **EVALUATION}
     if method == "mtt":
         began = time.perf_counter()
-        store = ddfast.train_experts(data, output=folder / "experts" / data, preset="mtt/cifar10/ipc1", **EXPERTS)
+        store = folder / "experts" / data
+        command = [sys.executable, "-m", "ddfast", "experts", "--dataset", data, *EXPERTS, "--output", str(store)]
+        subprocess.run(command, check=True)
         print(f"experts: {(time.perf_counter() - began) / 60:.1f} min, or there already", flush=True)
-        options["experts"] = store.path
+        options["experts"] = store
     name = folder / "runs" / f"{data}-ipc{ipc}-{method}-{seed}"
     trial = ddfast.distill(data, output=f"{name}-trial", resume=True, iterations=4, **options)
     each = min(record["seconds"] for record in trial.history[1:])
