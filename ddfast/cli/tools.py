@@ -134,6 +134,7 @@ def info(
         lines = (
             f"{name}: {about[name]}"
             for name in ("setting", "network", "gradient", "budget", "recomputing all", "plan", "experts")
+            if name in about
         )
         click.echo(json.dumps(about, indent=2) if as_json else "\n".join(lines))
         return

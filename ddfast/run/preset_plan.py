@@ -62,7 +62,7 @@ def plan_of_preset(
         "budget": f"{budget / 2**20:.0f} MiB",
         "plan": plan.words(size),
         "recomputing all": Plan(predicted_bytes=predict(student, size, Plan())).words(size),
-        **_disk(preset.settings, row, student.num_parameters),
+        **(_disk(preset.settings, row, student.num_parameters) if METHODS[method].needs.experts else {}),
         **{key: value for key, value in asdict(plan).items() if value is not None},
     }
 

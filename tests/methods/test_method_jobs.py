@@ -234,4 +234,7 @@ def test_presets_of_a_method_are_listed_and_info_says_which_gradient_is_approxim
     plan = CliRunner().invoke(cli.cli, ["info", "--plan", "tesla/cifar10/ipc1"]).output
     assert "gradient: approximate" in plan
     assert "gradient: exact" in CliRunner().invoke(cli.cli, ["info", "--plan", "att/cifar10/ipc1"]).output
+    through_time = CliRunner().invoke(cli.cli, ["info", "--plan", "rat_bptt/cifar10/ipc10"])
+    assert through_time.exit_code == 0 and "100 images of 3 × 32 × 32 × 60 steps" in through_time.output
+    assert "experts:" not in through_time.output
     assert "tesla: the gradient is approximate" in CliRunner().invoke(cli.cli, ["info"]).output
