@@ -81,13 +81,13 @@ class _Recomputing:
             by_sgd = True
         else:
             by_sgd, unroll = False, replace(unroll, keeps_moments=True)
-        plan = self.plan or Plan()
-        if self.memory_budget is not None:
-            plan = make_plan(
-                unroll.student, unroll.size(start, images), parse_budget(self.memory_budget, images.device)
-            )
         differentiable = any(tensor.requires_grad for tensor in (start, images, labels, lr, *moments))
         recorded = differentiable and torch.is_grad_enabled()
+        plan = self.plan or Plan()
+        if self.memory_budget is not None:
+            size = unroll.size(start, images)
+            size = size if recorded else replace(size, syn_steps=1)  # else no step is kept
+            plan = make_plan(unroll.student, size, parse_budget(self.memory_budget, images.device))
         if recorded and by_sgd and self.second_order and _is_one_op(unroll, plan):
             check_labels(labels, unroll.student.layout.num_classes)
             rows = None if unroll.augment is None else unroll.augment.rows.to(images)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddfast.engine.adjoints import Adjoint, CheckpointedUnroll, FullUnroll
 from ddfast.engine.distances import DISTANCES
 from ddfast.engine.distances import distance as distance_between
-from ddfast.engine.inner_loop import Augment, Unroll, without_graph
+from ddfast.engine.inner_loop import Augment, Unroll
 from ddfast.engine.optimizers import SGD, Optimizer, OptimizerState
 from ddfast.engine.students import (
     ModuleStudent,
@@ -38,6 +38,8 @@ def _outside_inference_mode(function: Callable) -> Callable:
     """Have a function run without inference mode, on ordinary tensors: in it no step could be differentiated."""
 
     def ordinary(value: Any) -> Any:
+        if isinstance(value, OptimizerState):
+            return value._replace(moments=tuple(map(ordinary, value.moments)))
         return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
     @functools.wraps(function)
@@ -137,7 +139,8 @@ def unroll(
         before = replace(plan.part(0, detached_steps), return_states=False)
         rates = (lr, lr) if lr.dim() == 0 else (lr[:detached_steps], lr[detached_steps:])
         tensors = [tensor.detach() for tensor in (theta, images, labels, rates[0])]
-        theta, moments = without_graph(before, *tensors, tuple(moment.detach() for moment in moments))
+        with torch.no_grad():
+            theta, moments = adjoint(before, *tensors, tuple(moment.detach() for moment in moments), True)
         plan, lr = plan.part(detached_steps, syn_steps), rates[1]
     with_moments = state is not None or detached_steps > 0 or return_optimizer_state
     states, moments = adjoint(plan, theta, images, labels, lr, moments, with_moments)

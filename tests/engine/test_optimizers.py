@@ -165,6 +165,37 @@ def test_detached_steps_are_ordinary_ones_that_nothing_is_differentiated_through
     assert got[0][5].abs().max() > 0 and not got[2][:3].any()
 
 
+def test_detached_steps_follow_the_plan(monkeypatch):
+    seen, original = [], ConvNetStudent.grad
+    monkeypatch.setattr(
+        ConvNetStudent, "grad", lambda s, t, x, y, **o: seen.append(len(x)) or original(s, t, x, y, **o)
+    )
+    network = make("convnet")
+    adjoint = CheckpointedUnroll(plan=Plan(micro_batch=2))
+    ddfast.unroll(network, *setting(network), syn_steps=4, optimizer=Adam(), detached_steps=3, adjoint=adjoint)
+    assert set(seen) == {2} and len(seen) == 4 * IMAGES / 2
+
+
+def test_a_budget_that_no_window_would_need_is_enough_for_detached_steps():
+    """States of detached steps are not kept, and not counted."""
+    network = make("convnet")
+    vector = 8 * sum(p.numel() for p in network.parameters())
+    student, leaves = ConvNetStudent(network), setting(network)
+    size = UnrollSize(2, leaves[1].shape, IMAGES, dtype=torch.float64, moments=2)
+    budget = predict(student, size, Plan()) + 2 * vector
+    options = {"optimizer": Adam(), "detached_steps": 300, "adjoint": CheckpointedUnroll(budget)}
+    assert ddfast.unroll(student, *leaves, syn_steps=302, **options).isfinite().all()
+
+
+def test_a_state_may_come_from_inference_mode():
+    network = make("convnet")
+    leaves = setting(network)
+    with torch.inference_mode():
+        half, state = ddfast.unroll(network, *leaves, syn_steps=2, optimizer=Adam(), return_optimizer_state=True)
+        end = ddfast.unroll(network, half, *leaves[1:], syn_steps=2, optimizer=Adam(), state=state)
+    assert relative_error(end, ddfast.unroll(network, *leaves, syn_steps=4, optimizer=Adam())) < EXACT
+
+
 def test_the_image_gradient_of_a_window_is_that_of_detach_in_a_plain_loop():
     """Truncated BPTT as anybody would write it: Adam written out, detached after two steps."""
     network = make(SMOOTH)

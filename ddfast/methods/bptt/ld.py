@@ -192,7 +192,10 @@ class LD(ThroughTime):
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         super().load_own_state(state)
-        self._state = state["state"]
+        moved = {"moments": tuple(moment.to(self.device) for moment in state["state"].get("moments", ()))}
+        if "theta" in state["state"]:
+            moved["theta"] = state["state"]["theta"].to(self.device)
+        self._state = state["state"] | moved if state["state"] else {}
 
 
 def _adam(x: float, slope: float, m: float, v: float, k: int) -> list[float]:
