@@ -119,8 +119,8 @@ def _by_adam(
     check_labels(labels, student.layout.num_classes)
     rows, every = None if unroll.augment is None else unroll.augment.rows.to(images), moments_every(unroll.syn_steps)
     steps = AdamSteps(unroll.batches, rows, unroll.syn_steps, unroll.first, every, unroll.optimizer.settings)
-    begin = map(student.to_fused, (start, *moments))
-    end, *after = ops.unroll_adam(*begin, images, labels, lr, steps, plan.stored_steps, student.layout)
+    theta, m, v = map(student.to_fused, (start, *moments))
+    end, *after = ops.unroll_adam(theta, m, v, images, labels, lr, steps, plan.stored_steps, student.layout)
     return student.from_fused(end), tuple(map(student.from_fused, after))
 
 

@@ -31,7 +31,11 @@ class Optimizer(ABC):
     """How an inner step makes θ_{n+1} and the moments after it of θ_n, its gradient g_n and the moments before it."""
 
     weight_decay: float
-    num_moments: int  # tensors like θ that it keeps from step to step
+
+    @property
+    @abstractmethod
+    def num_moments(self) -> int:
+        """Tensors like θ that it keeps from step to step."""
 
     def begin(self, theta: Tensor) -> tuple[Tensor, ...]:  # like θ
         """The moments before the first step."""
@@ -80,7 +84,9 @@ class SGD(Optimizer):
         """Without momentum nothing is kept."""
         return int(self.momentum > 0)
 
-    def step(self, theta, moments, gradient, lr, k):
+    def step(
+        self, theta: Tensor, moments: tuple[Tensor, ...], gradient: Tensor, lr: Tensor, k: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One step, rounded as ops.unroll does."""
         if self.weight_decay:
             gradient = torch.add(gradient, theta, alpha=self.weight_decay)
@@ -88,7 +94,16 @@ class SGD(Optimizer):
             gradient = torch.add(gradient, moments[0], alpha=self.momentum)
         return torch.addcmul(theta, lr, gradient, value=-1), (gradient,) if self.momentum else ()
 
-    def reverse(self, theta, after, gradient, lr, k, by_theta, by_moments):
+    def reverse(
+        self,
+        theta: Tensor,
+        after: tuple[Tensor, ...],
+        gradient: Tensor,
+        lr: Tensor,
+        k: int,
+        by_theta: Tensor,
+        by_moments: tuple[Tensor, ...],
+    ) -> Reversed:
         """Its adjoint, by the velocity's own cotangent."""
         if not self.momentum:
             after, by_moments = (gradient + self.weight_decay * theta,), (0,)
@@ -112,7 +127,6 @@ class Adam(Optimizer):
     weight_decay: float = 0.0  # w
 
     decoupled = False  # AdamW's decay
-    num_moments = 2
 
     def __post_init__(self) -> None:
         _expect_not_negative(eps=self.eps, weight_decay=self.weight_decay)
@@ -123,19 +137,37 @@ class Adam(Optimizer):
                 raise ValueError(f"betas: expected numbers from 0 to below 1, got {self.betas!r}")
 
     @property
+    def num_moments(self) -> int:
+        """m and v."""
+        return 2
+
+    @property
     def settings(self) -> AdamSettings:
         """As the ops take them."""
         added, own = (0.0, self.weight_decay) if self.decoupled else (self.weight_decay, 0.0)
-        return AdamSettings(*map(float, self.betas), float(self.eps), float(added), float(own))
+        return AdamSettings(float(self.betas[0]), float(self.betas[1]), float(self.eps), float(added), float(own))
 
-    def step(self, theta, moments, gradient, lr, k):
+    def step(
+        self, theta: Tensor, moments: tuple[Tensor, ...], gradient: Tensor, lr: Tensor, k: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One step, rounded as ops.unroll_adam does."""
-        theta, m, v = adam_step(theta, *moments, gradient, lr, k, self.settings)
+        before_m, before_v = moments
+        theta, m, v = adam_step(theta, before_m, before_v, gradient, lr, k, self.settings)
         return theta, (m, v)
 
-    def reverse(self, theta, after, gradient, lr, k, by_theta, by_moments):
+    def reverse(
+        self,
+        theta: Tensor,
+        after: tuple[Tensor, ...],
+        gradient: Tensor,
+        lr: Tensor,
+        k: int,
+        by_theta: Tensor,
+        by_moments: tuple[Tensor, ...],
+    ) -> Reversed:
         """Its adjoint: the cotangents of m and v, and through both that of the gradient."""
-        found = adam_reverse(theta, *after, gradient, lr, k, self.settings, by_theta, *by_moments)
+        (m, v), (by_m, by_v) = after, by_moments
+        found = adam_reverse(theta, m, v, gradient, lr, k, self.settings, by_theta, by_m, by_v)
         return Reversed(found.direction, found.parameters, (found.m, found.v), found.lr)
 
 

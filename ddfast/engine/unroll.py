@@ -138,9 +138,8 @@ def unroll(
         _expect_detached(detached_steps, syn_steps)
         before = replace(plan.part(0, detached_steps), return_states=False)
         rates = (lr, lr) if lr.dim() == 0 else (lr[:detached_steps], lr[detached_steps:])
-        tensors = [tensor.detach() for tensor in (theta, images, labels, rates[0])]
         with torch.no_grad():
-            theta, moments = adjoint(before, *tensors, tuple(moment.detach() for moment in moments), True)
+            theta, moments = adjoint(before, theta.detach(), images, labels, rates[0], moments, True)
         plan, lr = plan.part(detached_steps, syn_steps), rates[1]
     with_moments = state is not None or detached_steps > 0 or return_optimizer_state
     states, moments = adjoint(plan, theta, images, labels, lr, moments, with_moments)

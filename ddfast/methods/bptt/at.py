@@ -55,7 +55,9 @@ class ATBPTT(ThroughTime):
 
     def __init__(self, settings: ATSettings, synthetic: SyntheticSet, resources: Resources) -> None:
         super().__init__(settings, synthetic, resources)
-        self._stage, self._accuracies, self._epochs = 0, [], []  # of the epoch, and the means of those before
+        self._stage = 0
+        self._accuracies: list[float] = []  # of the epoch
+        self._epochs: list[float] = []  # the means of those before
 
     def window(self, net: nn.Module, student: Student) -> Window:
         """By the stage."""

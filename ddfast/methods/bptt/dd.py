@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.utils import parameters_to_vector
 
-from ddfast.data import Dataset, SyntheticSet
+from ddfast.data import SyntheticSet
 from ddfast.data.recipe import Recipe
 from ddfast.methods.base import Resources
 from ddfast.methods.bptt.settings import UNROLL, Norms, ThroughTimeSettings
@@ -79,10 +79,6 @@ class DD(ThroughTime):
     def __init__(self, settings: DDSettings, synthetic: SyntheticSet, resources: Resources) -> None:
         super().__init__(settings, synthetic, resources)
         self._steps = self._parted(synthetic).repeat(settings.distill_epochs, 1)  # int64 [T, B]
-
-    @classmethod
-    def check(cls, settings: DDSettings, data: Dataset, network: nn.Module) -> None:
-        """Nothing that a network could lack."""
 
     def learn(self, synthetic: SyntheticSet) -> LearnedSet:
         """Images and rates."""

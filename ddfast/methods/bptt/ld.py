@@ -19,6 +19,7 @@ from ddfast.engine.unroll import unroll
 from ddfast.methods.base import Resources
 from ddfast.methods.bptt.settings import UNROLL, Norms, ThroughTimeSettings
 from ddfast.methods.bptt.through_time import ThroughTime
+from ddfast.methods.settings import SetSettings
 from ddfast.runtime.options import AtLeast1, Option, Positive
 
 FORMS = ("second_order", "ridge")
@@ -85,7 +86,7 @@ class LD(ThroughTime):
         self._state: dict[str, Any] = {}
 
     @classmethod
-    def check(cls, settings: LDSettings, data: Dataset, network: nn.Module) -> None:
+    def check(cls, settings: SetSettings, data: Dataset, network: nn.Module) -> None:
         """ValueError for a network without features, where they are looked at."""
         if settings.label_form == "ridge":
             with torch.no_grad():
@@ -157,11 +158,11 @@ class LD(ThroughTime):
             of_base.shape[1], dtype=of_base.dtype, device=of_base.device
         )
         weights = torch.linalg.solve(gram, of_base.T @ labels.double())  # [F + 1, K]
-        scale, *moments, k = self._state["scale"]
+        scale, m, v, k = self._state["scale"]
         calibration = torch.tensor(scale, dtype=torch.float64, device=base.device, requires_grad=True)
         loss = cross_entropy(calibration * (of_real @ weights), classes)
         (slope,) = torch.autograd.grad(loss, calibration, retain_graph=True)
-        self._state = self._state | {"scale": _adam(scale, float(slope), *moments, k)}
+        self._state = self._state | {"scale": _adam(scale, float(slope), m, v, k)}
         last = weights.detach()
         return loss.float(), {"last_layer": torch.cat([last[:-1].T.reshape(-1), last[-1]]).float()}
 
