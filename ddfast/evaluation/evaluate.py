@@ -277,9 +277,9 @@ def evaluate_random_real(
         log.info("random real images: %s instead of %s, because some classes have no more training images", *few)
     networks = names_of(networks)
     check_evaluation(networks, protocol, dataset)
-    schedule = schedule_of(
-        protocol, eval_epochs, eval_batch, BASELINE_LR, dsa_strategy, sam_rho, num_eval, device, at_once
-    )
+    protocol = "ddfast" if protocol_named(protocol).recipe else protocol  # real images have none
+    lr = protocol_named(protocol).lr or BASELINE_LR
+    schedule = schedule_of(protocol, eval_epochs, eval_batch, lr, dsa_strategy, sam_rho, num_eval, device, at_once)
     test = dataset.test_batches(schedule.device)
 
     def train(name: str, numbers: list[int]) -> Iterator[float]:

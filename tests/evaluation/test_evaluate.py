@@ -129,6 +129,7 @@ def test_protocols_are_the_papers(data, good, monkeypatch):
         ("mtt", 1001, 256, 0.03, (502,)),
         ("datm", 1001, 128, 0.03, (502,)),
         ("simplified", 200, 100, 0.01, (100, 150)),
+        ("bptt", 1000, 256, 0.001, ()),
     ):
         options = {"num_eval": 1, "networks": ("mlp",), "protocol": name}
         evaluate(good, data, **options)
@@ -136,9 +137,13 @@ def test_protocols_are_the_papers(data, good, monkeypatch):
         evaluate_random_real(data, 1, **options)
         (chosen, _), (given, _), (baseline, _) = used[-3:]
         assert (chosen.epochs, chosen.batch, chosen.drops(epochs)) == (epochs, batch, drops)
-        assert chosen.lr == pytest.approx(lr) and baseline == replace(chosen, lr=0.01)
+        assert chosen.lr == pytest.approx(lr) and baseline == replace(chosen, lr=0.001 if name == "bptt" else 0.01)
+        assert chosen.adam == (name == "bptt")
         assert given == replace(chosen, lr=0.02, epochs=3, batch=5)
-    assert len(schedule.PROTOCOLS) == 4 and all(options["sharpness"] is None for _, options in used)
+    evaluate_random_real(data, 1, num_eval=1, networks=("mlp",), protocol="recipe")  # which real images have none
+    assert used[-1][0] == replace(schedule.PROTOCOLS["ddfast"], lr=0.01)
+    assert set(schedule.PROTOCOLS) == {"ddfast", "mtt", "datm", "simplified", "bptt", "recipe"}
+    assert all(options["sharpness"] is None for _, options in used)
     evaluate_random_real(data, 1, num_eval=1, networks=("mlp",), sam_rho=0.05)
     assert used[-1][1]["sharpness"] == GSAM(0.05, 0.0)
 
@@ -243,7 +248,7 @@ def test_what_does_not_fit_together_is_refused(data, pair, good):
         ({"networks": ("convnet", "vgg")}, "network: expected one of convnet"),
         ({"eval_epochs": 0}, "eval_epochs: expected a whole number of at least 1"),
         ({"eval_lr": -1.0}, "eval_lr: expected a positive number, got -1.0"),
-        ({"protocol": "dc"}, "protocol: expected one of ddfast, mtt, datm, simplified, got 'dc'"),
+        ({"protocol": "dc"}, "protocol: expected one of ddfast, mtt, datm, bptt, recipe, simplified, got 'dc'"),
         ({"eval_batch": 0}, "eval_batch: expected a whole number of at least 1"),
         ({"sam_rho": 0.0}, "sam_rho: expected a positive number, got 0.0"),
     ):

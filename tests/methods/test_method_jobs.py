@@ -29,7 +29,7 @@ def job(name, **options):
     given |= {"most_steps": 3, "most_epochs": 3}
     given |= {"total_steps": 1 if name == "ld" else 6, "reach": 1, "halve_every": 2, "patience": 1}
     given |= {} if name in ("bptt", "dd", "ld", "remember") else {"window": 3}
-    given |= {"lr_img": 0.0} if name == "ld" else {"distill_epochs": 3} if name == "dd" else {}
+    given |= {"lr_img": 0.0} if name == "ld" else {"distill_epochs": 3, "total_steps": 3} if name == "dd" else {}
     unused = set() if METHODS[name].needs.experts else options_of(ExpertOptions)
     return {option: value for option, value in given.items() if option in run_options(METHODS[name]).keys() - unused}
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ddfast
 from ddfast import networks
 from ddfast.data import load_dataset
-from ddfast.engine import adjoints
+from ddfast.engine import reverse
 from ddfast.methods import METHODS, Resources, learned_set
 from ddfast.methods.descent import Descent
 from ddfast.run import loop
@@ -101,7 +101,7 @@ def reads(monkeypatch):
         return [torch.tensor(numbers, dtype=torch.float64), *(torch.zeros(t.shape, dtype=t.dtype) for t in tensors[1:])]
 
     monkeypatch.setattr(learned_set, "to_host", read)
-    monkeypatch.setattr(adjoints, "_last_used", lambda grad: seen.append("last used") or 1)
+    monkeypatch.setattr(reverse, "last_used", lambda grad: seen.append("last used") or 1)
     return seen
 
 
