@@ -84,6 +84,27 @@ struct Unroll {
   }
 };
 
+// What the last steps kept, 2·depth − 1 tensors each, given up one step after another from the last back.
+class Kept {
+ public:
+  Kept(at::TensorList kept, int64_t depth, int64_t syn_steps) : stored_(kept.vec()), each_(2 * depth - 1) {
+    const int64_t count = static_cast<int64_t>(stored_.size());
+    TORCH_CHECK_VALUE(count % each_ == 0 && count / each_ <= syn_steps, "kept: expected ", each_,
+                      " tensors for each of at most ", syn_steps, " steps, got ", count);
+  }
+  // Those of a step; none where it kept none.
+  std::vector<Tensor> pop() {
+    if (stored_.empty()) return {};
+    const std::vector<Tensor> step(stored_.end() - each_, stored_.end());
+    stored_.resize(stored_.size() - each_);
+    return step;
+  }
+
+ private:
+  std::vector<Tensor> stored_;
+  int64_t each_;
+};
+
 // θ_T [S, P], θ_0 … θ_{T−1} [T, S, P], and what the last stored_steps steps kept, 2·depth − 1 tensors each
 std::tuple<Tensor, Tensor, std::vector<Tensor>> unroll(const Tensor& start, const Tensor& images, const Tensor& labels,
                                                        const Tensor& lr, const Optional& batches, const Optional& rows,
@@ -134,9 +155,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> unroll_backward(const Tensor& grad, c
   expect_range("syn_steps", syn_steps, states.size(0), states.size(0));
   sweep.check(syn_steps);
   expect_tensor("grad", grad, states.sizes().slice(1), states.scalar_type(), states.device());
-  const int64_t each = 2 * depth - 1, count = static_cast<int64_t>(kept.size());  // tensors of a step, and of all
-  TORCH_CHECK_VALUE(count % each == 0 && count / each <= syn_steps, "kept: expected ", each,
-                    " tensors for each of at most ", syn_steps, " steps, got ", count);
+  Kept stored(kept, depth, syn_steps);
   TORCH_CHECK_VALUE(!wanted[2] || labels.is_floating_point(), "wanted: expected false for int64 labels, got true");
   const auto [want_start, want_images, want_labels, want_lr] = wanted;
   const Tensor empty = at::empty({0}, states.options());
@@ -144,16 +163,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> unroll_backward(const Tensor& grad, c
   Tensor grad_labels = want_labels ? at::zeros_like(labels) : empty;
   Tensor grad_lr = want_lr ? at::zeros_like(lr) : empty;
   Tensor lambda = grad, sigma;
-  std::vector<Tensor> stored = kept.vec();
   for (int64_t n = syn_steps - 1; n >= 0; --n) {
     const Tensor theta = states.select(0, n);
     sigma = momentum != 0 && sigma.defined() ? lambda + momentum * sigma : lambda;
     const bool earlier = n > 0 || want_start;
-    std::vector<Tensor> step;
-    if (!stored.empty()) {
-      step.assign(stored.end() - each, stored.end());
-      stored.resize(stored.size() - each);
-    }
+    const std::vector<Tensor> step = stored.pop();
     auto [slope, h_sigma, by_images, by_labels] =
         convnet_grad_jvp(theta, sweep.minibatch(n), sweep.take(labels, n), sigma, step,
                          {earlier, want_images, want_labels}, width, depth, num_classes, border, eps, precision);
@@ -285,9 +299,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> unroll_adam_backward(
   expect_tensor("grad", grad, {S, P}, gradients.scalar_type(), gradients.device());
   expect_tensor("by_m", by_m, {S, P}, gradients.scalar_type(), gradients.device());
   expect_tensor("by_v", by_v, {S, P}, gradients.scalar_type(), gradients.device());
-  const int64_t each = 2 * depth - 1, count = static_cast<int64_t>(kept.size());  // tensors of a step, and of all
-  TORCH_CHECK_VALUE(count % each == 0 && count / each <= syn_steps, "kept: expected ", each,
-                    " tensors for each of at most ", syn_steps, " steps, got ", count);
+  Kept stored(kept, depth, syn_steps);
   const auto [want_start, want_m, want_v, want_images, want_labels, want_lr] = wanted;
   TORCH_CHECK_VALUE(!want_labels || labels.is_floating_point(), "wanted: expected false for int64 labels, got true");
   const Tensor empty = at::empty({0}, gradients.options()), minus_one = -at::ones({}, gradients.options());
@@ -296,7 +308,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> unroll_adam_backward(
   Tensor grad_labels = want_labels ? at::zeros_like(labels) : empty;
   Tensor grad_lr = want_lr ? at::zeros_like(lr) : empty;
   Tensor cotangents = at::stack({grad, by_m, by_v});
-  std::vector<Tensor> stored = kept.vec(), states;
+  std::vector<Tensor> states;
   for (int64_t place = segments - 1; place >= 0; --place) {
     const int64_t begin = place * every, end = std::min(begin + every, syn_steps);
     states.assign(1, begins[place]);  // θ, m and v before each step of the segment, and after the last
@@ -312,11 +324,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> unroll_adam_backward(
       const auto [direction, by_lr] =
           adam.reverse(theta, after[1], after[2], gradients[n], sweep.rate(n), first + n + 1, cotangents);
       const bool earlier = n > 0 || want_start;
-      std::vector<Tensor> step;
-      if (!stored.empty()) {
-        step.assign(stored.end() - each, stored.end());
-        stored.resize(stored.size() - each);
-      }
+      const std::vector<Tensor> step = stored.pop();
       auto [slope, h_sigma, by_images, by_labels] =
           convnet_grad_jvp(theta, sweep.minibatch(n), sweep.take(labels, n), direction, step,
                            {earlier, want_images, want_labels}, width, depth, num_classes, border, norm_eps, precision);

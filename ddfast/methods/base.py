@@ -108,6 +108,10 @@ class Method:
         """A network of the run's kind on the device, its initial parameters drawn from the run's generator."""
         return self.resources.create(self.generator).to(self.device)
 
+    def blank_network(self) -> nn.Module:
+        """One of the run's kind, whose parameters are to be replaced: nothing is drawn for it."""
+        return self.resources.create(torch.Generator()).to(self.device)
+
     @contextmanager
     def dropout(self, net: nn.Module | None = None) -> Iterator[None]:
         """In it dropout draws from the run's own seed; nothing is drawn for a network (None: the run's) without any."""
@@ -150,7 +154,7 @@ class Method:
     def _step(self) -> dict[str, Any]:
         taken = self.learned.take()
         values = [value.detach().requires_grad_() for value in taken.values]
-        labels = taken.labels if self.learned.labels_at is None else values[self.learned.labels_at]
+        labels = self.learned.labels_of(values, taken.labels)
         images = self.learned.see(values, self.generator)
         loss = self.loss(images, labels.softmax(1) if labels.is_floating_point() else labels)
         gradients = torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True)

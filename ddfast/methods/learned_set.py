@@ -120,6 +120,14 @@ class LearnedSet:
         """What the parameterisation decodes beside the images, of what is learned and what is not."""
         return self._constant | {name: values[place] for name, place in self._others_at.items()}
 
+    def labels_of(
+        self,
+        values: Sequence[Tensor],  # as `Taken` has them
+        labels: Tensor | None,  # those that are not learned
+    ) -> Tensor:
+        """The labels: learned ones, or those."""
+        return labels if self.labels_at is None else values[self.labels_at]
+
     def see(
         self,
         values: Sequence[Tensor],  # as `Taken` has them

@@ -127,11 +127,13 @@ class SetSettings:
             return SCORING_EXPERTS
         if init in BY_FEATURES and value("select_on") == "experts":
             return 1
-        return int(value("labels") == "soft")
+        return int(value("labels") == "soft" and cls.FIRST_LOGIT is None)
 
     def timed(self) -> tuple[Self, float]:
         """Settings whose steps can be timed before there are experts, within seconds where possible; and how many of
         them one of these settings is."""
+        if self.FIRST_LOGIT is not None:
+            return replace(self, init="noise"), 1.0
         return replace(self, init="noise", labels="hard", lr_label=0.0), 1.0
 
     @property

@@ -5,7 +5,7 @@ from torch import nn
 
 from ddfast.engine.students.base import GradientJvp, Step, StepBytes, Student, Wanted
 from ddfast.engine.students.convnet import ConvNetStudent
-from ddfast.engine.students.features import Features
+from ddfast.engine.students.features import Features, expect_features
 from ddfast.engine.students.fused import why_not_fused
 from ddfast.engine.students.gsam import GSAM
 from ddfast.engine.students.micro_batches import MicroBatches
@@ -29,6 +29,7 @@ __all__ = [
     "Student",
     "Training",
     "Wanted",
+    "expect_features",
     "recognise",
     "side_by_side",
     "student_of",

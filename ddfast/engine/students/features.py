@@ -47,6 +47,12 @@ class Features:
             return torch.stack([features_of(net, images)[0] for net in self._nets])
 
 
+@torch.no_grad()
+def expect_features(net: nn.Module, image: torch.Size) -> None:  # [C, H, W]
+    """ValueError for a network that has no linear layer at its end."""
+    Features([net], image)(torch.zeros(1, *image))
+
+
 def features_of(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W] -> [B, F], [B, K]
     """What the last linear layer that is called is given, and the network's logits; in the network's own mode.
 

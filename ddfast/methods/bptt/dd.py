@@ -15,8 +15,9 @@ from ddfast.methods.base import Resources
 from ddfast.methods.bptt.settings import UNROLL, Norms, ThroughTimeSettings
 from ddfast.methods.bptt.through_time import Inner, ThroughTime
 from ddfast.methods.descent import Adam, Learned
-from ddfast.methods.learned_set import LearnedSet
+from ddfast.methods.learned_set import IMAGES, LearnedSet
 from ddfast.methods.settings import OUTER
+from ddfast.runtime.devices import to_device
 from ddfast.runtime.options import AtLeast1, Option
 
 RATES = "rates"
@@ -79,6 +80,7 @@ class DD(ThroughTime):
     def __init__(self, settings: DDSettings, synthetic: SyntheticSet, resources: Resources) -> None:
         super().__init__(settings, synthetic, resources)
         self._steps = self._parted(synthetic).repeat(settings.distill_epochs, 1)  # int64 [T, B]
+        self._steps_done = 0
 
     def learn(self, synthetic: SyntheticSet) -> LearnedSet:
         """Images and rates."""
@@ -110,31 +112,26 @@ class DD(ThroughTime):
             return super().network()
         return self.resources.network.to(self.device).train()
 
-    def rates(self, values: Sequence[Tensor], steps: int) -> Tensor:  # [T]
+    def rates(self, values: Sequence[Tensor]) -> Tensor:  # [T]
         """Those that are learned."""
         return softplus(values[self.learned.more_at[RATES]])
 
     def draw_inner(self, steps: int) -> Inner:
         """The groups, one after another."""
-        steps_of = self._steps.to(self.device)
-        return Inner(
-            steps_of, self.augment.draw_steps(steps, steps_of.shape[1], self.learned.about.image_size, self.generator)
-        )
+        size = self._steps.shape[1], self.learned.about.image_size
+        return Inner(to_device(self._steps, self.device), self.augment.draw_steps(steps, *size, self.generator))
 
     def _step(self) -> dict[str, Any]:
         record = super()._step()
         self._steps_done += 1
-        every = self.settings.halve_every
-        if every is not None and self._steps_done % every == 0:
-            self._set_rates()
+        self._set_rates()
         return record
 
-    _steps_done = 0
-
     def _set_rates(self) -> None:
+        """Halve the learning rates as often as is due."""
         every = self.settings.halve_every
         halved = 0.5 ** (0 if every is None else self._steps_done // every)
-        for place in (0, self.learned.more_at[RATES]):
+        for place in (IMAGES, self.learned.more_at[RATES]):
             self.learned.descent.set_rate(place, self.settings.lr_img * halved)
 
     def own_state(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ddfast.data import Dataset, SyntheticSet
 from ddfast.engine.data_loss import data_loss
 from ddfast.engine.inner_loop import Unroll
 from ddfast.engine.optimizers import SGD, Adam
-from ddfast.engine.students import Features, Step
+from ddfast.engine.students import Features, Step, expect_features
 from ddfast.engine.unroll import unroll
 from ddfast.methods.base import Resources
 from ddfast.methods.bptt.settings import UNROLL, Norms, ThroughTimeSettings
@@ -22,7 +22,6 @@ from ddfast.methods.bptt.through_time import ThroughTime
 from ddfast.methods.settings import SetSettings
 from ddfast.runtime.options import AtLeast1, Option, Positive
 
-FORMS = ("second_order", "ridge")
 AVERAGE = 0.01  # of the last layer's weights, towards the ridge's
 CALIBRATION_LR = 0.01
 
@@ -89,19 +88,18 @@ class LD(ThroughTime):
     def check(cls, settings: SetSettings, data: Dataset, network: nn.Module) -> None:
         """ValueError for a network without features, where they are looked at."""
         if settings.label_form == "ridge":
-            with torch.no_grad():
-                Features([network], data.train_images.shape[1:])(torch.zeros(1, data.channels, *data.image_size))
+            expect_features(network, data.train_images.shape[1:])
 
     def _step(self) -> dict[str, Any]:
         settings: LDSettings = self.settings
         self._state = self._state or self._begun()
-        net = self._network()
+        net = self.blank_network().train()
         vector_to_parameters(self._state["theta"], net.parameters())
         student, taken = self.student_of(net), self.learned.take()
         values = [
             value.detach().requires_grad_(place == self.learned.labels_at) for place, value in enumerate(taken.values)
         ]
-        images, labels = self.seen(values)
+        images, labels = self.seen(values, taken)
         chosen = torch.randperm(len(images), generator=self.generator)[: self._batch].to(self.device)
         theta, real = self._state["theta"], self.draw_real()
         if settings.label_form == "ridge":
@@ -119,10 +117,6 @@ class LD(ThroughTime):
         self._train(student, images.detach(), chosen, more)
         begins = self._count(float(loss.detach()))
         return {**self.learned.record(verdict), **({"restart_after": begins} if begins else {})}
-
-    def _network(self) -> nn.Module:
-        """One of the run's kind, whose parameters are to be replaced: nothing is drawn for it."""
-        return self.resources.create(torch.Generator()).to(self.device).train()
 
     def _begun(self) -> dict[str, Any]:
         """A new network's state."""
@@ -158,11 +152,14 @@ class LD(ThroughTime):
             of_base.shape[1], dtype=of_base.dtype, device=of_base.device
         )
         weights = torch.linalg.solve(gram, of_base.T @ labels.double())  # [F + 1, K]
-        scale, m, v, k = self._state["scale"]
-        calibration = torch.tensor(scale, dtype=torch.float64, device=base.device, requires_grad=True)
+        *held, k = self._state["scale"]
+        calibration, m, v = (torch.tensor(x, dtype=torch.float64, device=base.device) for x in held)
+        calibration.requires_grad_()
         loss = cross_entropy(calibration * (of_real @ weights), classes)
         (slope,) = torch.autograd.grad(loss, calibration, retain_graph=True)
-        self._state = self._state | {"scale": _adam(scale, float(slope), m, v, k)}
+        rate = torch.full_like(slope, CALIBRATION_LR)
+        scale, moments = Adam().step(calibration.detach(), (m, v), slope, rate, k + 1)
+        self._state = self._state | {"scale": [*map(float, (scale, *moments)), k + 1]}
         last = weights.detach()
         return loss.float(), {"last_layer": torch.cat([last[:-1].T.reshape(-1), last[-1]]).float()}
 
@@ -197,9 +194,3 @@ class LD(ThroughTime):
         if "theta" in state["state"]:
             moved["theta"] = state["state"]["theta"].to(self.device)
         self._state = state["state"] | moved if state["state"] else {}
-
-
-def _adam(x: float, slope: float, m: float, v: float, k: int) -> list[float]:
-    """A step of Adam on a number: it, its moments, its steps."""
-    k, m, v = k + 1, 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
-    return [x - CALIBRATION_LR * (m / (1 - 0.9**k)) / (math.sqrt(v / (1 - 0.999**k)) + 1e-8), m, v, k]

@@ -1,8 +1,7 @@
 """The options of the methods that differentiate through training."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 
@@ -72,14 +71,10 @@ class ThroughTimeSettings(SetSettings):
             return Adam(weight_decay=self.syn_decay)
         return SGD(self.syn_momentum, self.syn_decay)
 
-    @classmethod
-    def judges(cls, values: Mapping[str, Any]) -> int:
-        """As of others, but soft labels begin as the classes."""
-        return super().judges({**values, "labels": "hard"})
-
     def timed(self) -> tuple[Self, float]:
         """A tenth of the steps and of the real images."""
-        return replace(self, init="noise", **self._tenth()), 10.0
+        settings, _ = super().timed()
+        return replace(settings, **self._tenth()), 10.0
 
     def _tenth(self) -> dict[str, int]:
         window, before = -(-self.longest_window // 10), self.min_steps // 10

@@ -13,16 +13,17 @@ from ddfast.engine.adjoints import CheckpointedUnroll
 from ddfast.engine.data_loss import AT_ONCE, data_loss
 from ddfast.engine.inner_loop import Unroll
 from ddfast.engine.planner import Plan
-from ddfast.engine.students import RankBatches, Step, Student, student_of
+from ddfast.engine.students import RankBatches, Step, StepBytes, Student, student_of
 from ddfast.engine.unroll import unroll
 from ddfast.methods.base import Method, Needs, Resources
 from ddfast.methods.bptt.labels import SimplexSet
 from ddfast.methods.bptt.settings import ThroughTimeSettings
-from ddfast.methods.learned_set import IMAGES, LearnedSet
+from ddfast.methods.learned_set import IMAGES, LearnedSet, Taken
 from ddfast.methods.settings import INITS
 from ddfast.runtime.devices import to_device
 
 REAL_BYTES = 2**30  # of a pass over real images
+SOME = 16  # images, by which it is found out what one takes
 EMA = 0.9  # of the norms that clipping goes by
 
 
@@ -59,6 +60,7 @@ class ThroughTime(Method):
         classes = synthetic.classes
         self._members = [(classes == k).nonzero()[:, 0] for k in range(len(synthetic.class_names))]
         self._norm = 0.0
+        self._of_some: tuple[StepBytes | None] | None = None
         self.use_plan(resources.plan)
 
     def learn(self, synthetic: SyntheticSet) -> LearnedSet:
@@ -77,7 +79,7 @@ class ThroughTime(Method):
         settings = self.settings
         return Window(settings.total_steps - settings.longest_window, settings.total_steps)
 
-    def rates(self, values: Sequence[Tensor], steps: int) -> Tensor:  # [] or [T]
+    def rates(self, values: Sequence[Tensor]) -> Tensor:  # [] or [T]
         """The learning rate of the inner steps."""
         at = self.learned.lr_at
         return self.learned.about.lr.to(self.device) if at is None else values[at]
@@ -108,14 +110,14 @@ class ThroughTime(Method):
         inner = self.draw_inner(window.end)
         taken = self.learned.take()
         values = [value.detach().requires_grad_() for value in taken.values]
-        images, labels = self.seen(values)
+        images, labels = self.seen(values, taken)
         with self.dropout(net):
             last = unroll(
                 student,
                 start,
                 images,
                 labels,
-                self.rates(values, window.end),
+                self.rates(values),
                 **({"syn_steps": window.end} if inner.batches is None else {"batches": inner.batches}),
                 augment=inner.augment,
                 optimizer=settings.optimizer,
@@ -142,16 +144,21 @@ class ThroughTime(Method):
         """That of an outer step: a new one."""
         return self.new_network().train()
 
+    @property
+    def image(self) -> torch.Size:  # [C, H, W]
+        """The size of what networks see."""
+        return torch.Size((len(self.learned.about.preprocessing.mean), *self.learned.about.image_size))
+
     def student_of(self, net: nn.Module) -> Student:
         """The network's flat parameters; its minibatches are shared by all processes."""
-        image = torch.Size((len(self.learned.about.preprocessing.mean), *self.learned.about.image_size))
-        student = student_of(net, self.resources.precision, image)
+        student = student_of(net, self.resources.precision, self.image)
         return RankBatches(student, self.ranks) if self.ranks.size > 1 else student
 
-    def seen(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:  # [J, C, H, W]; int64 [J] or [J, K]
-        """The synthetic images as networks see them, and their labels."""
-        labels = self.learned.take().labels if self.learned.labels_at is None else values[self.learned.labels_at]
-        return self.learned.see(values, self.generator), labels
+    def seen(
+        self, values: Sequence[Tensor], taken: Taken
+    ) -> tuple[Tensor, Tensor]:  # [J, C, H, W]; int64 [J] or [J, K]
+        """The synthetic images as networks see them, and their labels; `values`: those of `taken`, differentiable."""
+        return self.learned.see(values, self.generator), self.learned.labels_of(values, taken.labels)
 
     def draw_inner(self, steps: int) -> Inner:
         """Minibatches and augmentations of so many inner steps."""
@@ -184,22 +191,21 @@ class ThroughTime(Method):
 
     def real_at_once(self, student: Student) -> int:
         """How many real images go through the network at once: at most what REAL_BYTES hold."""
-        about = self.learned.about
-        image = (len(about.preprocessing.mean), *about.image_size)
-        one = student.step_bytes(torch.Size((16, *image)), 1, torch.float32, self.device.type == "cuda")
-        if one is None:
-            return AT_ONCE
-        return max(1, min(AT_ONCE, 16 * REAL_BYTES // one.grad))
+        if self._of_some is None:  # the same for every network of the run, and found out by a pass of some kinds
+            on_gpu = self.device.type == "cuda"
+            self._of_some = (student.step_bytes(torch.Size((SOME, *self.image)), 1, torch.float32, on_gpu),)
+        (step,) = self._of_some
+        return AT_ONCE if step is None else max(1, min(AT_ONCE, SOME * REAL_BYTES // step.grad))
 
     @torch.no_grad()
     def probe(self, net: nn.Module, student: Student, steps: int) -> Tensor:  # [T], on the CPU
         """‖g_n‖ of the steps of an ordinary training of this network on the set as it is."""
-        inner = self.draw_inner(steps)
-        images, labels = self.seen(self.learned.take().values)
+        inner, taken = self.draw_inner(steps), self.learned.take()
+        images, labels = self.seen(taken.values, taken)
         theta = parameters_to_vector(net.parameters()).detach()[None]
         loop = Unroll(student, steps, inner.batches, inner.augment, self.settings.optimizer, return_states=False)
         moments, norms = loop.optimizer.begin(theta), []
-        rates = self.rates(self.learned.take().values, steps).expand(steps)
+        rates = self.rates(taken.values).expand(steps)
         with self.dropout(net):
             for n in range(steps):
                 theta, moments, gradient = loop.step(theta, moments, images, labels, rates[n], n, Step())

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import vector_to_parameters
 
 from ddfast.data import Dataset
-from ddfast.engine.students import Features
+from ddfast.engine.students import Features, expect_features
 from ddfast.engine.students.features import features_of
 from ddfast.methods.base import Method, Needs
 from ddfast.methods.settings import OUTER, SetSettings
@@ -80,8 +80,7 @@ class FeatureMatching(Method):
     @classmethod
     def check(cls, settings: SetSettings, data: Dataset, network: nn.Module) -> None:
         """ValueError for a network without features."""
-        with torch.no_grad():
-            Features([network], data.train_images.shape[1:])(torch.zeros(1, data.channels, *data.image_size))
+        expect_features(network, data.train_images.shape[1:])
 
     def compared(self, real: Tensor, synthetic: Tensor) -> Tensor:  # [S, B, F], [S, b, F], of a class -> [S]
         """How far they are apart, differentiable in the latter."""
@@ -124,7 +123,7 @@ class FeatureMatching(Method):
             return [net for net, *_ in drawn], None
         _, expert, epoch = drawn[0]
         expert = self._draw_expert() if expert is None else expert
-        return [net for net, *_ in drawn], self._snapshot(self._network(), expert, self._later(epoch))
+        return [net for net, *_ in drawn], self._snapshot(self.blank_network(), expert, self._later(epoch))
 
     def _later(self, epoch: int) -> int:
         """The snapshot whose cross-entropy is added: `ce_lag` epochs later, or the last."""
@@ -140,12 +139,12 @@ class FeatureMatching(Method):
         kept = self._epochs()
         expert = self._draw_expert()
         if settings.networks_from == "between":
-            net, share = self._network(), float(torch.rand((), generator=self.generator))
+            net, share = self.blank_network(), float(torch.rand((), generator=self.generator))
             ends = [self.resources.experts.snapshot(expert, epoch) for epoch in (kept[0], kept[-1])]
             vector_to_parameters(torch.lerp(*ends, share).to(self.device), net.parameters())
             return net, expert, kept[-1]
         epoch = kept[int(torch.randint(len(kept), (), generator=self.generator))]
-        return self._snapshot(self._network(), expert, epoch), expert, epoch
+        return self._snapshot(self.blank_network(), expert, epoch), expert, epoch
 
     def _epochs(self) -> list[int]:
         """Of the snapshots that may look."""
@@ -156,10 +155,6 @@ class FeatureMatching(Method):
     def _draw_expert(self) -> int:
         count = self.resources.num_experts or self.resources.experts.num_experts
         return int(torch.randint(count, (), generator=self.generator))
-
-    def _network(self) -> nn.Module:
-        """One of the run's kind, whose parameters are to be replaced: nothing is drawn for it."""
-        return self.resources.create(torch.Generator()).to(self.device)
 
     def _snapshot(self, net: nn.Module, expert: int, epoch: int) -> nn.Module:
         vector_to_parameters(self.resources.experts.snapshot(expert, epoch).to(self.device), net.parameters())

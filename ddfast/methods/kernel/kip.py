@@ -1,8 +1,7 @@
 """KIP: a set on which kernel regression predicts the real images' labels."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,15 +33,6 @@ class KIPSettings(SetSettings):
     BETAS = (0.9, 0.999)
     FIRST_LOGIT = LOGIT
 
-    @classmethod
-    def judges(cls, values: Mapping[str, Any]) -> int:
-        """As of others, but soft labels begin as the classes."""
-        return super().judges({**values, "labels": "hard"})
-
-    def timed(self) -> tuple[Self, float]:
-        """With the labels that it has."""
-        return replace(self, init="noise"), 1.0
-
 
 class KIP(Method):
     """Kernel inducing points (Nguyen et al. 2021, arXiv:2011.00050, Algorithm 1).
@@ -70,7 +60,7 @@ class KIP(Method):
         settings: KIPSettings = self.settings
         taken = self.learned.take()
         values = [value.detach().requires_grad_() for value in taken.values]
-        labels = taken.labels if self.learned.labels_at is None else values[self.learned.labels_at]
+        labels = self.learned.labels_of(values, taken.labels)
         images = self.learned.see(values, self.generator)
         support, targets = _flat(images), self._targets(labels)
         weights = solved(self.kernel, support, targets, settings.kernel_reg)
@@ -114,9 +104,9 @@ class KIP(Method):
     @torch.no_grad()
     def at_end(self, data: Dataset) -> dict[str, float]:
         """The accuracy of the kernel's predictions of the test images, in percent."""
-        values = self.learned.take().values
-        labels = self.learned.take().labels if self.learned.labels_at is None else values[self.learned.labels_at]
-        support = _flat(self.learned.see(values, self.generator))
+        taken = self.learned.take()
+        labels = self.learned.labels_of(taken.values, taken.labels)
+        support = _flat(self.learned.see(taken.values, self.generator))
         weights, right = solved(self.kernel, support, self._targets(labels), self.settings.kernel_reg), 0
         test = data.test_batches(self.device)
         for images, classes in test.in_order(1000):

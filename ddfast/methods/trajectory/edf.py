@@ -79,7 +79,7 @@ class EDF(PAD):
     def _masks(self) -> Tensor:  # [I, 1, H, W]
         """By the judge, of the images as they are."""
         values, labels = self.learned.values()
-        labels = labels if self.learned.labels_at is None else values[self.learned.labels_at]
+        labels = self.learned.labels_of(values, labels)
         classes = labels.argmax(1) if labels.is_floating_point() else labels
         if self._judges is None:
             net = copy.deepcopy(self.resources.network).to(self.device)

@@ -191,7 +191,7 @@ class TrajectoryMatching(Method):
         if rolls is not None:
             augment = Seen(self.parameterisation, rolls, augment)
         images = now[IMAGES] if self.parameterisation.is_random else self.learned.see(now, self.generator)
-        used = labels if self.learned.labels_at is None else now[self.learned.labels_at]
+        used = self.learned.labels_of(now, labels)
         changed = self.relabelled(used, images, target)
         used = used if changed is None else changed
         steps = {"syn_steps": self.settings.syn_steps} if batches is None else {"batches": batches}
