@@ -113,14 +113,15 @@ def run(row: Row, seed: int, folder: Path) -> dict:
         experts = ["--experts", str(folder / "experts" / row.data)]
         ddfast(folder, "experts", *data, *EXPERTS, "--no-zca", "--preset", "mtt/cifar10/ipc1", "--output", experts[1])
     init = [] if row.method in CORESETS else ["--init", row.init]
-    began = time.perf_counter()
+    began, goes_on = time.perf_counter(), output.exists()
     command = [*data, "--method", row.method, *init, "--ipc", str(row.ipc), "--seed", str(seed), *experts]
     peak = ddfast(folder, "distill", *command, "--output", str(output), "--resume", *EVALUATION, *row.options)
     summary = json.loads((output / "summary.json").read_text())
     accuracy = summary["accuracy"]
     line = {"accuracy": accuracy["distilled"]["mean"], "random_real": accuracy["random_real"]["mean"]}
     line |= {"bytes": summary["bytes"], "seconds_of_iterations": summary["seconds"]}
-    line |= {"iterations": summary["iterations"], "seconds": time.perf_counter() - began, "peak_mib": peak}
+    line |= {"iterations": summary["iterations"], "peak_mib": peak}
+    line["seconds"] = None if goes_on else time.perf_counter() - began  # of a row that was stopped they are not known
     if row.data == "mnist" and row.ipc == 10 and row.method in OTHERS_OF and row.init == "real":
         file = folder / "others.jsonl"
         ddfast(folder, "evaluate", str(output), *OTHERS, "--seed", str(seed), "--output", str(file))
@@ -149,9 +150,10 @@ def tables(lines: list[dict]) -> str:
             values = [line["accuracy"] for line in of]
             spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
             *_, method, init = name.split()
-            minutes, peak = fmean(line["seconds"] for line in of) / 60, max(line["peak_mib"] for line in of)
+            known, peak = [line["seconds"] for line in of if line["seconds"]], max(line["peak_mib"] for line in of)
+            minutes = f"{fmean(known) / 60:.1f}" if known else "stopped between"
             cells = (method, init, f"{fmean(values):.1f}{spread}", len(values), of[0]["iterations"])
-            cells = (*cells, f"{minutes:.1f}", f"{peak:.0f}", f"{of[0]['bytes']:,}")
+            cells = (*cells, minutes, f"{peak:.0f}", f"{of[0]['bytes']:,}")
             text.append(f"| {' | '.join(map(str, cells))} |")
         text.append("")
     return "\n".join(text)
