@@ -2,8 +2,9 @@
 
 python -m benchmarks.equal_minutes benchmarks/results/equal_minutes --data mnist --ipc 1 --minutes 5
 
-Each method's iterations take so many minutes of a processor, by three that are timed first; with OMP_NUM_THREADS=1 they are
-minutes of one core, whatever else the machine does. Experts are trained once, and their time stands beside. A line of results.jsonl per evaluation; what is there already is not run again.
+Each method's iterations take so many minutes of a processor, by three that are timed first; with OMP_NUM_THREADS=1
+they are minutes of one core, whatever else the machine does. Experts are trained once, and their time stands beside.
+A line of results.jsonl per evaluation; what is there already is not run again.
 """
 
 import json
