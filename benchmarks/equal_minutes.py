@@ -24,9 +24,8 @@ loop.time = SimpleNamespace(perf_counter=time.process_time)  # an iteration's se
 
 EXPERTS = ("--num-experts", "2", "--train-epochs", "10", "--no-zca", "--preset", "mtt/cifar10/ipc1")
 FAST = {"init": "real", "lr_img": 0.01}  # ten times the published rate: iterations are few
-SHORT = {"syn_steps": 20, "expert_epochs": 1, "max_start_epoch": 4}
 METHODS = {
-    "mtt": {**SHORT, "protocol": "ddfast"},
+    "mtt": {"syn_steps": 20, "expert_epochs": 1, "protocol": "ddfast"},
     "rat_bptt": {**FAST, "total_steps": 100, "window": 30, "batch_real": 512, "protocol": "bptt"},
 }
 EVALUATION = {"num_eval": 2, "eval_epochs": 300}
@@ -37,6 +36,7 @@ def run(method: str, data: str, ipc: int, minutes: float, seed: int, folder: Pat
     """The accuracies on the way, by minutes of iterations."""
     options = {"method": method, "ipc": ipc, "seed": seed, "zca": False, **METHODS[method], **EVALUATION}
     if method == "mtt":
+        options |= {"max_start_epoch": 1 if data == "mnist" else 4, "batch_syn": min(50, 10 * ipc)}
         began = time.perf_counter()
         store = folder / "experts" / data
         command = [sys.executable, "-m", "ddfast", "experts", "--dataset", data, *EXPERTS, "--output", str(store)]

@@ -29,8 +29,31 @@ OTHERS = ["--networks", "VGG11,AlexNet", "--num-eval", "1", "--eval-epochs", "30
 OTHERS_OF = ("random", "dc", "dm", "datm")  # on MNIST, 10 per class, from real images: a page of docs/methods.md
 CORESETS = ("random", "herding", "k_center", "forgetting", "el2n", "grand")
 EXPERTS = ("--num-experts", "2", "--train-epochs", "10")
-OF_TRAJECTORIES = ("mtt", "ftd", "datm", "att", "mct")
+OF_TRAJECTORIES = ("mtt", "datm", "att", "mct")  # all from the same experts, which FTD's are not
 FEW = "cifar10-5000"
+_WINDOW = ("--total-steps", "60", "--window", "20", "--batch-real", "512", "--lr-img", "0.01", "--iterations", "100")
+_SHORT = ("--total-steps", "20", "--batch-real", "512", "--iterations", "60")
+THROUGH_TIME = {
+    "rat_bptt": _WINDOW,
+    "at_bptt": (*_WINDOW, "--reach", "6"),
+    "at_bptt_pp": (*_WINDOW, "--reach", "6", "--lr-label", "0.01"),
+    "bptt": (*_SHORT, "--lr-img", "0.01"),
+    "remember": _SHORT,
+    "dd": (
+        "--total-steps",
+        "5",
+        "--distill-epochs",
+        "5",
+        "--batch-real",
+        "512",
+        "--halve-every",
+        "120",
+        "--iterations",
+        "300",
+    ),
+    "ld": ("--batch-real", "512", "--lr-label", "0.01", "--iterations", "200"),
+    "kip": ("--iterations", "100"),
+}
 
 
 class Row(NamedTuple):
@@ -56,11 +79,13 @@ def rows() -> list[Row]:
         found += [Row(data, ipc, "dm", init, ("--iterations", "500")) for init in ("real", "noise")]
         if data == "cifar10":
             continue
-        found += [Row(data, ipc, method, "real", _short(ipc)) for method in OF_TRAJECTORIES]
-        found.append(Row(data, ipc, "datm", "noise", _short(ipc)))
+        found += [Row(data, ipc, method, "real", _short(data, ipc)) for method in OF_TRAJECTORIES]
+        found.append(Row(data, ipc, "datm", "noise", _short(data, ipc)))
         for method in ("dc", "dsa"):
             iterations = ("--iterations", "200" if ipc == 1 else "20")
             found += [Row(data, ipc, method, init, iterations) for init in ("real", "noise")]
+        found += [Row(data, ipc, method, "real", options) for method, options in THROUGH_TIME.items()]
+        found.append(Row(data, ipc, "rat_bptt", "noise", THROUGH_TIME["rat_bptt"]))
         ncfm = ("--iterations", "200", "--batch-real", "256", "--num-frequencies", "1024")
         found.append(Row(data, ipc, "ncfm", "real", ncfm))
         found.append(Row(data, ipc, "idc", "real", ("--iterations", "5", "--inner-loop", "20")))
@@ -68,9 +93,11 @@ def rows() -> list[Row]:
     return found
 
 
-def _short(ipc: int) -> tuple[str, ...]:
-    """Unrolls of 20 steps of ten epochs' experts: a preset's are of 50 epochs and more."""
-    unroll = ("--syn-steps", "20", "--expert-epochs", "1", "--max-start-epoch", "4", "--no-zca", "--batch-syn")
+def _short(data: str, ipc: int) -> tuple[str, ...]:
+    """Unrolls of 20 steps of ten epochs' experts: a preset's are of 50 epochs and more. On MNIST of their first epoch,
+    after which they hardly move."""
+    last = "1" if data == "mnist" else "4"
+    unroll = ("--syn-steps", "20", "--expert-epochs", "1", "--max-start-epoch", last, "--no-zca", "--batch-syn")
     plain = ("--current-max-start-epoch", "none", "--expansion-end", "none", "--threshold", "none")
     return ("--iterations", "200", *unroll, str(min(10 * ipc, 50)), *plain)
 
