@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from ddfast.cli.options import AT_LEAST_1, PATH, POSITIVE, Command, declared, option
-from ddfast.cli.printing import print_table, progress, words_of_storage
+from ddfast.cli.options import AT_LEAST_1, PATH, Command, declared, option
+from ddfast.cli.printing import print_table, print_transfer, progress, words_of_storage
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 USELESS = 3  # exit status of a run whose images are no better than random real ones
@@ -93,13 +93,13 @@ def cli(traceback: bool) -> None:
 
 READING = ("test_folder", "value_range", "skip_unreadable", "layout")  # how pictures and arrays are read
 EXPERTS = (
-    "dataset", "data_root", "image_size", "resize", *READING, "zca", "preprocessing", "network", "seed", "preset",
-    "ipc", "device", "num_experts", "batch_train", "mom", "l2", "dsa_strategy", "train_epochs", "train_lr", "optimizer",
-    "rho", "alpha", "schedule", "curriculum", "keep_epochs", "snapshots", "budget", "method",
+    "dataset", "data_root", "image_size", "resize", *READING, "hold_out", "zca", "preprocessing", "network", "seed",
+    "preset", "ipc", "device", "num_experts", "batch_train", "mom", "l2", "dsa_strategy", "train_epochs", "train_lr",
+    "optimizer", "rho", "alpha", "schedule", "curriculum", "keep_epochs", "snapshots", "budget", "method",
 )  # fmt: skip
 EVALUATE = (
-    "dataset", "data_root", *READING, "device", "networks", "num_eval", "eval_epochs", "eval_batch", "protocol",
-    "sam_rho", "seed", "dsa_strategy",
+    "dataset", "data_root", *READING, "device", "networks", "num_eval", "eval_epochs", "eval_batch", "eval_lr",
+    "protocol", "baselines", "full_epochs", "sam_rho", "seed", "dsa_strategy",
 )  # fmt: skip
 download_option = option("--download", is_flag=True, section="Data", help="Fetch a named data set that is not there.")
 print_option = option("--print-config", is_flag=True, help="Print the settings as a file for --config, and do nothing.")
@@ -181,74 +181,28 @@ def experts(dataset: Any, ipc: Any, method: Any, preset: Any, plan: Any, **optio
 @click.argument("synthetic", type=PATH)
 @download_option
 @option(
-    "--eval-lr",
-    type=POSITIVE,
-    section="Evaluation",
-    help="Learning rate.  [default: the set's, or the protocol's]",
-)
-@option(
     "--random-real/--no-random-real",
     default=True,
     show_default=True,
     section="Evaluation",
     help="The baseline beside it.",
 )
+@option("--scores", is_flag=True, section="Evaluation", help="Calibration, robustness, classes, those of DD-Ranking.")
+@option("--table", type=PATH, help="Where the table is saved.  [default: transfer.json in the run folder]")
 @option("--output", type=PATH, help="File of accuracies, one line each; a stopped evaluation goes on from it.")
-def evaluate(
-    synthetic: Path,
-    dataset: Any,
-    networks: Any,
-    data_root: Any,
-    download: bool,
-    eval_lr: float | None,
-    random_real: bool,
-    num_eval: int | None,
-    protocol: str | None,
-    seed: int | None,
-    **options: Any,
-) -> None:
+def evaluate(synthetic: Path, table: Path | None, **options: Any) -> None:
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them.
 
     Unset options are those of the run, or of the set.
     """
-    import ddfast
-    from ddfast.data.ipc import in_words
-    from ddfast.evaluation import begin_forecast, data_for, evaluate_random_real, networks_of, schedule_of
-    from ddfast.run.folder import RunFolder
-    from ddfast.run.resume import test_folder_of
+    from ddfast.run.transfer import save_transfer, transfer_table
     from ddfast.runtime.ranks import launched
 
-    folder = synthetic if synthetic.is_dir() else synthetic.parent
-    config = RunFolder(folder).read_config() if synthetic.is_dir() or RunFolder(folder).has_config else {}
-    if synthetic.is_dir():
-        synthetic = synthetic / "synthetic"
-    loaded = ddfast.SyntheticSet.load(synthetic)
-    dataset = dataset or config.get("dataset")
-    if dataset is None or dataset == "custom":
-        raise ValueError(f"--dataset: say what to test {synthetic} on")
-    networks = networks or tuple(config.get("networks", ())) or networks_of(loaded)
-    where = {"data_root": data_root or config.get("data_root"), "download": download}
-    reading = {name: options.pop(name) for name in READING}
-    if dataset == config.get("dataset"):  # read as the run did
-        had = config | {"test_folder": test_folder_of(config, dataset)}
-        reading = {name: had.get(name) if reading[name] is None else reading[name] for name in READING}
-    where |= {name: value for name, value in reading.items() if value is not None}
-    if options["dsa_strategy"] is None:
-        options["dsa_strategy"] = loaded.dsa_strategy
-    options |= {"num_eval": num_eval or 5, "protocol": protocol or "ddfast", "networks": networks, "seed": seed or 0}
     with launched() as ranks:
-        data = ranks.in_turn(lambda: data_for(loaded, dataset, **where))
-        ipc = data.available(loaded.stored_ipc)
-        how = {n: options[n] for n in ("eval_epochs", "eval_batch", "dsa_strategy", "sam_rho", "num_eval", "device")}
-        schedule = schedule_of(options["protocol"], eval_lr=1.0, at_once=None, **how)
-        sets = 2 if random_real else 1
-        forecast = begin_forecast(data, len(loaded), networks, options["num_eval"], schedule, ranks, sets)
-        options["forecast"] = forecast
-        results = {"": ddfast.evaluate(loaded, data, eval_lr=eval_lr, ranks=ranks, **options)}
-        if random_real:
-            name = f", random real images, {in_words(ipc)}"
-            results[name] = evaluate_random_real(data, loaded.stored_ipc, ranks=ranks, **options)
-    for words, result in results.items() if ranks.is_first else ():
-        for name in networks:
-            row = result.of(name)
-            click.echo(f"{name}{words}: {row.mean:.1f}% ± {row.std:.1f} over {row.n}")
+        options = {name: value for name, value in options.items() if value is not None}
+        found = transfer_table(synthetic, ranks=ranks, **options)
+    if ranks.is_first:
+        print_transfer(found)
+        path = synthetic / "transfer.json" if table is None and synthetic.is_dir() else table
+        if path is not None:
+            save_transfer(found, path)

@@ -49,18 +49,58 @@ def print_table(result: Any) -> None:
     """The accuracies of a run."""
     accuracy, full = result.accuracy, result.accuracy.get("full_data", {"epochs": "", "source": ""})
     ipc = RunFolder(result.path).read_config()["ipc"]
-    count = in_words(ipc)
+    count, best = in_words(ipc), accuracy.get("best", {}).get("iteration")
+    random_real = f"random real images, {in_words(accuracy['random_real'].get('ipc', ipc))}"
     rows = {
-        "random_real": f"random real images, {in_words(accuracy['random_real'].get('ipc', ipc))}",
+        "random_real": random_real,
+        "random_real_plain": f"{random_real}, not augmented",
+        "random_real_labelled": f"{random_real}, labelled by experts",
         "distilled": f"distilled images, {count}",
         "averaged": f"averaged distilled images, {count}",
+        "best": f"distilled images, iteration {best}, best on held-out images",
         "full_data": f"full data, {full['epochs']} epochs ({full['source']})",
     }
+    rows = {key: label for key, label in rows.items() if key in accuracy}
     several = len({network for row in accuracy.values() for network in row["networks"]}) > 1
     width = max(44, 2 + max(map(len, rows.values())))
     click.echo(f"\n{'test accuracy of a network trained on':<{width}}{'mean':>8}{'std':>7}{'n':>4}")
-    for key, label in ((key, label) for key, label in rows.items() if key in accuracy):
+    for key, label in rows.items():
         for network, row in accuracy[key]["networks"].items():
             name = f"{label}: {network}" if several else label
             click.echo(f"{name:<{width}}{row['mean']:>7.1f}%{row['std']:>7.1f}{len(row['accuracies']):>4}")
     click.echo("")
+
+
+def print_transfer(table: dict[str, Any]) -> None:
+    """The networks of a transfer table, what they were trained on, and the scores."""
+    rows = [
+        (
+            row["network"],
+            row["trained_on"],
+            f"{row['mean']:.1f}% ± {row['std']:.1f}{' (at chance)' if row.get('at_chance') else ''}",
+            str(row["n"]),
+            f"{row['lr']:g}",
+            f"{row['seconds']:.1f}",
+            f"{row['parameters']:,}",
+            f"{row['flops'] / 1e6:,.1f}",
+        )
+        for row in table["rows"]
+    ]
+    head = ("network", "trained on", "test accuracy", "n", "rate", "seconds", "parameters", "MFLOPs")
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for cells in (head, *rows):
+        left = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
+        click.echo("  ".join(left + right).rstrip())
+    others = table.get("others")
+    if others is not None:
+        best = f"{others['best']['network']} {others['best']['mean']:.1f}%"
+        click.echo(f"other networks than {table['own']}: mean {others['mean']:.1f}%, best {best}")
+    for name, value in table.get("scores", {}).items():
+        click.echo(f"{name.replace('_', ' ')}: {_score(value)}")
+
+
+def _score(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_score(one)}" for name, one in value.items())
+    return value if isinstance(value, str) else f"{value:.4g}"

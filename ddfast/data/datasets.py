@@ -25,6 +25,7 @@ from ddfast.data.pixels import SIXTEEN_BITS, as_value_range
 from ddfast.data.preprocessing import RESIZES, Preprocessing
 from ddfast.data.recorded import recorded_preprocessing
 from ddfast.data.registry import REGISTERED, is_registered, read_registered
+from ddfast.data.split import draw_share
 from ddfast.data.summary import span, summary
 from ddfast.data.zca import ZCA
 from ddfast.runtime.arguments import expect_one_of, expect_whole, takes_old_names, takes_plain_numbers
@@ -49,6 +50,8 @@ class Dataset:
     preprocessing: Preprocessing
     # how it was read, as JSON has it: sources of both parts, notes, files that were skipped, the line that tells it all
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    held_images: Tensor | None = None  # [L, C, H, W], held out of the training images
+    held_labels: Tensor | None = None  # int64 [L]
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -109,6 +112,28 @@ class Dataset:
     def test_batches(self, device: torch.device) -> Batches:
         """Preprocessed test images on a device."""
         return Batches(self.test_images, self.test_labels, self.preprocessing, device)
+
+    def held_batches(self, device: torch.device) -> Batches:
+        """Preprocessed images that are held out, on a device."""
+        return Batches(self.held_images, self.held_labels, self.preprocessing, device)
+
+    def holding_out(self, share: float) -> "Dataset":
+        """This data set without a share of every class's training images, which are held out; the same ones every time.
+
+        Errors: ValueError where no class has two images, some are held out already, or a whitening was fitted on all.
+        """
+        if self.held_images is not None or self.preprocessing.zca is not None:
+            has = "is whitened" if self.held_images is None else "holds out images already"
+            raise ValueError(f"hold_out: expected data as they were read; {self.name} {has}")
+        rest, held = draw_share(self.train_labels, share, (0, "hold out"))
+        if not len(held):
+            raise ValueError(f"hold_out: expected a class with two training images in {self.name}")
+        parts = self.train_images[rest], self.train_labels[rest]
+        held_parts = self.train_images[held], self.train_labels[held]
+        log.info("hold_out: %d of %d training images are held out", len(held), len(self.train_labels))
+        return replace(
+            self, train_images=parts[0], train_labels=parts[1], held_images=held_parts[0], held_labels=held_parts[1]
+        )
 
     def whitened(self) -> "Dataset":
         """This data set with ZCA whitening, fitted on its training images, instead of its normalisation."""
@@ -175,14 +200,24 @@ class Dataset:
             return of_classes
         return [indices[torch.randperm(len(indices), generator=generator)] for indices in of_classes]
 
-    def random_real(self, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def random_real(
+        self,
+        ipc: int | Sequence[int],
+        generator: torch.Generator,
+        left_out: Tensor | None = None,  # int64, training images that are not drawn
+    ) -> tuple[Tensor, Tensor]:
         """ipc random training images of every class, class by class, preprocessed: [I, C, H, W], int64 [I].
 
-        `ipc`: a number, or one per class, [K]. ValueError where a class has fewer.
+        `ipc`: a number, or one per class, [K]. ValueError where a class has fewer; where some are left out, all others
+        of such a class are taken.
         """
-        self.check_ipc(ipc)
-        of_classes = zip(self.by_class(generator), counts_of(ipc, self.num_classes), strict=True)
-        indices = torch.cat([of_class[:count] for of_class, count in of_classes])
+        of_classes = self.by_class(generator)
+        if left_out is None:
+            self.check_ipc(ipc)
+        else:
+            of_classes = [indices[~torch.isin(indices, left_out)] for indices in of_classes]
+        counts = counts_of(ipc, self.num_classes)
+        indices = torch.cat([of_class[:count] for of_class, count in zip(of_classes, counts, strict=True)])
         return self.preprocessing.apply(self.train_images[indices]), self.train_labels[indices].clone()
 
 
@@ -201,6 +236,7 @@ def load_dataset(
     skip_unreadable: bool = False,
     layout: str | None = None,
     preprocessing: Any = None,
+    hold_out: float = 0.0,
 ) -> Dataset:
     """A Dataset from a name, a folder, a file of arrays, data given as objects, or a Dataset as it is.
 
@@ -223,6 +259,7 @@ def load_dataset(
         layout: NCHW or NHWC: where arrays have their channels; None where sizes leave no doubt.
         preprocessing: the run, experts, synthetic set, .json file, or Preprocessing whose mean and std, or whitening,
             resize and value_range these images get; None for statistics of their own.
+        hold_out: a share of every class's training images that is held out (`held_images`), and not trained on.
 
     Named sets are normalised with the field's statistics, others with those of their training images. A line in the log
     tells what was read.
@@ -232,6 +269,7 @@ def load_dataset(
         read = read_registered(dataset, data_root=data_root, download=download, image_size=image_size)
         how = {"test_folder": test_folder, "value_range": value_range, "layout": layout, "preprocessing": preprocessing}
         how |= {"image_size": image_size, "resize": resize, "zca": zca, "skip_unreadable": skip_unreadable}
+        how |= {"hold_out": hold_out}
         return replace(load_dataset(read, **how), name=dataset)
     recorded = None if preprocessing is None else recorded_preprocessing(preprocessing)
     if recorded is not None:
@@ -250,6 +288,7 @@ def load_dataset(
         for option, value in {"test_folder": test_folder, "value_range": as_value_range(value_range)}.items():
             if value not in (None, own[option]):
                 raise ValueError(f"{option}: expected with what is read now, got {value!r} for {dataset.name}")
+        dataset = dataset.holding_out(hold_out) if hold_out and dataset.held_images is None else dataset
         if recorded is not None:
             return dataset.preprocessed_like(recorded)
         return dataset.whitened() if zca and dataset.preprocessing.zca is None else dataset
@@ -291,6 +330,7 @@ def load_dataset(
     data = Dataset(name, *parts, raw.class_names, preprocessing, about)
     data = replace(data, about={"line": summary(data), **about})
     log.info("%s", data.about["line"])
+    data = data.holding_out(hold_out) if hold_out else data
     data = data if recorded is None else data.preprocessed_like(recorded)
     return data.whitened() if zca else data
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,40 +13,48 @@ from ddfast.runtime.ranks import Ranks, expect_ranks
 
 
 def run_trainings(
-    about: Callable[[], dict[str, Any]],  # all that accuracies depend on, besides the network and the training's number
+    about: Callable[[str], dict[str, Any]],  # all that a network's records depend on, besides the training's number
     networks: Sequence[str],
-    num_eval: int,
-    train: Callable[[str, list[int]], Iterable[float]],  # a network, numbers of trainings -> accuracies, one by one
+    count: int,
+    train: Callable[[str, list[int]], Iterable[dict[str, Any]]],  # a network, numbers of trainings -> records
     output: str | Path | None,
     ranks: Ranks,
     forecast: Forecast,
-) -> dict[str, list[float]]:
-    """Test accuracies by network, of trainings 0 … num_eval − 1, each done once by one of the ranks.
+) -> dict[str, list[dict[str, Any]]]:
+    """Records by network, of trainings 0 … count − 1, each done once by one of the ranks: what `train` yields, an
+    "accuracy" in percent among it, and the training's "seconds".
 
-    `output`: JSON lines; an accuracy is added as soon as it is known, and one that is there already is not computed
-    again. One file can serve several evaluations.
+    `output`: JSON lines; a record is added as soon as it is known, and one that is there already is not computed again.
+    One file can serve several evaluations.
     """
     expect_ranks(ranks)
-    path, digest = None if output is None else Path(output), ""
+    path, digests = None if output is None else Path(output), {}
     if path is not None:
-        digest = hashlib.sha256(json.dumps(about(), sort_keys=True).encode()).hexdigest()[:16]
-    known = ranks.first(lambda: {} if path is None else _read(path, digest))
-    wanted = [(name, n) for name in networks for n in range(num_eval)]
+        digests = {name: _digest(about(name)) for name in networks}
+    known = ranks.first(lambda: {} if path is None else _read(path, digests))
+    wanted = [(name, n) for name in networks for n in range(count)]
     mine, found = ranks.mine([training for training in wanted if training not in known]), {}
     forecast.did(len(wanted) // ranks.size - len(mine))
     for name in networks:
         numbers = [n for network, n in mine if network == name]
-        for n, accuracy in zip(numbers, train(name, numbers), strict=True):
-            found[name, n] = accuracy
+        began = time.perf_counter()
+        for n, record in zip(numbers, train(name, numbers), strict=True):
+            record = {**record, "seconds": round(time.perf_counter() - began, 3)}
+            found[name, n] = record
             forecast.did()
             if path is not None:
-                _add(path, {"evaluation": digest, "network": name, "training": n, "accuracy": accuracy})
+                _add(path, {"evaluation": digests[name], "network": name, "training": n, **record})
+            began = time.perf_counter()
     for others in ranks.gather(found):
         known |= others
-    return {name: [known[name, n] for n in range(num_eval)] for name in networks}
+    return {name: [known[name, n] for n in range(count)] for name in networks}
 
 
-def _read(path: Path, digest: str) -> dict[tuple[str, int], float]:
+def _digest(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(path: Path, digests: dict[str, str]) -> dict[tuple[str, int], dict[str, Any]]:
     known = {}
     with writing(path):  # a place that cannot be written to is told before the trainings
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,9 +65,11 @@ def _read(path: Path, digest: str) -> dict[tuple[str, int], float]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
-            if row["evaluation"] == digest and isinstance(row["training"], int) and 0 <= row["accuracy"] <= 100:
-                known[row["network"], row["training"]] = row["accuracy"]
-        except (ValueError, KeyError, TypeError):
+            name, n = row.pop("network"), row.pop("training")
+            is_whole = isinstance(n, int) and 0 <= row["accuracy"] <= 100 and row["seconds"] >= 0
+            if row.pop("evaluation") == digests.get(name) and is_whole:
+                known[name, n] = row
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue  # the line that a kill cut off; its training is done again
     return known
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from ddfast.data.pixels import as_value_range
 from ddfast.data.preprocessing import RESIZES
-from ddfast.evaluation import PROTOCOLS
+from ddfast.evaluation import BASELINES, PROTOCOLS
 from ddfast.experts import CURRICULA, FORMATS, OPTIMIZERS, SCHEDULES
 from ddfast.methods import METHODS, Method, method_class
 from ddfast.ops import PRECISIONS
@@ -61,6 +61,13 @@ def _range(value: Any) -> Any:
     return as_value_range(value.split(",") if isinstance(value, str) and value != "auto" else value) or "auto"
 
 
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _count(value: Any) -> Any:
     value = int(value) if isinstance(value, str) and value.lstrip("-").isdigit() else value
     if isinstance(value, int) and value < 1:
@@ -70,6 +77,7 @@ def _count(value: Any) -> Any:
 
 ImageSize = Annotated[AtLeast1 | tuple[AtLeast1, AtLeast1], Parsed(_sides), "a side or HxW in pixels"]
 ValueRange = Annotated[Any, Parsed(_range), "auto, or the values of black and white as 0,4095"]
+EvalLr = Annotated[Positive | Literal["learned", "auto"], Parsed(_number), "learned, auto or a positive number"]
 Networks = Annotated[Any, Parsed(_names), "names separated by commas"]
 KeepEpochs = Annotated[
     Literal["all", "needed"] | tuple[int, int],
@@ -113,6 +121,10 @@ class DataOptions:
         Text | None,
         Option(Data, "NCHW or NHWC: where arrays have channels.", "where sizes leave no doubt"),
     ] = None
+
+    hold_out: Annotated[
+        NotNegative, Lt(1), Option(Data, "Share of the training images held out, to choose the best iteration by.")
+    ] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +221,14 @@ class EvaluationOptions:
     protocol: Annotated[
         Annotated[str, OneOf(tuple(PROTOCOLS))], Option(Evaluation, "How: mtt as its code does, ….")
     ] = "ddfast"
+    eval_lr: Annotated[
+        EvalLr | None,
+        Option(Evaluation, "Rate.", "learned; auto for other networks than the set's", "learned, auto or NUMBER"),
+    ] = None
+    baselines: Annotated[
+        Annotated[str, OneOf(BASELINES)],
+        Option(Evaluation, "More random real images beside it: plain (not augmented), labelled (softly, by experts)."),
+    ] = "labelled"
     sam_rho: Annotated[
         Positive | None, Option(Evaluation, "Train with SAM, its ascent of this length.", "plain SGD")
     ] = None

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 from ddfast.data import DSA
 from ddfast.engine.timing import time_unroll
-from ddfast.evaluation import evaluation_seconds, schedule_of
+from ddfast.evaluation import evaluation_seconds, num_trainings, schedule_of
 from ddfast.run.job import Job
 from ddfast.run.loop import Distillation
 from ddfast.run.own_data import PLANNED
@@ -26,11 +26,12 @@ def forecast_of(job: Job, iterations: int) -> Forecast:
     config, settings, plan = job.config, job.settings, job.plan
     count = job.num_images
     evaluation, sets = evaluation_seconds_of(job, count), 1 if settings.ema_decay is None else 2
+    baselines = (1 + len(job.more_baselines)) * evaluation
     every = config["eval_every"]
     on_the_way = max(0, iterations - 1) // every * sets * evaluation if every else 0.0
     if not job.matches_trajectories:
         seconds = iterations * seconds_a_step(job) if iterations else 0.0
-        parts = {IMAGES: seconds + on_the_way, EVALUATION: (sets + 1) * evaluation}
+        parts = {IMAGES: seconds + on_the_way, EVALUATION: sets * evaluation + baselines}
         return Forecast(({EXPERTS: 0.0} if job.needs.experts else {}) | parts)
     batch = min(settings.batch_syn or count, count)
     stored = 2 * plan.stored_steps > settings.syn_steps
@@ -38,13 +39,13 @@ def forecast_of(job: Job, iterations: int) -> Forecast:
     inner = time_unroll(config["network"], sizes, batch, augment, job.device, stored=stored)
     seconds = iterations * settings.syn_steps * settings.segments * inner + on_the_way
     images = seconds / job.ranks.size if iterations else 0.0
-    return Forecast({EXPERTS: 0.0, IMAGES: images, EVALUATION: (sets + 1) * evaluation})  # and random real images
+    return Forecast({EXPERTS: 0.0, IMAGES: images, EVALUATION: sets * evaluation + baselines})
 
 
 def trainings(job: Job) -> int:
     """How many networks this process trains for the last evaluation."""
-    sets = 2 if job.settings.ema_decay is None else 3
-    return -(-sets * len(job.config["networks"]) * job.config["num_eval"] // job.ranks.size)
+    sets = (2 if job.settings.ema_decay is None else 3) + len(job.more_baselines)
+    return -(-sets * num_trainings(job.eval_rates, job.config["num_eval"]) // job.ranks.size)
 
 
 def seconds_a_step(job: Job) -> float:
@@ -62,7 +63,8 @@ def seconds_a_step(job: Job) -> float:
 
 def iterations_within(job: Job, budget: float) -> tuple[int, str]:  # seconds
     """How many iterations a budget leaves beside the evaluation, and why."""
-    each, evaluation = seconds_a_step(job), 2 * evaluation_seconds_of(job, job.num_images)  # random real images, too
+    sets = 2 + len(job.more_baselines)  # random real images, too
+    each, evaluation = seconds_a_step(job), sets * evaluation_seconds_of(job, job.num_images)
     count = max(1, int((PLANNED * budget - evaluation) / each))
     return count, f"fits a budget of {words_of_time(budget)}, {each:.2g} s each"
 
@@ -74,11 +76,10 @@ def evaluation_seconds_of(job: Job, count: int) -> float:
         config["protocol"],
         config["eval_epochs"],
         config["eval_batch"],
-        1.0,
         config["dsa_strategy"],
         config["sam_rho"],
         config["num_eval"],
         job.device,
         None,
     )
-    return evaluation_seconds(job.data, count, config["networks"], config["num_eval"], schedule, job.ranks)
+    return evaluation_seconds(job.data, count, job.eval_rates, config["num_eval"], schedule, job.ranks)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddfast.data import SyntheticSet
 from ddfast.evaluation import evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
-from ddfast.experts import TrajectoryStore, train_experts
+from ddfast.experts import Judges, TrajectoryStore, train_experts
 from ddfast.run.costs import EVALUATION, IMAGES, forecast_of, trainings
 from ddfast.run.folder import RunFolder, WatchedRunFolder
 from ddfast.run.job import EXPERT_TRAINING, Job
@@ -38,7 +38,8 @@ class DistillResult:
     synthetic: SyntheticSet
     history: list[dict[str, Any]]  # one record per iteration
     path: Path  # the run folder
-    # distilled, averaged where an average is kept, random_real, full_data: mean, std, n, and by network
+    # distilled, averaged where an average is kept, best where images are held out, random_real and those that
+    # `baselines` asks for, full_data: mean, std, n, and by network
     accuracy: dict[str, dict[str, Any]]
     averaged: SyntheticSet | None = None  # with the average of the images over the iterations (ema_decay)
     useless: str | None = None  # why, and what to change, where networks learn no more than from random real images
@@ -160,6 +161,7 @@ def distill(
         synthetic, averaged = distillation.synthetic, distillation.averaged
         forecast.begin(EVALUATION, trainings(job))
         accuracy = _accuracy({"distilled": synthetic, "averaged": averaged}, job, store, run, forecast)
+        accuracy |= ranks.first(lambda: _best_of(run, job, accuracy["distilled"]))
         forecast.end()
         useless = verdict(job, accuracy, history)
         ranks.first(
@@ -228,6 +230,16 @@ def _summary(
         "evaluation": _evaluation_settings(job),
         **({"best_on_test": {key: best[key] for key in ("iteration", "mean", "std")}} if on_the_way else {}),
     }
+
+
+def _best_of(run: RunFolder, job: Job, distilled: dict[str, Any]) -> dict[str, Any]:
+    """The iteration that is best on held-out training images, where some are, and iterations were evaluated."""
+    last = job.config["iterations"]
+    evaluations = run.keep_until("evaluations", last)
+    if job.data.held_images is None or not evaluations:
+        return {}
+    best = max([*evaluations, {"iteration": last, **distilled}], key=lambda record: record["held_out"])
+    return {"best": {name: value for name, value in best.items() if name != "averaged"}}
 
 
 def _with_probed_rates(job: Job, initial: SyntheticSet, store: TrajectoryStore | None) -> SyntheticSet:
@@ -312,8 +324,8 @@ def _run(
 
 
 def _evaluation_settings(job: Job) -> dict[str, Any]:
-    names = ("networks", "num_eval", "eval_epochs", "eval_batch", "protocol", "sam_rho", "full_epochs")
-    return {name: job.config.get(name) for name in names}
+    names = ("networks", "num_eval", "eval_epochs", "eval_batch", "protocol", "sam_rho", "full_epochs", "eval_lr")
+    return {name: job.config.get(name) for name in (*names, "baselines")}
 
 
 def _finished(run: RunFolder, job: Job) -> DistillResult | None:
@@ -325,7 +337,8 @@ def _finished(run: RunFolder, job: Job) -> DistillResult | None:
         return None
     if summary is None or summary.get("iterations") != job.config["iterations"]:
         return None
-    if summary.get("evaluation") != _evaluation_settings(job):
+    had = {"eval_lr": None, "baselines": "labelled"} | (summary.get("evaluation") or {})  # before they were options
+    if had != _evaluation_settings(job):
         return None
     history = run.keep_until("metrics", job.config["iterations"])
     averaged = SyntheticSet.load(run.path / "averaged") if "averaged" in summary["accuracy"] else None
@@ -340,9 +353,7 @@ def _accuracy(
     or asked for."""
     config, options = job.config, evaluation_options(job, run, forecast)
     distilled = {name: evaluate(s, job.data, **options).summary() for name, s in sets.items() if s is not None}
-    random_real = evaluate_random_real(
-        job.data, config["ipc"], dsa_strategy=config["dsa_strategy"], **options
-    ).summary() | {"ipc": job.data.available(config["ipc"])}
+    random_real = _random_real(job, experts, options)
     if config["full_epochs"]:
         epochs = config["full_epochs"]
         full = evaluate_full_data(
@@ -352,7 +363,7 @@ def _accuracy(
             **{name: options[name] for name in ("networks", "seed", "device", "output", "ranks", "forecast")},
         )
     elif experts is None:
-        return {**distilled, "random_real": random_real}
+        return {**distilled, **random_real}
     else:
         epochs = experts.epochs
         some = range(min(config["num_experts"], config["num_eval"]))
@@ -360,4 +371,23 @@ def _accuracy(
         full = evaluate_snapshots(job.data, config["network"], last, job.device)
     source = "trained again" if config["full_epochs"] else "the experts"
     full_data = {**full.summary(), "epochs": epochs, "source": source}
-    return {**distilled, "random_real": random_real, "full_data": full_data}
+    return {**distilled, **random_real, "full_data": full_data}
+
+
+def _random_real(job: Job, experts: TrajectoryStore | None, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """As many random real images, trained on as the set is, and the other baselines that are asked for."""
+    ipc, dsa_strategy = job.config["ipc"], job.config["dsa_strategy"]
+    ways: dict[str, dict[str, Any]] = {"random_real": {}}
+    for name in job.more_baselines:
+        ways[f"random_real_{name}"] = {"augmented": False} if name == "plain" else {"labels": _labels(job, experts)}
+    return {
+        name: evaluate_random_real(job.data, ipc, dsa_strategy=dsa_strategy, **way, **options).summary()
+        | {"ipc": job.data.available(ipc)}
+        for name, way in ways.items()
+    }
+
+
+def _labels(job: Job, experts: TrajectoryStore | None) -> Callable[[int, Tensor], Tensor]:
+    """Soft labels of real images: the logits of one of the experts, another one for each training."""
+    judges = Judges(job.network("labels").to(job.device), experts, job.config["num_experts"], job.data)
+    return lambda n, images: judges.logits(n % judges.count, images)

@@ -8,8 +8,10 @@ import torch
 
 from ddfast import networks
 from ddfast.data import Dataset, Preprocessing, counts_of
+from ddfast.data.augment import NO_STRATEGY
 from ddfast.engine.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
 from ddfast.engine.students import RankBatches, Student, student_of
+from ddfast.evaluation import asked_rates, more_baselines, protocol_named
 from ddfast.experts import TrajectoryStore, kept_epochs
 from ddfast.methods import Needs, method_class
 from ddfast.ops import release_memory
@@ -67,6 +69,19 @@ class Job:
     def num_images(self) -> int:
         """J, those of the synthetic set that networks see."""
         return sum(counts_of(self.config["ipc"], self.data.num_classes)) * self.settings.images_per_stored
+
+    @property
+    def eval_rates(self) -> dict[str, float | str]:
+        """The rate that each network is to be evaluated at."""
+        protocol = protocol_named(self.config["protocol"])
+        return asked_rates(self.config.get("eval_lr"), self.config["networks"], self.config["network"], protocol)
+
+    @property
+    def more_baselines(self) -> list[str]:
+        """Random real images beside those that are trained on as the set is."""
+        soft = self.config.get("labels") == "soft" and self.needs.experts
+        augmented = self.config["dsa_strategy"] != NO_STRATEGY
+        return more_baselines(self.config.get("baselines", "none"), soft, augmented)
 
     def _unroll(self) -> tuple[Student, UnrollSize]:
         images = torch.Size((self.num_images, *self.data.train_images.shape[1:]))

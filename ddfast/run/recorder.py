@@ -122,6 +122,7 @@ def evaluation_options(job: Job, run: RunFolder, forecast: Forecast) -> dict[str
         "networks": tuple(config["networks"]),
         "num_eval": config["num_eval"],
         "eval_epochs": config.get("eval_epochs"),
+        "eval_lr": job.eval_rates,
         "eval_batch": config.get("eval_batch"),
         "protocol": config["protocol"],
         "sam_rho": config.get("sam_rho"),

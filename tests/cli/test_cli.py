@@ -43,10 +43,13 @@ def test_distill_then_evaluate_from_the_run_folder(tmp_path):
     assert lines[-1].endswith("runs/0001")
     assert (tmp_path / "runs" / "0001" / "images.png").read_bytes().startswith(b"\x89PNG")
     done = ddfast("evaluate", "runs/0001", "--num-eval", "1", "--eval-epochs", "2", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.startswith("convnet: "), done.stderr
+    assert done.returncode == 0 and "convnet  distilled images  " in done.stdout, done.stderr
+    table = json.loads((tmp_path / "runs" / "0001" / "transfer.json").read_text())
+    assert [row["trained_on"] for row in table["rows"]] == ["distilled images", "random real images, 1 per class"]
+    assert all(row["parameters"] > 0 and row["flops"] > 0 and row["lr"] > 0 for row in table["rows"])
     flat = "--num-eval 1 --eval-epochs 2 --protocol simplified --batch 5 --sam-rho 0.05".split()
     sam = ddfast("evaluate", "runs/0001", *flat, cwd=tmp_path)
-    assert sam.returncode == 0 and sam.stdout.count("%") == 2 and sam.stdout != done.stdout, sam.stderr
+    assert sam.returncode == 0 and sam.stdout.count(" ± ") == 2 and sam.stdout != done.stdout, sam.stderr
     again = ddfast("distill", *SMALL, "--output", "runs/0001", cwd=tmp_path)
     assert (again.returncode, again.stderr.splitlines()[-1]) == (
         1, "ddfast: runs/0001: holds a run already; choose another output folder, or resume it"
@@ -116,8 +119,9 @@ def test_a_folder_of_photographs_of_odd_sizes_from_the_command_line(tmp_path):
     assert ddfast("distill", "--resume", "--output", "run", cwd=tmp_path).stdout == done.stdout
     assert ddfast("distill", *options, "--resume", cwd=tmp_path).stdout == done.stdout
     evaluated = ddfast("evaluate", "run", "--num-eval", "1", "--eval-epochs", "2", cwd=tmp_path)
-    assert evaluated.returncode == 0 and evaluated.stdout.count("%") == 4, evaluated.stderr
-    assert "mlp, random real images, 2 per class: " in evaluated.stdout
+    assert evaluated.returncode == 0 and evaluated.stdout.count(" ± ") == 4, evaluated.stderr
+    assert "other networks than convnet: mean " in evaluated.stdout
+    assert "mlp      random real images, 2 per class  " in evaluated.stdout
     differing = ddfast("distill", "--resume", "--output", "run", "--no-zca", cwd=tmp_path)
     assert differing.returncode == 1 and "zca: the run in run has True, got False" in differing.stderr
 

@@ -9,7 +9,7 @@ import torch
 import ddfast
 from ddfast.data import SyntheticSet, load_dataset
 
-schedule = importlib.import_module("ddfast.evaluation.protocols")
+schedule = importlib.import_module("ddfast.evaluation.schedule")
 HOW = {"num_eval": 3, "eval_epochs": 2, "networks": ("convnet:width=8", "mlp")}
 
 

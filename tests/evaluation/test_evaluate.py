@@ -9,11 +9,18 @@ import torch
 from ddfast import SyntheticSet, networks, train_experts
 from ddfast.data import Preprocessing, load_dataset
 from ddfast.engine.students import GSAM
-from ddfast.evaluation import Evaluation, evaluate, evaluate_full_data, evaluate_random_real, evaluate_snapshots
+from ddfast.evaluation import (
+    PROTOCOLS,
+    Evaluation,
+    evaluate,
+    evaluate_full_data,
+    evaluate_random_real,
+    evaluate_snapshots,
+)
 from ddfast.runtime import seeds
 from tests.conftest import uniform
 
-schedule = importlib.import_module("ddfast.evaluation.protocols")
+schedule, trainings = (importlib.import_module(f"ddfast.evaluation.{name}") for name in ("schedule", "trainings"))
 
 
 @pytest.fixture
@@ -87,6 +94,7 @@ def test_training_is_sgd_with_momentum_decay_and_drops(data, good, monkeypatch, 
     """Against the formula: 0.9, 5e-4, a tenth from half of the epochs; MTT's code a little later, without momentum."""
     trained = []
     original = networks.create
+    # the last one that is made is measured only: its parameters and FLOPs
     monkeypatch.setattr(networks, "create", lambda *a, **k: trained.append(original(*a, **k)) or trained[-1])
     options = {"eval_epochs": 7, "eval_lr": 0.05, "eval_batch": 4, "sam_rho": sam_rho}
     evaluate(good, data, networks=("mlp",), num_eval=1, protocol=name, **options)
@@ -115,7 +123,7 @@ def test_training_is_sgd_with_momentum_decay_and_drops(data, good, monkeypatch, 
             for p, grad, velocity in zip(net.parameters(), grads, velocities, strict=True):
                 velocity.mul_(0.9).add_(grad + 5e-4 * p.data)
                 p.data -= lr * velocity
-    for p, expected in zip(trained[-1].parameters(), net.parameters(), strict=True):
+    for p, expected in zip(trained[-2].parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -130,6 +138,11 @@ def test_protocols_are_the_papers(data, good, monkeypatch):
         ("datm", 1001, 128, 0.03, (502,)),
         ("simplified", 200, 100, 0.01, (100, 150)),
         ("bptt", 1000, 256, 0.001, ()),
+        ("dc", 301, 256, 0.01, (152,)),
+        ("dsa", 1001, 256, 0.01, (502,)),
+        ("idc", 1000, 64, 0.01, (666, 833)),
+        ("ncfm", 2000, 64, 0.001, ()),
+        ("ddranking", 1000, 128, 0.03, (500,)),
     ):
         options = {"num_eval": 1, "networks": ("mlp",), "protocol": name}
         evaluate(good, data, **options)
@@ -137,12 +150,12 @@ def test_protocols_are_the_papers(data, good, monkeypatch):
         evaluate_random_real(data, 1, **options)
         (chosen, _), (given, _), (baseline, _) = used[-3:]
         assert (chosen.epochs, chosen.batch, chosen.drops(epochs)) == (epochs, batch, drops)
-        assert chosen.lr == pytest.approx(lr) and baseline == replace(chosen, lr=0.001 if name == "bptt" else 0.01)
-        assert chosen.adam == (name == "bptt")
+        published = PROTOCOLS[name].lr
+        assert chosen.lr == pytest.approx(lr) and baseline == replace(chosen, lr=published or 0.01)
+        assert chosen.optimizer == {"bptt": "adam", "ncfm": "adamw"}.get(name, "sgd")
         assert given == replace(chosen, lr=0.02, epochs=3, batch=5)
     evaluate_random_real(data, 1, num_eval=1, networks=("mlp",), protocol="recipe")  # which real images have none
-    assert used[-1][0] == replace(schedule.PROTOCOLS["ddfast"], lr=0.01)
-    assert set(schedule.PROTOCOLS) == {"ddfast", "mtt", "datm", "simplified", "bptt", "recipe"}
+    assert used[-1][0] == replace(PROTOCOLS["ddfast"], lr=0.01)
     assert all(options["sharpness"] is None for _, options in used)
     evaluate_random_real(data, 1, num_eval=1, networks=("mlp",), sam_rho=0.05)
     assert used[-1][1]["sharpness"] == GSAM(0.05, 0.0)
@@ -157,13 +170,16 @@ def test_a_network_at_chance_level_is_told_with_what_to_try(pair, good, caplog, 
     data = load_dataset((pair[0], (uniform(300, 1, 16, 16).float() / 2, labels)))
     found = {"mlp": percent, "convnet": 100 * max(counts) / 300 + 3}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "accuracy", lambda net, test, what: found[what.split()[0]])
+        patch.setattr(trainings, "Judge", lambda *_: lambda net, what: {"accuracy": found[what.split()[0]]})
         result = evaluate(good, data, num_eval=2, eval_epochs=1, networks=tuple(found), eval_lr=0.3)
     assert result.of("mlp").mean == percent
     told = [record.getMessage() for record in caplog.records if "chance" in record.getMessage()]
     assert len(told) == 1
-    assert told[0].startswith(f"mlp: accuracy {percent:.1f}% is at chance level ({100 * max(counts) / 300:.1f}%)")
-    assert "with learning rate 0.3; try another rate, such as 0.01 (ddfast evaluate --eval-lr" in told[0]
+    share = max(counts) / 300
+    chance = 100 * (share + (share * (1 - share) / 300) ** 0.5)
+    assert told[0].startswith(f"mlp: accuracy {percent:.1f}% is at chance level ({chance:.1f}%)")
+    assert result.at_chance == ["mlp"] and result.summary()["networks"]["mlp"]["at_chance"]
+    assert "with learning rate 0.3; try another rate, such as 0.01, or auto (ddfast evaluate --eval-lr" in told[0]
 
 
 def test_dropout_follows_the_seed_and_leaves_the_global_state_alone(data, good):
@@ -173,7 +189,7 @@ def test_dropout_follows_the_seed_and_leaves_the_global_state_alone(data, good):
     )
     trained = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "accuracy", lambda net, test, what: trained.append(net) or 0.0)
+        patch.setattr(trainings, "Judge", lambda *_: lambda net, what: trained.append(net) or {"accuracy": 0.0})
         for seed in (0, 0, 1):
             evaluate(good, data, seed=seed, **options)
             torch.rand(3)  # another global state the next time
@@ -248,7 +264,8 @@ def test_what_does_not_fit_together_is_refused(data, pair, good):
         ({"networks": ("convnet", "vgg")}, "network: expected one of convnet"),
         ({"eval_epochs": 0}, "eval_epochs: expected a whole number of at least 1"),
         ({"eval_lr": -1.0}, "eval_lr: expected a positive number, got -1.0"),
-        ({"protocol": "dc"}, "protocol: expected one of ddfast, mtt, datm, bptt, recipe, simplified, got 'dc'"),
+        ({"protocol": "dm"}, f"protocol: expected one of {', '.join(PROTOCOLS)}, got 'dm'"),
+        ({"eval_lr": "best"}, "eval_lr: expected learned, auto or a positive number, got 'best'"),
         ({"eval_batch": 0}, "eval_batch: expected a whole number of at least 1"),
         ({"sam_rho": 0.0}, "sam_rho: expected a positive number, got 0.0"),
     ):

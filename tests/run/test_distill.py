@@ -358,7 +358,10 @@ def test_more_experts_in_the_cache_do_not_change_a_run(pair, tmp_path):
         ({"dsa_strategy": "shear"}, "dsa_strategy: expected some of color"),
         ({"networks": ("convnet", "vgg")}, r"network: expected one of .*, got 'vgg'"),
         ({"networks": ("vgg11",)}, "image_size: expected at least 32 pixels a side for vgg11"),
-        ({"protocol": "dc"}, "protocol: expected one of ddfast, mtt, datm, bptt, recipe, simplified, got 'dc'"),
+        (
+            {"protocol": "dm"},
+            "protocol: expected one of ddfast, mtt, datm, dc, dsa, idc, ncfm, ddranking, bptt, recipe, simplified",
+        ),
         ({"eval_every": 0}, "eval_every: expected a whole number of at least 1, got 0"),
         ({"train_epochs": "all"}, "train_epochs: expected a whole number of at least 1 or needed, got 'all'"),
         ({"train_lr": 0.0}, "train_lr: expected a positive number, got 0.0"),

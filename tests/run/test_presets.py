@@ -40,7 +40,7 @@ CHOICES = {
     "starts": {"random", "in_turn"},
     "optimizer": {"sgd", "gsam"},
     "schedule": {"constant", "cosine"},
-    "protocol": {"ddfast", "mtt", "datm", "simplified", "bptt", "recipe"},
+    "protocol": {"ddfast", "mtt", "datm", "simplified", "bptt", "recipe", "dc", "dsa", "idc", "ncfm", "ddranking"},
 }
 
 # What a table's columns are called, and its rows; None: the preset does not say, for all images, or no expansion.

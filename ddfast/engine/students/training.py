@@ -12,9 +12,11 @@ from ddfast.engine.students.gsam import GSAM
 from ddfast.engine.students.recognised import RecognisedStudent, recognise
 from ddfast.runtime.devices import free_bytes
 
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
 
 class Training:
-    """S networks of one kind, each on minibatches of its own, by torch.optim.SGD, or Adam.
+    """S networks of one kind, each on minibatches of its own, by torch.optim.SGD, Adam or AdamW.
 
     The fused ConvNet, and the field's in other code where it is recognised on images of size `image`, runs all of them
     at once on flat parameters, without an autograd graph; any other network is trained alone, by autograd. Networks are
@@ -32,7 +34,7 @@ class Training:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         sharpness: GSAM | None = None,
-        adam: bool = False,
+        optimizer: str = "sgd",  # adam, adamw
     ) -> None:
         self.nets, self.sharpness = nets, sharpness
         self._frozen = [p for net in nets for p in net.parameters() if not p.requires_grad]
@@ -45,11 +47,8 @@ class Training:
             self._learned = [torch.stack(rows).requires_grad_()]
         else:
             self._learned = [p.requires_grad_() for p in nets[0].parameters()]
-        self.optimizer = (
-            torch.optim.Adam(self._learned, lr=lr, weight_decay=weight_decay)
-            if adam
-            else torch.optim.SGD(self._learned, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        )
+        how = {"momentum": momentum} if optimizer == "sgd" else {}
+        self.optimizer = OPTIMIZERS[optimizer](self._learned, lr=lr, weight_decay=weight_decay, **how)
 
     def step(
         self,

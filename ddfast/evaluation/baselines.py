@@ -1,0 +1,158 @@
+"""What a distilled set is compared with: random real images, all of them, and experts as they are."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import vector_to_parameters
+
+from ddfast import networks as all_networks
+from ddfast.data import Dataset, augmentation, take_statistics
+from ddfast.data.augment import NO_STRATEGY
+from ddfast.data.ipc import images_per_class, in_words
+from ddfast.data.synthetic import DEFAULT_LR
+from ddfast.evaluation.cache import run_trainings
+from ddfast.evaluation.evaluate import check_evaluation, names_of
+from ddfast.evaluation.judging import Judge, accuracy
+from ddfast.evaluation.protocols import protocol_named
+from ddfast.evaluation.rates import asked_rates
+from ddfast.evaluation.result import Evaluation
+from ddfast.evaluation.schedule import schedule_of
+from ddfast.evaluation.training import train_networks
+from ddfast.evaluation.trainings import Pair, Trainings, chance_of
+from ddfast.runtime import seeds
+from ddfast.runtime.arguments import takes_old_names
+from ddfast.runtime.devices import resolve_device
+from ddfast.runtime.forecast import Forecast
+from ddfast.runtime.ranks import ALONE, Ranks
+
+log = logging.getLogger("ddfast")
+
+BASELINE_LR = DEFAULT_LR
+BASELINES = ("none", "plain", "labelled", "all")  # beside random real images that are trained on as the set is
+
+
+def more_baselines(which: str, soft: bool, augmented: bool) -> list[str]:
+    """Those of BASELINES, but for what is the same as random real images: without soft labels or augmentation."""
+    asked = BASELINES[1:3] if which == "all" else (which,)
+    return [name for name in asked if (name == "plain" and augmented) or (name == "labelled" and soft)]
+
+
+@takes_old_names(epochs="eval_epochs", batch="eval_batch", lr="eval_lr")
+def evaluate_random_real(
+    dataset: Dataset,
+    ipc: int | Sequence[int] | Mapping[str | int, int] | str | Path,
+    *,
+    networks: Sequence[Any] = ("convnet",),
+    num_eval: int = 5,
+    eval_epochs: int | None = None,
+    eval_lr: Any = None,
+    eval_batch: int | None = None,
+    dsa_strategy: str = NO_STRATEGY,
+    augmented: bool = True,
+    labels: Callable[[int, Tensor], Tensor] | None = None,
+    protocol: str = "ddfast",
+    sam_rho: float | None = None,
+    scores: bool = False,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    at_once: int | None = None,
+    output: str | Path | None = None,
+    ranks: Ranks = ALONE,
+    forecast: Forecast | None = None,
+) -> Evaluation:
+    """The baseline: as `evaluate`, on `ipc` random real images per class, other ones for each of the trainings.
+
+    Args:
+        dataset: its preprocessing is used.
+        ipc: as `distill` takes it; of a class with fewer images all are taken, which a line of the log says.
+        eval_lr: as `evaluate` takes it; None and "learned" are 0.01, or the protocol's.
+        augmented: False for none, whatever the strategy and the protocol: the other published baseline.
+        labels: of the number of a training and its images [I, C, H, W], logits [I, K] to train on: an expert's soft
+            labels. None for the classes.
+
+    Errors: as those of `evaluate`.
+    """
+    asked = images_per_class(ipc, dataset.class_names, least=0)
+    ipc = dataset.available(asked)
+    if ipc != asked:
+        few = in_words(ipc), in_words(asked)
+        log.info("random real images: %s instead of %s, because some classes have no more training images", *few)
+    names = names_of(networks)
+    check_evaluation(names, protocol, dataset)
+    protocol = "ddfast" if protocol_named(protocol).recipe else protocol  # real images have none
+    schedule = schedule_of(protocol, eval_epochs, eval_batch, dsa_strategy, sam_rho, num_eval, device, at_once)
+    if not augmented:
+        schedule = replace(schedule, dsa_strategy=NO_STRATEGY, protocol=replace(schedule.protocol, strategy=None))
+
+    def set_of(n: int, left_out: Tensor | None) -> Pair:
+        images, classes = dataset.random_real(ipc, seeds.generator(seed, "random_real", n), left_out)
+        targets = classes if labels is None else labels(n, images).softmax(1)
+        return images.to(schedule.device), targets.to(schedule.device)
+
+    about = {"random_real": ipc, "seed": seed, **({} if labels is None else {"labels": "experts"})}
+    trainings = Trainings(
+        schedule, dataset, (seed, "evaluate random_real"), about, set_of,
+        scores=scores, output=output, ranks=ranks, forecast=forecast,
+    )  # fmt: skip
+    rates = asked_rates(eval_lr, names, None, schedule.protocol)
+    return trainings.evaluation(rates, schedule.protocol.lr or BASELINE_LR, num_eval)
+
+
+def evaluate_full_data(
+    dataset: Dataset,
+    *,
+    networks: Sequence[Any] = ("convnet",),
+    num_eval: int = 1,
+    epochs: int,
+    dsa_strategy: str = NO_STRATEGY,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    output: str | Path | None = None,
+    ranks: Ranks = ALONE,
+    forecast: Forecast | None = None,
+) -> Evaluation:
+    """As `evaluate`, on all training images: learning rate 0.01, cut to a tenth after half of the epochs."""
+    names = names_of(networks)
+    schedule = schedule_of("ddfast", epochs, None, dsa_strategy, None, num_eval, device, None)
+    train, judge = dataset.train_batches(schedule.device), Judge(dataset, schedule.device)
+    protocol = replace(schedule.protocol, lr=BASELINE_LR)
+    augment, epoch_of = augmentation(dsa_strategy), partial(train.shuffled, protocol.batch)
+
+    def train_each(name: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
+        for n in numbers:
+            generator = seeds.generator(seed, "full data", name, n)
+            net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(schedule.device)
+            train_networks([net], [epoch_of], augment, protocol, [generator], dataset.train_images.shape[1:])
+            yield judge(net, f"{name} trained at rate {BASELINE_LR:g}")
+
+    def about(_name: str) -> dict[str, Any]:
+        return {"full_data": dataset.fingerprint, "seed": seed, **schedule.describe(dataset, BASELINE_LR)}
+
+    records = run_trainings(about, names, num_eval, train_each, output, ranks, forecast or Forecast())
+    accuracies = {name: [record["accuracy"] for record in row] for name, row in records.items()}
+    return Evaluation(accuracies, dict.fromkeys(names, BASELINE_LR), chance_of(dataset), records)
+
+
+@seeds.same_algorithms()
+def evaluate_snapshots(
+    dataset: Dataset,
+    network: str,
+    snapshots: list[Tensor],  # [P] each
+    device: str | torch.device | None = None,
+) -> Evaluation:
+    """Test accuracy of networks with these parameters, as they are; statistics of batch norm are taken anew."""
+    device = resolve_device(device)
+    net = all_networks.create(network, generator=seeds.generator(0), **dataset.network_arguments).to(device)
+    test = dataset.test_batches(device)
+    accuracies = []
+    for parameters in snapshots:
+        vector_to_parameters(parameters.to(device), net.parameters())
+        take_statistics(net, dataset, device)
+        accuracies.append(accuracy(net, test, f"a snapshot of {network}"))
+    return Evaluation({network: accuracies}, chance=chance_of(dataset))

@@ -1,0 +1,67 @@
+"""The learning rate of each network: the set's learned one, a number, or the best of a few on held-out training images.
+
+A learned rate is that of the network the set was distilled with; another network may end at chance by it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddfast.data import Batches, Dataset
+from ddfast.data.split import draw_share
+from ddfast.evaluation.protocols import Protocol
+from ddfast.runtime.arguments import expect_positive
+
+RATES = (0.001, 0.005, 0.01, 0.05, 0.1)  # those that DD-Ranking tries
+LEARNED, AUTO = "learned", "auto"
+HELD_OUT_SHARE = 0.2  # of every class
+MOST_HELD_OUT = 2000  # images in all
+
+Rate = float | str  # LEARNED, AUTO or a number
+
+
+def asked_rates(eval_lr: Any, networks: Sequence[str], own: str | None, protocol: Protocol) -> dict[str, Rate]:
+    """What rate each network is to have.
+
+    None: the learned one for `own`, the network that the set was distilled for, and AUTO for the others where the
+    protocol searches; the learned one for all where it does not, or the network is not known.
+
+    Errors: ValueError for something else than "learned", "auto" or a positive number.
+    """
+    given = eval_lr if isinstance(eval_lr, Mapping) else dict.fromkeys(networks, eval_lr)
+    searches = protocol.searches and own is not None
+    asked: dict[str, Rate] = {}
+    for name in networks:
+        value = given.get(name)
+        if value is None:
+            value = AUTO if searches and name != own else LEARNED
+        if isinstance(value, str) and value not in (LEARNED, AUTO):
+            raise ValueError(f"eval_lr: expected learned, auto or a positive number, got {value!r}")
+        if not isinstance(value, str):
+            expect_positive("eval_lr", value)
+        asked[name] = value
+    return asked
+
+
+def held_out(data: Dataset) -> Tensor:  # int64 indices of training images
+    """The training images that rates are chosen by: a fifth of every class, 2000 at most, always the same ones; none of
+    a class that has a single image. Empty where the data set holds out images already.
+
+    Errors: ValueError where no class has two.
+    """
+    if data.held_images is not None:
+        return torch.empty(0, dtype=torch.int64)
+    drawn = draw_share(data.train_labels, min(HELD_OUT_SHARE, MOST_HELD_OUT / len(data.train_labels)), (0, "rates"))[1]
+    if not len(drawn):
+        raise ValueError("eval_lr: auto holds out training images, and no class has two; give a number")
+    return drawn
+
+
+def held_out_batches(data: Dataset, device: torch.device) -> Batches:
+    """Those images, preprocessed, on a device."""
+    if data.held_images is not None:
+        return data.held_batches(device)
+    chosen = held_out(data)
+    return Batches(data.train_images[chosen], data.train_labels[chosen], data.preprocessing, device)

@@ -1,0 +1,113 @@
+"""The trainings of an evaluation: the search for a network's rate, and then the networks that are tested."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddfast.data import Dataset
+from ddfast.data.parameterisation import PIXELS, Pixels
+from ddfast.evaluation.cache import run_trainings
+from ddfast.evaluation.costs import cost_of
+from ddfast.evaluation.judging import Judge, accuracy
+from ddfast.evaluation.rates import AUTO, LEARNED, RATES, Rate, held_out, held_out_batches
+from ddfast.evaluation.result import Evaluation
+from ddfast.evaluation.schedule import Schedule
+from ddfast.runtime import seeds
+from ddfast.runtime.forecast import Forecast
+from ddfast.runtime.ranks import ALONE, Ranks
+
+log = logging.getLogger("ddfast")
+
+Pair = tuple[Tensor, Tensor]  # images [I, …], targets
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Networks of several names trained by a schedule, each on a set of its own."""
+
+    schedule: Schedule
+    data: Dataset
+    words: tuple[Any, ...]  # that its generators are drawn by
+    about: dict[str, Any]  # what accuracies depend on, besides the schedule and the network
+    set_of: Callable[[int, Tensor | None], Pair]  # of a training by number; without these training images
+    parameterisation: Pixels = PIXELS
+    scores: bool = False
+    output: str | Path | None = None
+    ranks: Ranks = ALONE
+    forecast: Forecast | None = None
+
+    def evaluation(
+        self,
+        asked: dict[str, Rate],  # by network
+        learned: float,  # what LEARNED is
+        num_eval: int,
+    ) -> Evaluation:
+        """Accuracies of `num_eval` networks of each name, at the rates that are asked for."""
+        rates = self._rates(asked, learned)
+        judge = Judge(self.data, self.schedule.device, self.scores)
+
+        def train(name: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
+            sets = [self.set_of(n, None) for n in numbers]
+            generators = [seeds.generator(*self.words, name, n) for n in numbers]
+            how = self.parameterisation
+            for net in self.schedule.networks(name, rates[name], self.data, sets, generators, how):
+                yield judge(net, f"{name} trained at rate {rates[name]:g}")
+
+        def about(name: str) -> dict[str, Any]:
+            return self._about(rates[name]) | ({"scores": True} if self.scores else {})
+
+        records = self._run(about, list(asked), num_eval, train)
+        accuracies = {name: [record["accuracy"] for record in row] for name, row in records.items()}
+        costs = {name: cost_of(name, self.data) for name in asked}
+        return Evaluation(accuracies, rates, chance_of(self.data), records, costs)
+
+    def _rates(self, asked: dict[str, Rate], learned: float) -> dict[str, float]:
+        """The rates that networks are trained at."""
+        searched = [name for name, rate in asked.items() if rate == AUTO]
+        rates = {name: learned if rate == LEARNED else rate for name, rate in asked.items()}
+        if not searched:
+            return rates
+        chosen, batches = held_out(self.data), held_out_batches(self.data, self.schedule.device)
+
+        def train(name: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
+            for n in numbers:
+                generators, sets = [seeds.generator(*self.words, name, "rate")], [self.set_of(0, chosen)]
+                how = self.parameterisation
+                for net in self.schedule.networks(name, RATES[n], self.data, sets, generators, how):
+                    yield {"accuracy": accuracy(net, batches, None)}
+
+        def about(_name: str) -> dict[str, Any]:
+            return self._about(0.0) | {"rates": RATES, "held_out": len(chosen)}
+
+        for name, records in self._run(about, searched, len(RATES), train).items():
+            found = [record["accuracy"] for record in records]
+            best = [n for n, value in enumerate(found) if value == max(found)]
+            rates[name] = RATES[best[len(best) // 2]]
+            if self.ranks.is_first:
+                tried = ", ".join(f"{rate:g}: {value:.1f}%" for rate, value in zip(RATES, found, strict=True))
+                log.info("%s: rate %g, by held-out training images (%s)", name, rates[name], tried)
+        return rates
+
+    def _about(self, lr: float) -> dict[str, Any]:
+        return {**self.about, "words": [str(word) for word in self.words], **self.schedule.describe(self.data, lr)}
+
+    def _run(self, about: Any, names: Sequence[str], count: int, train: Any) -> dict[str, list[dict[str, Any]]]:
+        forecast = self.forecast or Forecast()
+        return run_trainings(about, names, count, train, self.output, self.ranks, forecast)
+
+
+def chance_of(data: Dataset) -> float:
+    """A standard error above the share of the most frequent class among the test images, in percent."""
+    count = len(data.test_labels)
+    share = int(data.test_labels.bincount().max()) / count
+    return 100 * (share + math.sqrt(share * (1 - share) / count))
+
+
+def num_trainings(asked: dict[str, Rate], num_eval: int) -> int:
+    """How many networks are trained for one set."""
+    return sum(num_eval + (len(RATES) if rate == AUTO else 0) for rate in asked.values())

@@ -1,0 +1,186 @@
+"""Scores against their definitions, corruptions, and what a table says of a set."""
+
+import json
+import logging
+import math
+from dataclasses import replace
+
+import numpy
+import pytest
+import torch
+
+import ddfast
+from ddfast import SyntheticSet
+from ddfast.data import load_dataset
+from ddfast.evaluation import evaluate, evaluate_random_real, more_baselines
+from ddfast.evaluation.corruptions import CORRUPTIONS, corrupted
+from ddfast.evaluation.scores import (
+    augmentation_robust_score,
+    calibration_error,
+    confusion,
+    label_robust_score,
+    log_loss,
+    recalls,
+)
+from ddfast.run.transfer import save_transfer, transfer_table
+from ddfast.runtime import seeds
+from tests.conftest import uniform
+
+HOW = {"num_eval": 2, "eval_epochs": 30, "networks": ("mlp", "convnet:width=8")}
+
+
+@pytest.fixture
+def data(pair):
+    return load_dataset(pair)
+
+
+@pytest.fixture
+def good(data):
+    images, labels = data.random_real(3, seeds.generator(0))
+    made = SyntheticSet(images, labels, torch.tensor(0.01), data.class_names, data.preprocessing, network="mlp")
+    return replace(made, dsa_strategy="flip_scale")
+
+
+def test_confusion_and_recalls():
+    logits = torch.eye(3)[[0, 1, 1, 2, 0]]
+    matrix = confusion(logits, torch.tensor([0, 0, 1, 2, 2]), 3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert recalls(matrix.tolist()) == [50, 100, 50]
+    assert math.isnan(recalls([[0, 0], [1, 3]])[0])
+
+
+def test_the_calibration_error_is_that_of_its_definition():
+    """Against numpy, bin by bin, and of two cases that are known."""
+    generator = seeds.generator(0)
+    logits, labels = 3 * torch.randn(500, 4, generator=generator), torch.randint(4, (500,), generator=generator)
+    shares = logits.double().softmax(1).numpy()
+    sure, right, expected = shares.max(1), shares.argmax(1) == labels.numpy(), 0.0
+    for low in numpy.arange(15) / 15:
+        inside = (sure > low) & (sure <= low + 1 / 15)
+        if inside.any():
+            expected += inside.mean() * abs(right[inside].mean() - sure[inside].mean())
+    assert calibration_error(logits, labels) == pytest.approx(expected, abs=1e-12)
+    surely_wrong = torch.tensor([[50.0, 0.0]] * 4)
+    assert calibration_error(surely_wrong, torch.tensor([1, 1, 1, 1])) == pytest.approx(1)
+    assert calibration_error(surely_wrong, torch.tensor([0, 0, 0, 0])) == pytest.approx(0)
+    assert log_loss(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])) == pytest.approx(math.log(2))
+
+
+def test_dd_rankings_scores_are_shares():
+    """At the ends of their range, and at nothing gained."""
+    assert label_robust_score(hlr=-1, ior=1) == pytest.approx(1) and label_robust_score(hlr=1, ior=-1) == 0
+    assert augmentation_robust_score(1, 1) == pytest.approx(1) and augmentation_robust_score(-1, -1) == 0
+    nothing = (1 - math.exp(-1)) / (math.e - math.exp(-1))
+    assert label_robust_score(0.2, 0.2) == pytest.approx(nothing) == pytest.approx(augmentation_robust_score(0.1, -0.1))
+    assert label_robust_score(0.2, 0.4, weight=1) > label_robust_score(0.2, 0.4, weight=0.5)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_corruptions_harm_more_the_stronger_they_are(name, channels):
+    """Of smooth images in [0, 1], uint8 or float; the same every time."""
+    wave = torch.linspace(0, 9, 20).sin() / 4 + 0.4
+    images = (wave[:, None] * wave).expand(3, channels, 20, 20) + torch.rand(3, channels, 1, 1) / 9
+    harms = []
+    for severity in (1, 3, 5):
+        found = corrupted(images, name, severity, seeds.generator(0))
+        assert found.shape == images.shape and found.min() >= 0 and found.max() <= 1
+        assert torch.equal(found, corrupted(images, name, severity, seeds.generator(0)))
+        harms.append(float((found - images).square().mean()))
+    assert 0 < harms[0] <= harms[1] <= harms[2] and harms[0] < harms[2]
+    as_bytes = (255 * images).round().to(torch.uint8)
+    difference = corrupted(as_bytes, name, 1, seeds.generator(0)) - corrupted(images, name, 1, seeds.generator(0))
+    assert difference.abs().mean() < 0.01
+
+
+@pytest.mark.parametrize("name", ["idc", "ncfm"])
+def test_cutmix_and_adamw_train_networks(data, good, name):
+    options = {"num_eval": 1, "networks": ("mlp",), "dsa_strategy": "none"}
+    found = evaluate(good, data, protocol=name, eval_epochs=60, **options)
+    assert found.mean > 80
+    assert evaluate(good, data, protocol=name, eval_epochs=60, **options) == found
+    soft = replace(good, labels=9 * torch.nn.functional.one_hot(good.labels).float())
+    assert evaluate(soft, data, protocol=name, eval_epochs=60, **options).mean > 80
+
+
+def test_dc_and_dsa_bring_their_augmentation(data, good, monkeypatch):
+    used = []
+    original = ddfast.evaluation.schedule.augmentation
+    monkeypatch.setattr(ddfast.evaluation.schedule, "augmentation", lambda s: used.append(s) or original(s))
+    digits = replace(data, name="mnist")
+    for name, network, of in (
+        ("dc", "mlp", data), ("dc", "mlp", digits), ("dc", "convnet:norm=batchnorm:width=8", data),
+        ("dsa", "mlp", data), ("dsa", "mlp", digits), ("idc", "mlp", data), ("ddfast", "mlp", data),
+    ):  # fmt: skip
+        evaluate(good, of, protocol=name, networks=(network,), num_eval=1, eval_epochs=1, eval_lr=0.01)
+    evaluate_random_real(data, 1, protocol="dsa", networks=("mlp",), num_eval=1, eval_epochs=1, augmented=False)
+    assert used == [
+        "none", "dc:crop_scale_rotate", "dc:crop_noise", "dsa:color_crop_cutout_flip_scale_rotate",
+        "dsa:color_crop_cutout_scale_rotate", "dsa:color_crop_flip_scale_rotate", "flip_scale", "none",
+    ]  # fmt: skip
+
+
+def test_other_baselines_are_those_that_differ():
+    assert more_baselines("none", True, True) == []
+    assert more_baselines("all", True, True) == ["plain", "labelled"]
+    assert more_baselines("all", False, False) == [] and more_baselines("labelled", False, True) == []
+
+
+def test_random_real_images_get_the_labels_of_an_expert(data):
+    """Labels that say another class teach that class."""
+
+    def wrong(n, images):
+        assert len(images) == 3
+        return 20 * torch.nn.functional.one_hot(torch.tensor([1, 2, 0]), 3).float()
+
+    options = {"num_eval": 2, "eval_epochs": 60, "networks": ("mlp",)}
+    assert evaluate_random_real(data, 1, **options).mean > 80
+    assert evaluate_random_real(data, 1, labels=wrong, **options).mean < 20
+
+
+def test_a_transfer_table_says_all_of_a_set(data, good, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "ddfast")
+    table = transfer_table(good, data, scores=True, baselines="all", full_epochs=20, **HOW)
+    rows = {(row["network"], row["trained_on"]): row for row in table["rows"]}
+    real = "random real images, 3 per class"
+    assert [key[1] for key in rows][:4] == ["distilled images", real, f"{real}, not augmented", "full data"]
+    assert len(rows) == 8 and table["own"] == "mlp"
+    own = rows["mlp", "distilled images"]
+    assert own["lr"] == pytest.approx(0.01) and own["n"] == 2 and own["seconds"] > 0
+    assert own["parameters"] == 256 * 128 + 128 + 128 * 128 + 128 + 128 * 3 + 3
+    assert own["flops"] == 2 * (256 * 128 + 128 * 128 + 128 * 3)
+    other = rows["convnet:width=8", "distilled images"]["mean"]
+    assert table["others"] == {"mean": other, "best": {"network": "convnet:width=8", "mean": other}}
+    scores, full = table["scores"], rows["mlp", "full data"]["mean"]
+    assert scores["improvement_over_random"] == pytest.approx((own["mean"] - rows["mlp", real]["mean"]) / 100)
+    assert scores["hard_label_recovery"] == pytest.approx((full - own["mean"]) / 100)
+    assert scores["share_of_full_accuracy"] == pytest.approx(own["mean"] / full)
+    expected = label_robust_score(scores["hard_label_recovery"], scores["improvement_over_random"])
+    assert scores["label_robust_score"] == pytest.approx(expected)
+    assert set(scores["accuracy_of_classes"]) == set(data.class_names)
+    assert numpy.mean(list(scores["accuracy_of_classes"].values())) == pytest.approx(own["mean"], abs=1)
+    assert set(scores["accuracy_on_corrupted_images"]) == set(CORRUPTIONS)
+    assert scores["compression"] == data.train_images.numel() / good.bytes
+    save_transfer(table, tmp_path / "table.json")
+    assert json.loads((tmp_path / "table.json").read_text())["rows"][0]["network"] == "mlp"
+
+
+def test_a_network_that_ends_at_chance_is_marked(data, good):
+    rows = transfer_table(good, data, num_eval=1, eval_epochs=2, networks=("mlp",), eval_lr=1e-9)["rows"]
+    assert all(row["at_chance"] for row in rows if row["mean"] < 36)
+    noise = replace(good, labels=good.labels.roll(3))
+    (row,) = transfer_table(
+        noise, data, num_eval=1, eval_epochs=30, networks=("mlp",), random_real=False, dsa_strategy="none"
+    )["rows"]
+    assert row["at_chance"]
+
+
+def test_a_table_needs_a_data_set(good, tmp_path):
+    with pytest.raises(ValueError, match="say what to test"):
+        transfer_table(good)
+    good.save(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"say what to test .*set on"):
+        transfer_table(tmp_path / "set")
+    images = uniform(9, 1, 16, 16) / 2
+    with pytest.raises(ValueError, match="synthetic: expected the classes of"):
+        transfer_table(tmp_path / "set", ((images, torch.arange(9) % 2), (images, torch.arange(9) % 2)))
