@@ -14,6 +14,7 @@ from ddfast.networks import register_network
 from ddfast.ops.installation import build_info
 from ddfast.run.distill import DistillResult, distill
 from ddfast.run.loop import Distillation, DistillationDivergedError
+from ddfast.run.transfer import transfer_table
 from ddfast.runtime import ranks
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "register_network",
     "students",
     "train_experts",
+    "transfer_table",
     "unroll",
 ]
 

@@ -67,8 +67,6 @@ class Evaluation:
         row: dict[str, Any] = {"mean": one.mean, "std": one.std, "accuracies": values}
         if name in self.rates:
             row["lr"] = self.rates[name]
-        if name in self.records:
-            row["seconds"] = fmean(record["seconds"] for record in self.records[name])
         if name in self.costs:
             row |= self.costs[name]._asdict()
         if name in self.at_chance:

@@ -14,6 +14,7 @@ from ddfast.networks.classic import alexcifarnet, alexnet, lenet, mlp, smallvgg,
 from ddfast.networks.convnet import ConvNet
 from ddfast.networks.libraries import LIBRARIES, from_library
 from ddfast.networks.resnet import resnet18, resnet18_ap
+from ddfast.networks.vit import vit
 
 Factory = Callable[..., nn.Module]
 
@@ -27,6 +28,7 @@ NETWORKS: dict[str, Factory] = {
     "alexcifarnet": alexcifarnet,
     "lenet": lenet,
     "mlp": mlp,
+    "vit": vit,
 }
 BUILT_IN = frozenset(NETWORKS.values())
 GIVEN = ("channels", "num_classes", "image_size")  # what the data set says

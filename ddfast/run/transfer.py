@@ -122,7 +122,7 @@ def transfer_table(
         of_full = {name: how[name] for name in ("networks", "seed", "device", "output", "ranks")}
         found["full data"] = evaluate_full_data(data, epochs=full_epochs, dsa_strategy=strategy, **of_full)
     table: dict[str, Any] = {"own": loaded.network, "protocol": protocol, "rows": _rows(found)}
-    others = None if loaded.network not in names else found[DISTILLED].others(loaded.network)
+    others = None if loaded.network is None else found[DISTILLED].others(loaded.network)
     if others is not None:
         best = max(others.accuracies, key=lambda name: others.of(name).mean)
         table["others"] = {"mean": others.mean, "best": {"network": best, "mean": others.of(best).mean}}
@@ -184,8 +184,10 @@ def _rows(found: dict[str, Evaluation]) -> list[dict[str, Any]]:
     for name in found[DISTILLED].accuracies:
         cost = found[DISTILLED].costs[name]._asdict()
         for trained_on, result in found.items():
-            row = result.summary()["networks"][name]
-            rows.append({"network": name, "trained_on": trained_on, "n": len(row["accuracies"]), **cost, **row})
+            row = {"n": result.of(name).n, "seconds": fmean(record["seconds"] for record in result.records[name])}
+            rows.append(
+                {"network": name, "trained_on": trained_on, **row, **cost, **result.summary()["networks"][name]}
+            )
     return rows
 
 

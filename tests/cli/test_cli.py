@@ -120,7 +120,7 @@ def test_a_folder_of_photographs_of_odd_sizes_from_the_command_line(tmp_path):
     assert ddfast("distill", *options, "--resume", cwd=tmp_path).stdout == done.stdout
     evaluated = ddfast("evaluate", "run", "--num-eval", "1", "--eval-epochs", "2", cwd=tmp_path)
     assert evaluated.returncode == 0 and evaluated.stdout.count(" ± ") == 4, evaluated.stderr
-    assert "other networks than convnet: mean " in evaluated.stdout
+    assert "other networks than convnet" in evaluated.stdout
     assert "mlp      random real images, 2 per class  " in evaluated.stdout
     differing = ddfast("distill", "--resume", "--output", "run", "--no-zca", cwd=tmp_path)
     assert differing.returncode == 1 and "zca: the run in run has True, got False" in differing.stderr
