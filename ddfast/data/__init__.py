@@ -3,7 +3,8 @@
 from ddfast.data.archives import set_of_release
 from ddfast.data.augment import DSA
 from ddfast.data.batches import Batches
-from ddfast.data.datasets import READING, Dataset, is_folder, known_name, load_dataset
+from ddfast.data.dataset import Dataset
+from ddfast.data.datasets import READING, is_folder, known_name, load_dataset
 from ddfast.data.dc_augment import DCAugmentation, augmentation
 from ddfast.data.ipc import counts_of, images_per_class
 from ddfast.data.named import DATASETS

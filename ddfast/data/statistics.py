@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ddfast.data.datasets import Dataset
+from ddfast.data.dataset import Dataset
 from ddfast.runtime import seeds
 
 BATCH = 256

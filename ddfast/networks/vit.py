@@ -28,7 +28,9 @@ def vit(
     expect_whole(patch=patch, width=width, depth=depth, heads=heads)
     H, W = image_size
     if H != W or H % patch:
-        raise ValueError(f"image_size: expected square images of whole patches of {patch} pixels for vit, got {H} × {W}")
+        raise ValueError(
+            f"image_size: expected square images of whole patches of {patch} pixels for vit, got {H} × {W}"
+        )
     if width % heads:
         raise ValueError(f"width: expected a multiple of the {heads} heads, got {width}")
     network = VisionTransformer(
