@@ -173,4 +173,4 @@ def test_the_command_line_takes_a_file_per_class(tmp_path, monkeypatch):
     other = CliRunner().invoke(cli, [*command, "other.toml", "--resume"])
     assert other.exit_code == 1 and "ipc: the run in run has [1, 3], got [1, 2]" in str(other.exception)
     evaluated = CliRunner().invoke(cli, ["evaluate", "run", "--num-eval", "1", "--eval-epochs", "2"])
-    assert ", random real images, 1 to 3 per class, 4 in all: " in evaluated.output, evaluated.output
+    assert "  random real images, 1 to 3 per class, 4 in all  " in evaluated.output, evaluated.output

@@ -16,7 +16,7 @@ from ddfast.runtime import seeds
 from tests.conftest import assert_close, normal, uniform
 from tests.networks_for_tests import SIDE, K, make
 
-schedule = importlib.import_module("ddfast.evaluation.protocols")
+schedule = importlib.import_module("ddfast.evaluation.schedule")
 SIZE = (3, 4)
 
 
