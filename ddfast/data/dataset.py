@@ -15,6 +15,7 @@ from ddfast.data.ipc import counts_of, images_per_class
 from ddfast.data.pixels import SIXTEEN_BITS
 from ddfast.data.preprocessing import Preprocessing
 from ddfast.data.split import draw_share
+from ddfast.data.subsets import expect_classes, labels_among
 from ddfast.data.summary import span
 from ddfast.data.zca import ZCA
 
@@ -120,6 +121,25 @@ class Dataset:
         return replace(
             self, train_images=parts[0], train_labels=parts[1], held_images=held_parts[0], held_labels=held_parts[1]
         )
+
+    def of_classes(self, classes: Sequence[int], among: Tensor | None = None) -> "Dataset":
+        """The images of some classes, which become classes 0, 1, … in the order that they are given in; preprocessed as
+        all are. `among`: indices of the training images that are kept, int64; None for all.
+
+        Errors: ValueError for classes that are not there, given twice, or fewer than two.
+        """
+        expect_classes(classes, self.num_classes)
+        parts: dict[str, Tensor] = {}
+        for part in ("train", "test", "held"):
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            if part == "train" and among is not None:
+                images, labels = images[among], labels[among]
+            if images is not None:
+                chosen, new = labels_among(labels, classes)
+                parts |= {f"{part}_images": images[chosen], f"{part}_labels": new}
+        names = tuple(self.class_names[k] for k in classes)
+        name = self.name if names == self.class_names else f"{self.name}, {len(classes)} classes"
+        return replace(self, name=name, class_names=names, **parts)
 
     def whitened(self) -> "Dataset":
         """This data set with ZCA whitening, fitted on its training images, instead of its normalisation."""

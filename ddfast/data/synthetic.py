@@ -1,6 +1,7 @@
 """SyntheticSet: the distilled images, how to train on them, and how real data must be preprocessed beside them."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,19 @@ class SyntheticSet:
             for given in (tensors, self.others | (others or {}))
         )
         return replace(self, **({"lr": None} | copies), others=more)
+
+    def of_classes(self, classes: Sequence[int]) -> "SyntheticSet":
+        """The images of some classes: ddfast.data.subsets.of_classes."""
+        from ddfast.data.subsets import of_classes
+
+        return of_classes(self, classes)
+
+    @staticmethod
+    def join(sets: Sequence["SyntheticSet"]) -> "SyntheticSet":
+        """Several sets in one: ddfast.data.subsets.join."""
+        from ddfast.data.subsets import join
+
+        return join(sets)
 
     def detached(self) -> "SyntheticSet":
         """A copy on the CPU that shares nothing with this one."""

@@ -42,6 +42,7 @@ def evaluate(
     protocol: str = "ddfast",
     sam_rho: float | None = None,
     scores: bool = False,
+    best_on_test: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
     at_once: int | None = None,
@@ -72,6 +73,8 @@ def evaluate(
         sam_rho: train with SAM of this ρ, adaptive as ddfast.students.GSAM has it, at two gradients a step: "MTT + flat
             minimum" of Du et al. 2023, with 0.005 to 0.1. None for plain SGD.
         scores: also measure confusion, calibration and robustness to common corruptions, in `records` of the result.
+        best_on_test: also keep the best test accuracy of each training at 20 looks on its way, in `records`: some
+            papers report it, and it is chosen on test images.
         at_once: networks trained side by side; None for one on a CPU, on a GPU as many as fit. Others than the fused
             ConvNet are trained one by one.
         output: a file of JSON lines to which every accuracy is added as soon as it is known; those that it has are not
@@ -114,7 +117,7 @@ def evaluate(
     about = {} if output is None else {"set": digest_of_tensors(tensors, {}), "seed": seed}
     trainings = Trainings(
         schedule, data, (seed, "evaluate"), about, set_of, synthetic.parameterisation,
-        scores=scores, output=output, ranks=ranks, forecast=forecast,
+        scores=scores, best_on_test=best_on_test, output=output, ranks=ranks, forecast=forecast,
     )  # fmt: skip
     result = trainings.evaluation(asked, learned, num_eval)
     if ranks.is_first:

@@ -42,7 +42,7 @@ class Judge:
     def _held(self) -> Batches:
         return self.data.held_batches(self.device)
 
-    def __call__(self, net: nn.Module, what: str) -> dict[str, Any]:
+    def __call__(self, net: nn.Module, what: str | None) -> dict[str, Any]:
         """The record of a network; a warning that names `what` where its logits are not finite."""
         logits, labels = logits_of(net, self._test)
         record: dict[str, Any] = {"accuracy": _percent(logits, labels, what)}

@@ -28,6 +28,7 @@ class Protocol:
     loses_momentum: bool = False  # at the drops
     lr: float | None = None  # None: the set's own, or 0.01 for one that has none
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    weight_decay: float | None = None  # None: the optimiser's, as above
     cutmix: float = 0.0  # probability of CutMix, for each minibatch
     strategy: Callable[[Dataset, nn.Module], str] | None = None  # its augmentation; None: the set's
     searches: bool = False  # other networks than the set's own take the best of a few rates
@@ -81,6 +82,7 @@ PROTOCOLS = {
     "ncfm": Protocol(2000, 64, _never, lr=1e-3, optimizer="adamw", cutmix=0.5, strategy=_of_dsa),
     "ddranking": Protocol(1000, 128, _at_half, searches=True),
     "bptt": Protocol(1000, BATCH, _never, lr=1e-3, optimizer="adam"),
+    "fedd3": Protocol(500, 50, _never, lr=1e-3, optimizer="adam", weight_decay=1e-4),
     "recipe": Protocol(1, BATCH, _never, lr=1.0, recipe=True),
     "simplified": Protocol(200, 100, _at_half_and_three_quarters, lr=0.01),
 }

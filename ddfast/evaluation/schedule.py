@@ -1,6 +1,6 @@
 """A protocol with what was given in the place of its own, and the networks that it trains."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,8 @@ from ddfast.runtime.arguments import expect_positive, expect_whole
 from ddfast.runtime.devices import resolve_device
 from ddfast.runtime.files import digest_of_tensors
 
+LOOKS = 20  # at a network on its way, where the best of its test accuracies is asked for
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -43,8 +45,12 @@ class Schedule:
         sets: Sequence[tuple[Tensor, Tensor]],  # images [I, C, H, W] and targets, of each network
         generators: Sequence[torch.Generator],  # of each network
         parameterisation: Pixels = PIXELS,
+        look: Callable[[int, nn.Module], None] | None = None,
     ) -> Iterator[nn.Module]:
-        """Networks after it, one by one, their initial parameters drawn from their generators."""
+        """Networks after it, one by one, their initial parameters drawn from their generators.
+
+        `look` sees them on the way, too, LOOKS times: it is called with the place of a network among all, and itself.
+        """
         if self.recipe is not None:
             yield from self._by_recipe(self.recipe, name, data, sets, generators)
             return
@@ -52,7 +58,7 @@ class Schedule:
         def create(generator: torch.Generator) -> nn.Module:
             return all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
 
-        protocol = replace(self.protocol, lr=lr)
+        protocol, done = replace(self.protocol, lr=lr), 0
         if protocol.cutmix:
             sets = [(images, as_weights(targets, data.num_classes)) for images, targets in sets]
         while generators:
@@ -63,7 +69,11 @@ class Schedule:
             epochs_of = [partial(self._epoch, *pair, parameterisation) for pair in sets[:together]]
             nets, sets = [first, *map(create, now[1:])], sets[together:]
             augment = augmentation(self.strategy(data, first))
-            train_networks(nets, epochs_of, augment, protocol, now, size[1:], sharpness=self.sharpness)
+            how: dict[str, Any] = {"sharpness": self.sharpness}
+            if look is not None:
+                how |= {"look": partial(_looked, look, done), "look_every": max(1, protocol.epochs // LOOKS)}
+            train_networks(nets, epochs_of, augment, protocol, now, size[1:], **how)
+            done += together
             yield from nets
 
     def strategy(self, data: Dataset, net: nn.Module) -> str:
@@ -120,6 +130,10 @@ class Schedule:
     ) -> Minibatches:  # images [B, C, H, W], targets
         for chosen in torch.randperm(len(images), generator=generator).to(self.device).split(self.protocol.batch):
             yield parameterisation.see(images[chosen], generator), targets[chosen]
+
+
+def _looked(look: Callable[[int, nn.Module], None], first: int, n: int, net: nn.Module) -> None:
+    look(first + n, net)
 
 
 def as_weights(targets: Tensor, num_classes: int) -> Tensor:  # int64 [I], or [I, K] -> [I, K]

@@ -30,10 +30,14 @@ def train_networks(
     image: torch.Size,  # [C, H, W]
     *,
     sharpness: GSAM | None = None,
+    look: Callable[[int, nn.Module], None] | None = None,
+    look_every: int = 1,
 ) -> None:
     """Train networks in place, side by side, each on minibatches of its own, one epoch's per call with its generator.
-    CutMix takes targets that are weights."""
+    CutMix takes targets that are weights. `look` is called after every so many epochs, with the number of a network and
+    itself, as it is then."""
     how: dict[str, Any] = {"optimizer": protocol.optimizer, **DECAYS[protocol.optimizer]}
+    how |= {} if protocol.weight_decay is None else {"weight_decay": protocol.weight_decay}
     training = Training(nets, image, lr=protocol.lr, sharpness=sharpness, **how)
     drops, device = protocol.drops(protocol.epochs), next(nets[0].parameters()).device
     with seeds.dropout_from(generators[0], device):  # networks with dropout are trained alone
@@ -50,6 +54,10 @@ def train_networks(
                 if protocol.cutmix:
                     images, targets = _mixed(images, targets, protocol.cutmix, generators)
                 training.step(images, targets)
+            if look is not None and (epoch + 1) % look_every == 0:
+                for n, net in enumerate(training.write()):
+                    look(n, net)
+                    net.train()
     training.write()
 
 

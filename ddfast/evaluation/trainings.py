@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddfast.data import Dataset
 from ddfast.data.parameterisation import PIXELS, Pixels
@@ -37,6 +37,7 @@ class Trainings:
     set_of: Callable[[int, Tensor | None], Pair]  # of a training by number; without these training images
     parameterisation: Pixels = PIXELS
     scores: bool = False
+    best_on_test: bool = False  # also the best test accuracy on the way, as some papers report it
     output: str | Path | None = None
     ranks: Ranks = ALONE
     forecast: Forecast | None = None
@@ -54,12 +55,21 @@ class Trainings:
         def train(name: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
             sets = [self.set_of(n, None) for n in numbers]
             generators = [seeds.generator(*self.words, name, n) for n in numbers]
-            how = self.parameterisation
-            for net in self.schedule.networks(name, rates[name], self.data, sets, generators, how):
-                yield judge(net, f"{name} trained at rate {rates[name]:g}")
+            seen: dict[int, list[float]] = {place: [] for place in range(len(numbers))}
+
+            def look(place: int, net: nn.Module) -> None:
+                seen[place].append(judge(net, None)["accuracy"])
+
+            how: dict[str, Any] = {"look": look} if self.best_on_test else {}
+            nets = self.schedule.networks(name, rates[name], self.data, sets, generators, self.parameterisation, **how)
+            for place, net in enumerate(nets):
+                record = judge(net, f"{name} trained at rate {rates[name]:g}")
+                best = {"best_on_test": max([*seen[place], record["accuracy"]])} if self.best_on_test else {}
+                yield record | best
 
         def about(name: str) -> dict[str, Any]:
-            return self._about(rates[name]) | ({"scores": True} if self.scores else {})
+            more = {"scores": self.scores, "best_on_test": self.best_on_test}
+            return self._about(rates[name]) | {key: True for key, value in more.items() if value}
 
         records = self._run(about, list(asked), num_eval, train)
         accuracies = {name: [record["accuracy"] for record in row] for name, row in records.items()}

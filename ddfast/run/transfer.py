@@ -137,6 +137,21 @@ def save_transfer(table: dict[str, Any], path: str | Path) -> None:
         temporary.write_text(json.dumps(table, indent=1) + "\n")
 
 
+def set_and_data(synthetic: str | Path, dataset: Any = None, data_root: Any = None) -> tuple[SyntheticSet, Dataset]:
+    """A saved set, or a run's, and the data to test it on, read as the run read them."""
+    loaded, config = _loaded(synthetic)
+    return loaded, _data(loaded, dataset, config, {"data_root": data_root}, str(synthetic))
+
+
+def experts_of(run: str | Path) -> TrajectoryStore:
+    """Those of a run; ValueError where they are not there."""
+    config = RunFolder(Path(run)).read_config()
+    path = config.get("experts") or config.get("trained_experts", {}).get("path")
+    if path is None:
+        raise ValueError(f"experts: the run in {run} had none; give a folder of experts")
+    return TrajectoryStore(path)
+
+
 def _loaded(synthetic: str | Path | SyntheticSet) -> tuple[SyntheticSet, dict[str, Any]]:
     """The set, and the settings of its run where it is in a run folder."""
     if isinstance(synthetic, SyntheticSet):

@@ -1,0 +1,105 @@
+"""The studies at a small scale, and the tables of docs/studies.md.
+
+python -m benchmarks.studies benchmarks/results/studies
+
+Sets of digits, 10 images per class, by DM and MTT, and random real ones, are studied on digits; clients hold parts of MNIST where
+its files are there. What is done is kept in the folder and not done again.
+"""
+
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ddfast
+from benchmarks.measure import described
+from ddfast.data import SyntheticSet, load_dataset
+from ddfast.runtime import seeds
+from ddfast.studies import architectures, continual, federated, privacy, trajectory_error
+
+NETWORK = "convnet:width=32"
+IPC = 10
+
+
+def sets_of(folder: Path) -> dict[str, SyntheticSet]:
+    """What is studied."""
+    data = load_dataset("digits")
+    images, labels = data.random_real(IPC, seeds.generator(0, "studies"))
+    about = (torch.tensor(0.01), data.class_names, data.preprocessing)
+    found = {"random real": SyntheticSet(images, labels, *about, network=NETWORK)}
+    for method, iterations in (("dm", 300), ("mtt", 300)):
+        how = {"method": method, "ipc": IPC, "iterations": iterations, "num_eval": 1, "network": NETWORK}
+        done = ddfast.distill("digits", output=folder / "runs" / method, resume=True, **how)
+        found[method] = done.synthetic
+    return found
+
+
+def table(title: str, head: list[str], rows: list[list[Any]]) -> str:
+    """In Markdown, after its title."""
+    lines = [head, ["---"] * len(head), *rows]
+    body = "\n".join(f"| {' | '.join(f'{c:.2f}' if isinstance(c, float) else str(c) for c in row)} |" for row in lines)
+    return f"{title}\n\n{body}\n"
+
+
+def main() -> None:
+    """Run what is missing, and print the tables."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    work = folder / "work"
+    sets, data = sets_of(work), load_dataset("digits")
+    parts = [f"{described(' '.join(['python -m benchmarks.studies', *sys.argv[1:]]))}\n"]
+    keys = ("all", "top_5_by_real", "top_10_by_real", "top_5_by_proxy", "top_10_by_proxy")
+    rows = []
+    for name, synthetic in sets.items():
+        found = architectures(synthetic, data, work / f"architectures {name}", count=36, full_epochs=20)["findings"]
+        chosen, best = found["chosen_by_proxy"]["real"], found["best"]["real"]
+        seconds = [found[key] / 60 for key in ("seconds_of_proxy", "seconds_of_real_data")]
+        rows.append([name, *(found[key] for key in keys), chosen, best, *seconds])
+    head = [
+        "set",
+        *(key.replace("_", " ") for key in keys),
+        "chosen by proxy reaches",
+        "best",
+        "minutes",
+        "of real data",
+    ]
+    parts.append(table("Architecture search, 36 networks", head, rows))
+    rows = []
+    for method, more in (("random", {}), ("herding", {"select_on": "pixels"}), ("dm", {"iterations": 100})):
+        how = {"steps": 5, "ipc": 5, "orders": 3, "network": NETWORK, "num_eval": 1, "eval_epochs": 300} | more
+        found = continual(data, work / f"continual {method}", method=method, **how)["rows"]
+        rows.append([method, *(f"{row['accuracy']:.1f} ± {row['std']:.1f}" for row in found)])
+    parts.append(table("Continual learning, 5 images per class", ["memory", "2", "4", "6", "8", "10 classes"], rows))
+    rows = []
+    for name, synthetic in sets.items():
+        found = privacy(synthetic, data, work / f"privacy {name}", network=NETWORK)["findings"]
+        keys = ("median_ratio_in_pixels", "median_ratio_in_features", "attack_auc")
+        rows.append([name, *(found[f"{key}_of_distilled"] for key in keys)])
+    parts.append(table("Privacy", ["set", "ratio in pixels", "ratio in features", "AUC of the attack"], rows))
+    experts = work / "experts"
+    how = {"network": NETWORK, "dsa_strategy": "none", "output": experts}
+    ddfast.train_experts("digits", num_experts=3, train_epochs=10, **how)
+    error = trajectory_error(sets, data, experts, work / "error", syn_steps=20, expert_epochs=2, num_experts=3)
+    keys = ("epoch", "evaluation", "distillation", "matching_loss")
+    rows = [[row["set"], *(row[key] for key in keys)] for row in error["rows"]]
+    parts.append(table("Trajectory error, 20 steps for 2 epochs", ["set", *(k.replace("_", " ") for k in keys)], rows))
+    rows = []
+    for classes in (None, 2):
+        for method, more in (("kip", {"iterations": 100}), ("random", {})):
+            how = {"clients": 10, "classes_per_client": classes, "workers": 1, "num_eval": 3, "zca": False} | more
+            found = federated("mnist", work / f"federated {method} {classes}", method=method, **how)
+            (row,), sent = found["rows"], found["findings"]
+            holds = "all" if classes is None else classes
+            rows.append([method, holds, row["last"], row["best"], sent["images_sent"], f"{sent['bytes_sent']:,}"])
+    head = ["clients distil by", "classes each", "last", "best on the way", "images", "bytes"]
+    parts.append(table("Federated, one shot: MNIST, 10 clients, LeNet", head, rows))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text("\n".join(parts))
+    print("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()

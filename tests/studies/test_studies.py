@@ -1,0 +1,204 @@
+"""Studies on small real data, from Python and from the command line: what they say, and that they go on."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import ddfast
+from ddfast import SyntheticSet
+from ddfast.cli import cli
+from ddfast.data import load_dataset
+from ddfast.runtime import seeds
+from ddfast.studies import architectures, continual, federated, privacy, trajectory_error
+from ddfast.studies.architecture_search import networks_of_space
+from ddfast.studies.federated_learning import split
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def real(digits):
+    images, labels = digits.random_real(2, seeds.generator(0))
+    return SyntheticSet(images, labels, torch.tensor(0.02), digits.class_names, digits.preprocessing, network="mlp")
+
+
+def study(folder):
+    return json.loads((folder / "study.json").read_text())
+
+
+def test_the_space_has_720_different_networks():
+    names = networks_of_space()
+    assert len(set(names)) == 720
+    sizes = {"channels": 3, "num_classes": 10, "image_size": (32, 32)}
+    for name in names[:: 720 // 9]:
+        ddfast.networks.create(name, generator=seeds.generator(0), **sizes)
+
+
+def test_architecture_search_ranks_networks_and_goes_on(digits, real, tmp_path, monkeypatch):
+    from scipy.stats import spearmanr
+
+    how = {"count": 4, "eval_epochs": 8, "full_epochs": 1, "top": (3,), "seed": 1}
+    monkeypatch.setattr("ddfast.studies.architecture_search.SPACE", {
+        "width": (8, 16), "depth": (1,), "norm": ("none", "instancenorm"), "activation": ("relu",),
+        "pooling": ("avgpooling",),
+    })  # fmt: skip
+    table = architectures(real, digits, tmp_path, **how)
+    rows, found = table["rows"], table["findings"]
+    assert len(rows) == 4 and len({row["network"] for row in rows}) == 4
+    assert found["all"] == pytest.approx(spearmanr([r["proxy"] for r in rows], [r["real"] for r in rows]).statistic)
+    best = sorted(rows, key=lambda row: -row["real"])[:3]
+    expected = spearmanr([r["proxy"] for r in best], [r["real"] for r in best]).statistic
+    assert found["top_3_by_real"] == pytest.approx(expected) and found["best"] == best[0]
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG") and study(tmp_path)["rows"] == rows
+    monkeypatch.setattr("ddfast.evaluation.schedule.train_networks", None)  # nothing is trained again
+    monkeypatch.setattr("ddfast.evaluation.baselines.train_networks", None)
+    assert architectures(real, digits, tmp_path, **how)["rows"] == rows
+
+
+def test_continual_learning_keeps_what_a_memory_keeps(digits, tmp_path):
+    """Random images of all classes so far: about what they reach when they are drawn at once."""
+    how = {"method": "random", "steps": 5, "ipc": 5, "orders": 1, "network": "mlp", "num_eval": 1, "eval_epochs": 60}
+    table = continual(digits, tmp_path, **how)
+    assert [row["classes"] for row in table["rows"]] == [2, 4, 6, 8, 10]
+    assert [row["images"] for row in table["rows"]] == [10, 20, 30, 40, 50]
+    accuracies = [row["accuracy"] for row in table["rows"]]
+    assert accuracies[0] > 80 and accuracies[-1] > 40
+    assert len(list((tmp_path / "runs").iterdir())) == 5
+    before = (tmp_path / "accuracies.jsonl").read_text()
+    assert continual(digits, tmp_path, **how)["rows"] == table["rows"]
+    assert (tmp_path / "accuracies.jsonl").read_text() == before
+    with pytest.raises(
+        ValueError, match="steps: expected a number that divides the 10 classes, two or more each, got 3"
+    ):
+        continual(digits, tmp_path / "other", steps=3)
+
+
+def test_clients_hold_what_fedd3_gives_them():
+    labels = torch.arange(4).repeat_interleave(torch.tensor([9, 8, 7, 6]))
+    parts = split(labels, 4, 4, 2, seed=0)
+    assert [classes for classes, _ in parts] == [[0, 1], [1, 2], [2, 3], [0, 3]]
+    together = torch.cat([indices for _, indices in parts]).sort().values
+    assert torch.equal(together, torch.arange(30))  # each image once
+    for classes, indices in parts:
+        assert sorted(labels[indices].unique().tolist()) == classes
+    iid = split(labels, 4, 3, None, seed=0)
+    sizes = [labels[indices].bincount(minlength=4).tolist() for _, indices in iid]
+    assert all(max(column) - min(column) <= 1 for column in zip(*sizes, strict=True))
+    with pytest.raises(ValueError, match="clients: class 3 has 6 images for 7 clients"):
+        split(labels, 4, 7, None, seed=0)
+    with pytest.raises(ValueError, match="clients: none of 2 holds class 3; give more clients"):
+        split(labels, 4, 2, 2, seed=0)
+    with pytest.raises(ValueError, match="classes_per_client: expected 2 to 4, got 1"):
+        split(labels, 4, 4, 1, seed=0)
+
+
+def test_a_server_learns_from_what_clients_send(digits, tmp_path):
+    """No client has all classes, the server knows them all; and clients that are done are not run again."""
+    how = {"method": "random", "clients": 5, "classes_per_client": 6, "ipc": 4, "networks": ("mlp",), "num_eval": 1}
+    table = federated(digits, tmp_path, eval_epochs=80, workers=2, **how)
+    (row,) = table["rows"]
+    assert row["last"] > 40 and row["best"] >= row["last"]
+    files = sorted(tmp_path.glob("client-*/synthetic.safetensors"))
+    assert len(files) == 5 and table["findings"]["images_sent"] == 5 * 6 * 4
+    assert table["findings"]["bytes_sent"] == sum(file.stat().st_size for file in files)
+    times = [file.stat().st_mtime_ns for file in files]
+    assert federated(digits, tmp_path, eval_epochs=80, **how)["rows"] == table["rows"]
+    assert [file.stat().st_mtime_ns for file in files] == times
+
+
+def test_copies_are_found_and_noise_is_not(digits, real, tmp_path):
+    table = privacy(real, digits, tmp_path, eval_epochs=40, most=2000)
+    found = table["findings"]
+    for n, row in enumerate(table["rows"]):
+        copied = digits.preprocessing.apply(digits.train_images[[row["nearest_in_pixels"]]])
+        assert row["ratio_in_pixels"] < 1e-3 and torch.allclose(copied[0], real.images[n], atol=1e-5)
+    assert (
+        found["median_ratio_in_pixels_of_distilled"] < 1e-3 and found["median_ratio_in_features_of_random_real"] < 1e-3
+    )
+    assert 0.4 < found["attack_auc_of_distilled"] < 0.7
+    noise = replace(real, images=3 * torch.randn(real.images.shape, generator=seeds.generator(3)))
+    assert (
+        privacy(noise, digits, tmp_path, eval_epochs=2, most=200)["findings"]["median_ratio_in_pixels_of_distilled"] > 1
+    )
+
+
+@pytest.fixture(scope="module")
+def experts(digits, tmp_path_factory):
+    path = tmp_path_factory.mktemp("experts") / "store"
+    return ddfast.train_experts(digits, num_experts=1, train_epochs=4, network="mlp", dsa_strategy="none", output=path)
+
+
+def test_an_error_accumulates_from_an_experts_start_and_is_small_from_its_epochs(digits, real, experts, tmp_path):
+    """Against a student by hand, in plain PyTorch."""
+    table = trajectory_error({"real": real}, digits, experts, tmp_path, syn_steps=5, expert_epochs=2)
+    rows = table["rows"]
+    assert [row["epoch"] for row in rows] == [2, 4]
+    net = ddfast.networks.create("mlp", generator=seeds.generator(0), **digits.network_arguments)
+    test = digits.preprocessing.apply(digits.test_images)
+
+    def loss():
+        return float(torch.nn.functional.cross_entropy(net(test), digits.test_labels))
+
+    def walk(parameters):
+        torch.nn.utils.vector_to_parameters(parameters.clone(), net.parameters())
+        optimizer = torch.optim.SGD(net.parameters(), lr=float(real.lr))
+        for _ in range(5):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(real.images), real.labels).backward()
+            optimizer.step()
+        return torch.nn.utils.parameters_to_vector(net.parameters()).detach()
+
+    student = experts.snapshot(0, 0)
+    for row, (start, end) in zip(rows, pairwise((0, 2, 4)), strict=True):
+        target = experts.snapshot(0, end)
+        torch.nn.utils.vector_to_parameters(target.clone(), net.parameters())
+        own = loss()
+        student = walk(student)
+        assert row["expert_loss"] == pytest.approx(own, rel=1e-4)
+        assert row["evaluation"] == pytest.approx(loss() - own, rel=1e-3, abs=1e-5)
+        near, first = walk(experts.snapshot(0, start)), experts.snapshot(0, start)
+        assert row["distillation"] == pytest.approx(loss() - own, rel=1e-3, abs=1e-5)
+        share = (near - target).square().sum() / (first - target).square().sum()
+        assert row["matching_loss"] == pytest.approx(float(share), rel=1e-3)
+    assert rows[0]["evaluation"] == rows[0]["distillation"]  # they begin alike
+    with pytest.raises(
+        ValueError, match=r"experts: .* has 1 of 4 epochs; expected 1, and a last epoch from 2 on, got 9"
+    ):
+        trajectory_error({"real": real}, digits, experts, tmp_path, last_epoch=9)
+    with pytest.raises(ValueError, match="sets: expected at least one"):
+        trajectory_error({}, digits, experts, tmp_path)
+
+
+def test_studies_from_the_command_line(real, experts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    real.save("set")
+
+    def run(*arguments, expected=0):
+        done = CliRunner().invoke(cli, ["study", *map(str, arguments)])
+        assert done.exit_code == expected, (done.output, done.exception)
+        return done
+
+    said = run("trajectory-error", "set", "--dataset", "digits", "--experts", experts.path, "--syn-steps", 3).output
+    assert "matching_loss" in said and "table: studies/trajectory-error/study.json" in said
+    said = run("privacy", "set", "--dataset", "digits", "--eval-epochs", 3, "--most", 100).output
+    assert "attack auc of distilled: 0." in said
+    said = run("continual", "--method", "random", "--orders", 1, "--network", "mlp", "--num-eval", 1, "--eval-epochs", 2,
+               "--ipc", 1, "--set", "select_on=pixels").output  # fmt: skip
+    assert "last: " in said and study(tmp_path / "studies" / "continual")["settings"]["method"] == "random"
+    said = run(
+        "federated", "--method", "random", "--clients", 2, "--networks", "mlp", "--num-eval", 1, "--eval-epochs", 2
+    )
+    assert "bytes sent: " in said.output
+    said = run(
+        "architectures", "set", "--dataset", "digits", "--count", 2, "--eval-epochs", 1, "--full-epochs", 1
+    ).output
+    assert "chosen by proxy: network convnet:" in said
+    wrong = run("continual", "--set", "colour=red", expected=1)
+    assert "expected an option of ddfast distill as NAME=VALUE, got 'colour=red'" in str(wrong.exception)
