@@ -2,8 +2,8 @@
 
 python -m benchmarks.studies benchmarks/results/studies
 
-Sets of digits, 10 images per class, by DM and MTT, and random real ones, are studied on digits; clients hold parts of MNIST where
-its files are there. What is done is kept in the folder and not done again.
+Sets of digits, 10 images per class, by DM and MTT, and random real ones, are studied on digits; clients hold parts of
+MNIST. What is done is kept in the folder and not done again.
 """
 
 import sys

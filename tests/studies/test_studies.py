@@ -189,8 +189,8 @@ def test_studies_from_the_command_line(real, experts, tmp_path, monkeypatch):
     assert "matching_loss" in said and "table: studies/trajectory-error/study.json" in said
     said = run("privacy", "set", "--dataset", "digits", "--eval-epochs", 3, "--most", 100).output
     assert "attack auc of distilled: 0." in said
-    said = run("continual", "--method", "random", "--orders", 1, "--network", "mlp", "--num-eval", 1, "--eval-epochs", 2,
-               "--ipc", 1, "--set", "select_on=pixels").output  # fmt: skip
+    short = ("--network", "mlp", "--num-eval", 1, "--eval-epochs", 2, "--ipc", 1, "--set", "select_on=pixels")
+    said = run("continual", "--method", "random", "--orders", 1, *short).output
     assert "last: " in said and study(tmp_path / "studies" / "continual")["settings"]["method"] == "random"
     said = run(
         "federated", "--method", "random", "--clients", 2, "--networks", "mlp", "--num-eval", 1, "--eval-epochs", 2
