@@ -2,7 +2,7 @@
 
 import sys
 
-from ddfast import compat, data, methods, networks, ops
+from ddfast import compat, data, methods, networks, ops, studies
 from ddfast.data import SyntheticSet, load_dataset, register_dataset
 from ddfast.engine import adjoints, optimizers, students
 from ddfast.engine.data_loss import data_loss
@@ -42,6 +42,7 @@ __all__ = [
     "register_dataset",
     "register_network",
     "students",
+    "studies",
     "train_experts",
     "transfer_table",
     "unroll",
