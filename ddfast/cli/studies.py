@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ddfast.cli.commands import cli
-from ddfast.cli.options import AT_LEAST_1, PATH, Command, OptionType, option
+from ddfast.cli.options import AT_LEAST_1, PATH, POSITIVE, Command, OptionType, option
 from ddfast.run.config import run_options
 
 SET = click.argument("synthetic", type=PATH)
@@ -143,6 +143,66 @@ def trajectory_error(
     folder = _folder(output, "trajectory-error")
     store = experts_of(synthetic[0]) if experts is None else experts
     _print(trajectory_error(sets, data, store, folder, **options), folder)
+
+
+@study.command("range", cls=Command)
+@OUTPUT
+@option("--dataset", default="digits", help="A name, a folder or a file.")
+@ROOT
+@option("--syn-steps", default="10,20,50", help="Numbers of steps, separated by commas.")
+@option("--expert-epochs", default="1,2,3", help="Numbers of epochs, separated by commas.")
+@METHOD_OPTION
+def range_of(output: Path | None, dataset: Any, data_root: Any, options: tuple[str, ...], **numbers: str) -> None:
+    """Accuracy over the steps of a student and the epochs of an expert (MTT, figure 5)."""
+    from ddfast.runtime.ranks import launched
+    from ddfast.studies import range_study
+
+    folder = _folder(output, "range")
+    counts = {name: _numbers(name, text) for name, text in numbers.items()}
+    how = _options(options) | ({} if data_root is None else {"data_root": data_root})
+    with launched() as ranks:
+        table = range_study(dataset, folder, ranks=ranks, **counts, **how)
+    if ranks.is_first:
+        _print(table, folder)
+
+
+@study.command("gradient-error", cls=Command)
+@OUTPUT
+@option("--dataset", default="digits", help="What the experts were trained on.")
+@ROOT
+@option("--experts", type=PATH, required=True, help="Folder of experts.")
+@option("--steps", default="1,10,20,50", help="Numbers of steps, separated by commas.")
+@option("--draws", type=AT_LEAST_1, default=5, help="Segments and images that are drawn.")
+@option("--ipc", type=AT_LEAST_1, default=1, help="Images per class.")
+@option("--lr", type=POSITIVE, default=0.01, help="The student's rate.")
+@option("--dsa-strategy", default="none", help="Augmentation.")
+@option("--expert-epochs", type=AT_LEAST_1, default=2, help="Of a segment.")
+def gradient_error(output: Path | None, dataset: Any, experts: Path, steps: str, **options: Any) -> None:
+    """How far TESLA's approximate gradient is from the exact one."""
+    from ddfast.studies import gradient_error
+
+    folder = _folder(output, "gradient-error")
+    _print(gradient_error(dataset, experts, folder, steps=_numbers("steps", steps), **options), folder)
+
+
+@study.command("loss-correlation", cls=Command)
+@click.argument("runs", type=PATH, nargs=-1, required=True)
+@OUTPUT
+@option("--smooth", type=AT_LEAST_1, default=20, help="Iterations whose mean loss is taken.")
+def loss_correlation(runs: tuple[Path, ...], output: Path | None, smooth: int) -> None:
+    """Whether the loss of RUNS, made with --eval-every, tells what their sets are worth."""
+    from ddfast.studies import loss_correlation
+
+    folder = _folder(output, "loss-correlation")
+    _print(loss_correlation(runs, folder, smooth=smooth), folder)
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    """Of a text such as 10,20,50."""
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise ValueError(f"{name}: expected whole numbers separated by commas, got {text!r}")
+    return tuple(map(int, parts))
 
 
 def _folder(output: Path | None, name: str) -> Path:

@@ -60,5 +60,12 @@ def augmentation_robust_score(with_augmentation: float, without: float, weight: 
     return _share(weight * with_augmentation + (1 - weight) * without)
 
 
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Spearman's; None where all values of one are equal."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(one, other).statistic) if len(set(one)) > 1 < len(set(other)) else None
+
+
 def _share(value: float) -> float:
     return (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))

@@ -9,6 +9,18 @@ from ddfast.studies.accumulated_error import trajectory_error
 from ddfast.studies.architecture_search import architectures
 from ddfast.studies.continual_learning import continual
 from ddfast.studies.federated_learning import federated
+from ddfast.studies.gradient_approximation import gradient_error
 from ddfast.studies.privacy_look import privacy
+from ddfast.studies.ranges import range_study
+from ddfast.studies.worth_of_loss import loss_correlation
 
-__all__ = ["architectures", "continual", "federated", "privacy", "trajectory_error"]
+__all__ = [
+    "architectures",
+    "continual",
+    "federated",
+    "gradient_error",
+    "loss_correlation",
+    "privacy",
+    "range_study",
+    "trajectory_error",
+]

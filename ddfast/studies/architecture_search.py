@@ -9,6 +9,7 @@ import torch
 
 from ddfast.data import SyntheticSet
 from ddfast.evaluation import Evaluation, data_for, evaluate, evaluate_full_data
+from ddfast.evaluation.scores import rank_correlation
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.ranks import ALONE, Ranks
@@ -62,8 +63,6 @@ def architectures(
     Source: Du et al. 2023 (FTD), section 4.4: on CIFAR-10, ipc 50, MTT 0.41, 0.36, −0.04 and FTD 0.87, 0.68, 0.54 of
     the top 5, 10, 20.
     """
-    from scipy.stats import spearmanr
-
     expect_whole(count=count, eval_epochs=eval_epochs, full_epochs=full_epochs)
     folder, data = Path(output), data_for(synthetic, dataset)
     every = networks_of_space()
@@ -80,8 +79,7 @@ def architectures(
     ]
 
     def correlation(chosen: list[dict[str, Any]]) -> float | None:
-        found = float(spearmanr([row["proxy"] for row in chosen], [row["real"] for row in chosen]).statistic)
-        return found if found == found else None  # of equal accuracies there is none
+        return rank_correlation([row["proxy"] for row in chosen], [row["real"] for row in chosen])
 
     findings: dict[str, Any] = {"all": correlation(rows)}
     for by in ("real", "proxy"):

@@ -13,7 +13,16 @@ from ddfast import SyntheticSet
 from ddfast.cli import cli
 from ddfast.data import load_dataset
 from ddfast.runtime import seeds
-from ddfast.studies import architectures, continual, federated, privacy, trajectory_error
+from ddfast.studies import (
+    architectures,
+    continual,
+    federated,
+    gradient_error,
+    loss_correlation,
+    privacy,
+    range_study,
+    trajectory_error,
+)
 from ddfast.studies.architecture_search import networks_of_space
 from ddfast.studies.federated_learning import split
 
@@ -176,6 +185,53 @@ def test_an_error_accumulates_from_an_experts_start_and_is_small_from_its_epochs
         trajectory_error({}, digits, experts, tmp_path)
 
 
+SHORT = {
+    "network": "mlp", "num_experts": 1, "train_epochs": 3, "batch_train": 256, "max_start_epoch": 1, "lr_img": 1.0,
+    "num_eval": 1, "eval_epochs": 5, "preset": "mtt/digits/ipc1", "ipc": 1,
+}  # fmt: skip
+
+
+def test_a_range_study_runs_every_cell_once(tmp_path):
+    how = SHORT | {"iterations": 2}
+    table = range_study("digits", tmp_path, syn_steps=(1, 2), expert_epochs=(1, 2), **how)
+    assert [(row["syn_steps"], row["expert_epochs"]) for row in table["rows"]] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    reached = [row["accuracy"] for row in table["rows"]]
+    assert table["findings"]["best"]["accuracy"] == max(reached) and all(row["loss"] > 0 for row in table["rows"])
+    times = [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("runs/*/metrics.jsonl"))]
+    assert range_study("digits", tmp_path, syn_steps=(1, 2), expert_epochs=(1, 2), **how)["rows"] == table["rows"]
+    assert [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("runs/*/metrics.jsonl"))] == times
+    with pytest.raises(ValueError, match="syn_steps: expected a whole number of at least 1, got 0"):
+        range_study("digits", tmp_path, syn_steps=(0, 2))
+
+
+def test_the_approximation_is_exact_for_one_step_and_not_for_more(digits, experts, tmp_path):
+    rows = gradient_error(digits, experts, tmp_path, steps=(1, 8), draws=2)["rows"]
+    assert rows[0]["cosine"] == pytest.approx(1, abs=1e-5) and rows[0]["rates"] == pytest.approx(1, abs=1e-5)
+    assert (
+        rows[1]["least_cosine"] < 0.9999 and rows[1]["least_cosine"] <= rows[1]["cosine"] <= rows[1]["largest_cosine"]
+    )
+    with pytest.raises(ValueError, match=r"experts: .* has 4 epochs, expected more than 4"):
+        gradient_error(digits, experts, tmp_path, expert_epochs=4)
+
+
+def test_the_correlation_is_that_of_loss_and_error(tmp_path):
+    from scipy.stats import spearmanr
+
+    run = tmp_path / "run"
+    ddfast.distill("digits", output=run, iterations=8, eval_every=2, syn_steps=1, expert_epochs=1, **SHORT)
+    table = loss_correlation([run], tmp_path, smooth=2)
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    errors = [100 - json.loads(line)["mean"] for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    means = [(losses[n - 2] + losses[n - 1]) / 2 for n in (2, 4, 6)]
+    assert [row["loss"] for row in table["rows"]] == pytest.approx(means)
+    assert [row["error"] for row in table["rows"]] == pytest.approx(errors)
+    expected = float(spearmanr(means, errors).statistic)
+    assert table["findings"][str(run)] == (pytest.approx(expected) if expected == expected else None)
+    ddfast.distill("digits", output=tmp_path / "short", iterations=2, syn_steps=1, expert_epochs=1, **SHORT)
+    with pytest.raises(ValueError, match="has 0 evaluations, expected at least 3; distil with eval_every"):
+        loss_correlation([tmp_path / "short"], tmp_path)
+
+
 def test_studies_from_the_command_line(real, experts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     real.save("set")
@@ -200,5 +256,12 @@ def test_studies_from_the_command_line(real, experts, tmp_path, monkeypatch):
         "architectures", "set", "--dataset", "digits", "--count", 2, "--eval-epochs", 1, "--full-epochs", 1
     ).output
     assert "chosen by proxy: network convnet:" in said
+    said = run("gradient-error", "--experts", experts.path, "--steps", "1,3", "--draws", 1).output
+    assert "least_cosine" in said
+    few = [text for name, value in SHORT.items() if name != "ipc" for text in ("--set", f"{name}={value}")]
+    said = run("range", "--syn-steps", 1, "--expert-epochs", "1,2", "--set", "iterations=1", *few).output
+    assert "best: syn_steps 1" in said
+    wrong = run("gradient-error", "--experts", experts.path, "--steps", "few", expected=1)
+    assert "steps: expected whole numbers separated by commas, got 'few'" in str(wrong.exception)
     wrong = run("continual", "--set", "colour=red", expected=1)
     assert "expected an option of ddfast distill as NAME=VALUE, got 'colour=red'" in str(wrong.exception)
