@@ -456,5 +456,5 @@ def test_a_set_is_evaluated_on_the_network_that_it_was_made_for(tmp_path, digits
     caplog.clear()
     evaluated = "--dataset digits --num-eval 1 --eval-epochs 1 --no-random-real".split()
     done = command("evaluate", str(tmp_path / "again"), *evaluated)
-    assert done.exit_code == 0 and done.stdout.startswith("convnet:width=4: "), done.output
+    assert done.exit_code == 0 and "\nconvnet:width=4  distilled images  " in done.stdout, done.output
     assert "does not say" not in caplog.text

@@ -240,7 +240,7 @@ def test_a_converted_set_is_evaluated_and_a_run_folder_converted(tmp_path, digit
     assert (done.exit_code, done.stdout) == (0, "mine\n"), done.output
     evaluated = "--dataset digits --num-eval 1 --eval-epochs 2 --no-random-real".split()
     done = command("evaluate", "mine", *evaluated)
-    assert done.exit_code == 0 and done.stdout.startswith("convnet: "), done.output
+    assert done.exit_code == 0 and "\nconvnet  distilled images  " in done.stdout, done.output
     run = tmp_path / "run"
     run.mkdir()
     SyntheticSet.load(tmp_path / "mine").save(run / "synthetic")

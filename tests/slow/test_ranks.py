@@ -170,10 +170,12 @@ def run_methods(folder) -> None:
 def test_a_set_is_evaluated_by_several_processes(alone, tmp_path):
     words = f"evaluate {alone / '4'} --num-eval 4 --eval-epochs 3 --networks convnet:width=16,mlp --no-random-real"
     words += " --device cpu"
-    lines = [
-        [line for line in finish(launch(processes, words)).splitlines() if "over 4" in line] for processes in (0, 2)
-    ]
-    assert lines[0] == lines[1] and len(lines[0]) == 2
+    tables = []
+    for processes in (0, 2):
+        finish(launch(processes, f"{words} --table {tmp_path / 'table.json'}"))
+        rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+        tables.append([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
+    assert tables[0] == tables[1] and [row["n"] for row in tables[0]] == [4, 4]
 
 
 def wait_for(path, lines: int, process: subprocess.Popen) -> None:
