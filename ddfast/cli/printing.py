@@ -97,6 +97,8 @@ def print_transfer(table: dict[str, Any]) -> None:
         best = f"{others['best']['network']} {others['best']['mean']:.1f}%"
         click.echo(f"other networks than {table['own']}: mean {others['mean']:.1f}%, best {best}")
     for name, value in table.get("scores", {}).items():
+        if isinstance(value, list):
+            continue  # the confusion matrix, which the file has
         click.echo(f"{name.replace('_', ' ')}: {_score(value)}")
 
 

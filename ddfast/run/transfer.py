@@ -211,7 +211,9 @@ def _scores(loaded: SyntheticSet, data: Dataset, found: dict[str, Evaluation], h
     first = next(iter(found[DISTILLED].accuracies))
     records, reached = found[DISTILLED].records[first], found[DISTILLED].of(first).mean
     classes = torch.tensor([recalls(record["confusion"]) for record in records]).mean(0).tolist()
+    confusion = torch.tensor([record["confusion"] for record in records]).sum(0)
     scores: dict[str, Any] = {
+        "confusion": confusion.tolist(),  # rows: the class of an image; columns: what it was taken for
         "accuracy_of_classes": dict(zip(data.class_names, classes, strict=True)),
         "expected_calibration_error": fmean(record["calibration_error"] for record in records),
         "log_loss": fmean(record["log_loss"] for record in records),

@@ -12,6 +12,7 @@ from ddfast.evaluation import Evaluation, data_for, evaluate, evaluate_full_data
 from ddfast.evaluation.scores import rank_correlation
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
+from ddfast.runtime.forecast import Forecast
 from ddfast.runtime.ranks import ALONE, Ranks
 from ddfast.studies.tables import Table, save_picture, save_table
 
@@ -23,6 +24,7 @@ SPACE: dict[str, tuple[Any, ...]] = {  # DC's and FTD's 720 ConvNets
     "pooling": ("none", "maxpooling", "avgpooling"),
 }
 TOP = (5, 10, 20)
+STAGES = ("networks on the set", "networks on real data")
 
 
 def networks_of_space() -> list[str]:
@@ -71,7 +73,11 @@ def architectures(
     ranks.first(lambda: folder.mkdir(parents=True, exist_ok=True))
     how = {"networks": names, "num_eval": 1, "seed": seed, "device": device, "ranks": ranks}
     how |= {"output": folder / "accuracies.jsonl"}
+    forecast = Forecast({stage: float(len(names)) for stage in STAGES})  # until some networks say how long they take
+    how |= {"forecast": forecast}
+    forecast.begin(STAGES[0], len(names))
     proxy = evaluate(synthetic, data, eval_epochs=eval_epochs, eval_lr=eval_lr, **how)
+    forecast.begin(STAGES[1], len(names))
     real = evaluate_full_data(data, epochs=full_epochs, dsa_strategy=synthetic.dsa_strategy, **how)
     rows = [
         {"network": name, "proxy": proxy.of(name).mean, "real": real.of(name).mean, "lr": proxy.rates[name]}

@@ -1,5 +1,6 @@
 """Continual learning: classes come in steps, and a small memory of distilled or selected images is all that stays."""
 
+import logging
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -13,6 +14,8 @@ from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.ranks import ALONE, Ranks
 from ddfast.studies.tables import Table, save_picture, save_table
+
+log = logging.getLogger("ddfast")
 
 
 def continual(
@@ -64,6 +67,8 @@ def continual(
             how = {"method": method, "ipc": ipc, "network": network, "seed": seed + order, "device": device}
             how |= {"num_eval": 1, "eval_epochs": 1, "baselines": "none"} | options
             run = folder / "runs" / f"{order:02d}-{step:02d}"
+            if ranks.is_first:
+                log.info("order %d of %d, step %d of %d", order + 1, orders, step + 1, steps)
             done = distill(data.of_classes(new), output=run, resume=True, ranks=ranks, **how)
             memory.append(done.synthetic)
             seen = data.of_classes(classes[: (step + 1) * K // steps])

@@ -1,5 +1,6 @@
 """How far to look: accuracy over the steps of a student and the epochs of an expert (MTT, figure 5)."""
 
+import logging
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -10,6 +11,8 @@ from ddfast.run.loop import DistillationDivergedError
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.ranks import ALONE, Ranks
 from ddfast.studies.tables import Table, save_picture, save_table
+
+log = logging.getLogger("ddfast")
 
 
 def range_study(
@@ -33,9 +36,12 @@ def range_study(
     Source: Cazenavette et al. 2022 (MTT), figure 5; its sizes there could not be verified.
     """
     expect_whole(**{"syn_steps": min(syn_steps, default=0), "expert_epochs": min(expert_epochs, default=0)})
-    folder, rows = Path(output), []
+    folder, cells = Path(output), len(syn_steps) * len(expert_epochs)
+    rows: list[dict[str, Any]] = []
     for steps, epochs in product(syn_steps, expert_epochs):
         run = folder / "runs" / f"{steps:03d}-{epochs:02d}"
+        if ranks.is_first:
+            log.info("%d of %d: syn_steps %d, expert_epochs %d", len(rows) + 1, cells, steps, epochs)
         row: dict[str, Any] = {"syn_steps": steps, "expert_epochs": epochs, "accuracy": None, "std": None, "loss": None}
         try:
             how = options | {"syn_steps": steps, "expert_epochs": epochs}

@@ -157,6 +157,10 @@ def test_a_transfer_table_says_all_of_a_set(data, good, tmp_path, caplog):
     assert scores["share_of_full_accuracy"] == pytest.approx(own["mean"] / full)
     expected = label_robust_score(scores["hard_label_recovery"], scores["improvement_over_random"])
     assert scores["label_robust_score"] == pytest.approx(expected)
+    whole = torch.tensor(scores["confusion"])
+    assert whole.sum() == 2 * len(data.test_labels) and whole.diagonal().sum() / whole.sum() == pytest.approx(
+        own["mean"] / 100, abs=1e-4
+    )
     assert set(scores["accuracy_of_classes"]) == set(data.class_names)
     assert numpy.mean(list(scores["accuracy_of_classes"].values())) == pytest.approx(own["mean"], abs=1)
     assert set(scores["accuracy_on_corrupted_images"]) == set(CORRUPTIONS)
