@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,28 @@ from torch import Tensor
 KERNELS = ("ntk", "nngp")
 BLOCK_BYTES = 64 * 2**20  # of one [n, m] matrix of a block
 W_VARIANCE, B_VARIANCE = 2.0, 0.01  # σ_w², σ_b²: W_std √2, b_std 0.1
+
+
+def of_relu(k: Tensor, of_x: Tensor, of_y: Tensor) -> tuple[Tensor, Tensor]:
+    """E[relu(u) relu(v)] and E[relu'(u) relu'(v)] of Gaussian u, v of covariance k, variances broadcast to it:
+    √(σ_u² σ_v²) (sin φ + (π − φ) cos φ) / 2π and (π − φ) / 2π, with φ the angle of their correlation (Cho & Saul 2009).
+    """
+    scale = (of_x * of_y).sqrt()
+    # where it is 1, on the diagonal, it stays 1 whatever x is: no gradient is right, that of the angle infinite
+    cosine = (k / scale).clamp(-1 + 1e-14, 1 - 1e-14)
+    angle = torch.arccos(cosine)
+    moment = scale * (angle.sin() + (math.pi - angle) * cosine) / (2 * math.pi)
+    return moment, (math.pi - angle) / (2 * math.pi)
+
+
+class AnyKernel(Protocol):
+    """What KIP takes: points [n, …] of images, the matrix of all pairs, and blocks of rows for it."""
+
+    def points(self, images: Tensor) -> Tensor: ...
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor: ...
+
+    def blocks(self, x: Tensor, support: int) -> Iterator[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -24,6 +47,10 @@ class Kernel:
     kind: str = "ntk"
     depth: int = 1
 
+    def points(self, images: Tensor) -> Tensor:  # [I, C, H, W] -> float64 [I, C H W]
+        """Images as the kernel takes them."""
+        return images.flatten(1).double()
+
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:  # [n, d], [m, d] -> [n, m]
         """The matrix of all pairs, differentiable in both."""
         d = x.shape[1]
@@ -31,14 +58,10 @@ class Kernel:
         of_x, of_y = (B_VARIANCE + W_VARIANCE * z.square().sum(1) / d for z in (x, y))
         theta = k
         for _ in range(self.depth):
-            scale = (of_x[:, None] * of_y).sqrt()
-            # where it is 1, on the diagonal, it stays 1 whatever x is: no gradient is right, that of the angle infinite
-            cosine = (k / scale).clamp(-1 + 1e-14, 1 - 1e-14)
-            angle = torch.arccos(cosine)
-            # E[relu relu] = scale (sin φ + (π − φ) cos φ) / 2π, E[relu' relu'] = (π − φ) / 2π
-            k = B_VARIANCE + W_VARIANCE * scale * (angle.sin() + (math.pi - angle) * cosine) / (2 * math.pi)
+            moment, slope = of_relu(k, of_x[:, None], of_y)
+            k = B_VARIANCE + W_VARIANCE * moment
             of_x, of_y = (B_VARIANCE + W_VARIANCE * diagonal / 2 for diagonal in (of_x, of_y))
-            theta = k + W_VARIANCE * theta * (math.pi - angle) / (2 * math.pi)
+            theta = k + W_VARIANCE * theta * slope
         return theta if self.kind == "ntk" else k
 
     def blocks(self, x: Tensor, support: int) -> Iterator[Tensor]:  # [n, d] -> [b, d] each
@@ -47,8 +70,8 @@ class Kernel:
 
 
 def solved(
-    kernel: Kernel,
-    support: Tensor,  # [s, d]
+    kernel: AnyKernel,
+    support: Tensor,  # [s, …]
     targets: Tensor,  # [s, K]
     reg: float,
 ) -> Tensor:  # [s, K]
@@ -59,6 +82,6 @@ def solved(
 
 
 @torch.no_grad()
-def predicted(kernel: Kernel, support: Tensor, weights: Tensor, x: Tensor) -> Tensor:  # [n, K]
+def predicted(kernel: AnyKernel, support: Tensor, weights: Tensor, x: Tensor) -> Tensor:  # [n, K]
     """K_xs · weights, block by block."""
     return torch.cat([kernel(rows, support) @ weights for rows in kernel.blocks(x, len(support))])

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ddfast.data import Dataset, SyntheticSet
 from ddfast.methods.base import Method, Needs
 from ddfast.methods.descent import Adam
-from ddfast.methods.kernel.kernels import Kernel, predicted, solved
+from ddfast.methods.kernel.conv_kernel import LARGEST, ConvKernel
+from ddfast.methods.kernel.kernels import AnyKernel, Kernel, predicted, solved
 from ddfast.methods.learned_set import LearnedSet
 from ddfast.methods.settings import OUTER, SetSettings
 from ddfast.runtime.options import AtLeast1, Option, Positive
@@ -25,8 +26,11 @@ class KIPSettings(SetSettings):
     lr_img: float = 0.04
     img_optimizer: Literal["sgd", "adam"] = "adam"
     dsa_strategy: str = "none"
-    kernel: Annotated[Literal["ntk", "nngp"], Option(OUTER, "Of infinitely wide fully connected networks.")] = "ntk"
-    kernel_depth: Annotated[AtLeast1, Option(OUTER, "Their hidden layers.")] = 1
+    kernel: Annotated[Literal["ntk", "nngp"], Option(OUTER, "Of infinitely wide networks.")] = "ntk"
+    kernel_network: Annotated[
+        Literal["fc", "conv"], Option(OUTER, "Fully connected, or, up to 16 pixels, blocks of convolution and pool.")
+    ] = "fc"
+    kernel_depth: Annotated[AtLeast1, Option(OUTER, "Hidden layers, or blocks.")] = 1
     kernel_reg: Annotated[Positive, Option(OUTER, "Ridge, over the mean of the kernel's diagonal.")] = 1e-6
     batch_real: Annotated[AtLeast1, Option(OUTER, "Real images that are predicted, as many of each class.")] = 5000
 
@@ -51,10 +55,26 @@ class KIP(Method):
             learned.descent.learn(learned.labels_at, self.settings.lr_label, Adam(self.settings.BETAS))
         return learned
 
+    @classmethod
+    def check(cls, settings: Any, data: Dataset, network: nn.Module) -> None:
+        """ValueError where a kernel of convolutions is too large, or has more blocks than the images can be halved."""
+        super().check(settings, data, network)
+        if settings.kernel_network == "fc":
+            return
+        if max(data.image_size) > LARGEST:
+            raise ValueError(
+                f"kernel_network: conv holds all pairs of pixels; expected images of at most {LARGEST} pixels a side, "
+                f"got {data.image_size[0]} × {data.image_size[1]}; give image_size {LARGEST // 2}"
+            )
+        if min(data.image_size) < 2**settings.kernel_depth:
+            side, depth = min(data.image_size), settings.kernel_depth
+            raise ValueError(f"kernel_depth: images of {side} pixels cannot be halved {depth} times")
+
     @property
-    def kernel(self) -> Kernel:
+    def kernel(self) -> AnyKernel:
         """That of the settings."""
-        return Kernel(self.settings.kernel, self.settings.kernel_depth)
+        kind = Kernel if self.settings.kernel_network == "fc" else ConvKernel
+        return kind(self.settings.kernel, self.settings.kernel_depth)
 
     def _step(self) -> dict[str, Any]:
         settings: KIPSettings = self.settings
@@ -62,7 +82,7 @@ class KIP(Method):
         values = [value.detach().requires_grad_() for value in taken.values]
         labels = self.learned.labels_of(values, taken.labels)
         images = self.learned.see(values, self.generator)
-        support, targets = _flat(images), self._targets(labels)
+        support, targets = self.kernel.points(images), self._targets(labels)
         weights = solved(self.kernel, support, targets, settings.kernel_reg)
         x, y = self._real()
         loss, right, by_support, by_weights = self._over_blocks(x, y, support.detach(), weights.detach())
@@ -94,7 +114,7 @@ class KIP(Method):
         each = -(-self.settings.batch_real // K)
         images = [self.real.of_class(k, each) for k in range(K)]
         classes = torch.arange(K, device=self.device).repeat_interleave(torch.tensor(list(map(len, images))))
-        return _flat(torch.cat(images)), self._targets(classes)
+        return self.kernel.points(torch.cat(images)), self._targets(classes)
 
     def _targets(self, labels: Tensor) -> Tensor:  # int64 [I], or logits [I, K] -> [I, K]
         K = len(self.learned.about.class_names)
@@ -106,13 +126,11 @@ class KIP(Method):
         """The accuracy of the kernel's predictions of the test images, in percent."""
         taken = self.learned.take()
         labels = self.learned.labels_of(taken.values, taken.labels)
-        support = _flat(self.learned.see(taken.values, self.generator))
+        support = self.kernel.points(self.learned.see(taken.values, self.generator))
         weights, right = solved(self.kernel, support, self._targets(labels), self.settings.kernel_reg), 0
         test = data.test_batches(self.device)
         for images, classes in test.in_order(1000):
-            right += int((predicted(self.kernel, support, weights, _flat(images)).argmax(1) == classes).sum())
+            right += int(
+                (predicted(self.kernel, support, weights, self.kernel.points(images)).argmax(1) == classes).sum()
+            )
         return {"kernel_accuracy": 100 * right / len(test)}
-
-
-def _flat(images: Tensor) -> Tensor:  # [I, C, H, W] -> float64 [I, C H W]
-    return images.flatten(1).double()

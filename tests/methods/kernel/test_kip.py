@@ -1,5 +1,6 @@
 """Kernels of wide networks, and KIP: against finite networks, numerical derivatives, and the unblocked loss."""
 
+import json
 import math
 from itertools import pairwise
 
@@ -10,7 +11,8 @@ from torch.nn.functional import one_hot
 import ddfast
 from ddfast.data import SyntheticSet, load_dataset
 from ddfast.methods import KIP, Resources
-from ddfast.methods.kernel import kernels
+from ddfast.methods.kernel import conv_kernel, kernels
+from ddfast.methods.kernel.conv_kernel import ConvKernel
 from ddfast.methods.kernel.kernels import B_VARIANCE, KERNELS, W_VARIANCE, Kernel, predicted, solved
 from ddfast.methods.kernel.kip import KIPSettings
 from tests.conftest import normal, relative_error
@@ -58,6 +60,79 @@ def test_its_derivative_is_right_on_the_diagonal_too(kind, depth):
     x = normal(3, 4).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: Kernel(kind, depth)(x, x), x)
     assert torch.autograd.gradcheck(lambda y: Kernel(kind, depth)(x.detach(), y), normal(2, 4, seed=3).requires_grad_())
+
+
+def of_a_finite_convnet(x, y, depth, width, kind, seed):
+    """As `of_a_finite_network`, of a ConvNet without norms."""
+    g, channels = torch.Generator().manual_seed(seed), [x.shape[1], *[width] * depth]
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_()
+
+    layers = [(drawn(b, a, 3, 3), drawn(b)) for a, b in pairwise(channels)]
+    last = drawn(width * (x.shape[2] // 2**depth) * (x.shape[3] // 2**depth))
+
+    def features(z):
+        for w, b in layers:
+            scale = math.sqrt(W_VARIANCE / (9 * w.shape[1]))
+            z = torch.nn.functional.conv2d(z, scale * w, math.sqrt(B_VARIANCE) * b, padding=1)
+            z = torch.nn.functional.avg_pool2d(z.relu(), 2)
+        return z.flatten(1)
+
+    if kind == "nngp":
+        h = [features(z) for z in (x, y)]
+        return B_VARIANCE + W_VARIANCE * (h[0] @ h[1].T / len(last)).detach()
+    flat = [p for layer in layers for p in layer] + [last]
+
+    def jacobian(z):
+        out = math.sqrt(W_VARIANCE / len(last)) * features(z) @ last
+        rows = [torch.autograd.grad(value, flat, retain_graph=True) for value in out]
+        return torch.stack([torch.cat([slope.flatten() for slope in row]) for row in rows])
+
+    return jacobian(x) @ jacobian(y).T + B_VARIANCE  # of the last bias
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize("depth, size", [(1, (4, 4)), (2, (6, 5))])
+def test_a_wide_convnet_comes_near_its_kernel(kind, depth, size):
+    x, y = normal(3, 2, *size), normal(2, 2, *size, seed=1)
+    near = torch.stack([of_a_finite_convnet(x, y, depth, 400, kind, seed) for seed in range(10)]).mean(0)
+    exact = ConvKernel(kind, depth)(x, y)
+    assert exact.shape == (3, 2) and relative_error(exact, near) < 0.03
+    assert relative_error(exact, of_a_finite_convnet(x, y, depth, 5, kind, 0)) > 1e-2
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_the_derivative_of_a_convnets_kernel_is_right_on_the_diagonal_too(kind, monkeypatch):
+    x, y = normal(2, 1, 4, 4).requires_grad_(), normal(3, 1, 4, 4, seed=1)
+    assert torch.autograd.gradcheck(lambda x: ConvKernel(kind, 2)(x, x), x)
+    whole = ConvKernel(kind, 2)(y, y)
+    torch.testing.assert_close(whole, whole.T)
+    monkeypatch.setattr(conv_kernel, "BLOCK_BYTES", 8 * 3 * 16**2)  # a row at a time
+    assert len(list(ConvKernel(kind, 2).blocks(y, 3))) == 3
+    torch.testing.assert_close(ConvKernel(kind, 2)(y, y), whole)
+
+
+def test_a_kernel_of_convolutions_learns_small_images_and_refuses_large_ones(tmp_path):
+    how = {
+        "method": "kip",
+        "kernel_network": "conv",
+        "iterations": 5,
+        "batch_real": 60,
+        "network": "mlp",
+        "num_eval": 1,
+    }
+    done = ddfast.distill("digits", image_size=8, output=tmp_path / "run", ipc=1, eval_epochs=2, **how)
+    assert done.history[-1]["loss"] < done.history[0]["loss"]
+    accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())["kernel_accuracy"]
+    assert accuracy > 40
+    pair = [(torch.rand(9, 1, 20, 20), torch.arange(9) % 3)] * 2
+    with pytest.raises(
+        ValueError, match=r"kernel_network: conv holds all pairs .* at most 16 pixels a side, got 20 × 20"
+    ):
+        ddfast.distill(pair, output=tmp_path / "large", ipc=1, **how)
+    with pytest.raises(ValueError, match="kernel_depth: images of 8 pixels cannot be halved 4 times"):
+        ddfast.distill("digits", image_size=8, kernel_depth=4, output=tmp_path / "deep", ipc=1, **how)
 
 
 def method_on(pair, soft=False, **settings):
