@@ -194,7 +194,8 @@ FLAGS = {
     "total_steps": 19, "window": 8, "min_steps": 2, "inner_optimizer": "sgd", "syn_decay": 0.25, "per_class": 3,
     "classes_per_step": 4, "image_norm": "always", "clip": 1.5, "windows": "last", "reach": 5,
     "policy_temperature": 0.5, "policy_decay": 0.25, "length_temperature": 3.0, "policy_mix": 0.75,
-    "kernel": "nngp", "kernel_network": "conv", "kernel_depth": 3, "kernel_reg": 0.125, "distill_epochs": 4, "network_start": "fixed",
+    "kernel": "nngp", "kernel_network": "conv", "kernel_depth": 3, "kernel_reg": 0.125, "distill_epochs": 4,
+    "network_start": "fixed",
     "halve_every": 40, "label_form": "ridge", "batch_base": 6, "patience": 33, "label_ridge": 0.625,
 }  # fmt: skip
 OPTIONAL = ("batch_syn", "current_max_start_epoch", "expansion_end", "threshold", "ema_decay")
