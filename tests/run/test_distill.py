@@ -360,7 +360,7 @@ def test_more_experts_in_the_cache_do_not_change_a_run(pair, tmp_path):
         ({"networks": ("vgg11",)}, "image_size: expected at least 32 pixels a side for vgg11"),
         (
             {"protocol": "dm"},
-            "protocol: expected one of ddfast, mtt, datm, dc, dsa, idc, ncfm, ddranking, bptt, fedd3, recipe, simplified",
+            "protocol: expected one of ddfast, mtt, datm, dc, dsa, idc, ncfm, ddranking, bptt, fedd3, recipe",
         ),
         ({"eval_every": 0}, "eval_every: expected a whole number of at least 1, got 0"),
         ({"train_epochs": "all"}, "train_epochs: expected a whole number of at least 1 or needed, got 'all'"),
