@@ -14,6 +14,7 @@ from ddfast import SyntheticSet
 from ddfast.data import load_dataset
 from ddfast.evaluation import evaluate, evaluate_random_real, more_baselines
 from ddfast.evaluation.corruptions import CORRUPTIONS, corrupted
+from ddfast.evaluation.costs import cost_of
 from ddfast.evaluation.scores import (
     augmentation_robust_score,
     calibration_error,
@@ -167,6 +168,13 @@ def test_a_transfer_table_says_all_of_a_set(data, good, tmp_path, caplog):
     assert scores["compression"] == data.train_images.numel() / good.bytes
     save_transfer(table, tmp_path / "table.json")
     assert json.loads((tmp_path / "table.json").read_text())["rows"][0]["network"] == "mlp"
+
+
+@pytest.mark.parametrize("width", [8, 128])
+def test_flops_are_those_of_convolutions_and_products_whatever_computes_them(data, width):
+    """The wider ConvNet's convolutions are an op of ours on a CPU; by hand, of maps of 16 and 8 pixels a side."""
+    by_hand = 2 * 9 * (width * 16**2 + width**2 * 8**2) + 2 * width * 4**2 * 3
+    assert cost_of(f"convnet:width={width}", data).flops == by_hand
 
 
 def test_a_network_that_ends_at_chance_is_marked(data, good):
