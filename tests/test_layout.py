@@ -49,8 +49,8 @@ WITHIN = {  # a room, in which some may be imported by others
         "schedule": {"protocols", "training"},
         "judging": {"scores", "corruptions"},
         "rates": {"protocols"},
-        "result": {"costs"},
-        "trainings": {"cache", "costs", "judging", "rates", "result", "schedule"},
+        "result": set(),
+        "trainings": {"cache", "judging", "rates", "result", "schedule"},
         "evaluate": {"protocols", "rates", "result", "schedule", "trainings"},
         "baselines": {
             "cache",

@@ -198,11 +198,13 @@ def evaluate(synthetic: Path, table: Path | None, **options: Any) -> None:
     from ddfast.run.transfer import save_transfer, transfer_table
     from ddfast.runtime.ranks import launched
 
+    path = synthetic / "transfer.json" if table is None and synthetic.is_dir() else table
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"--table: expected a file in a folder that is there, got {path}")
     with launched() as ranks:
         options = {name: value for name, value in options.items() if value is not None}
         found = transfer_table(synthetic, ranks=ranks, **options)
     if ranks.is_first:
         print_transfer(found)
-        path = synthetic / "transfer.json" if table is None and synthetic.is_dir() else table
         if path is not None:
             save_transfer(found, path)

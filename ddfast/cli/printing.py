@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -71,6 +71,15 @@ def print_table(result: Any) -> None:
     click.echo("")
 
 
+def print_columns(rows: Sequence[Sequence[str]], left: int) -> None:
+    """Rows of cells, each column as wide as its widest: so many of them flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        placed = [str.ljust if n < left else str.rjust for n in range(len(cells))]
+        parts = [place(cell, width) for place, cell, width in zip(placed, cells, widths, strict=True)]
+        click.echo("  ".join(parts).rstrip())
+
+
 def print_transfer(table: dict[str, Any]) -> None:
     """The networks of a transfer table, what they were trained on, and the scores."""
     rows = [
@@ -87,11 +96,7 @@ def print_transfer(table: dict[str, Any]) -> None:
         for row in table["rows"]
     ]
     head = ("network", "trained on", "test accuracy", "n", "rate", "seconds", "parameters", "MFLOPs")
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for cells in (head, *rows):
-        left = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
-        click.echo("  ".join(left + right).rstrip())
+    print_columns([head, *rows], left=3)
     others = table.get("others")
     if others is not None:
         best = f"{others['best']['network']} {others['best']['mean']:.1f}%"

@@ -7,6 +7,7 @@ import click
 
 from ddfast.cli.commands import cli
 from ddfast.cli.options import AT_LEAST_1, PATH, POSITIVE, Command, OptionType, option
+from ddfast.cli.printing import print_columns
 from ddfast.run.config import run_options
 
 SET = click.argument("synthetic", type=PATH)
@@ -224,10 +225,7 @@ def _options(texts: tuple[str, ...]) -> dict[str, Any]:
 def _print(table: dict[str, Any], folder: Path, *, rows: bool = True) -> None:
     if rows:
         head = list(table["rows"][0])
-        cells = [head, *([_words(row[key]) for key in head] for row in table["rows"])]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for line in cells:
-            click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print_columns([head, *([_words(row[key]) for key in head] for row in table["rows"])], left=len(head))
     for name, value in table["findings"].items():
         words = ", ".join(f"{k} {_words(v)}" for k, v in value.items()) if isinstance(value, dict) else _words(value)
         click.echo(f"{name.replace('_', ' ')}: {words}")

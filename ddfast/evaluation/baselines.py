@@ -58,7 +58,6 @@ def evaluate_random_real(
     labels: Callable[[int, Tensor], Tensor] | None = None,
     protocol: str = "ddfast",
     sam_rho: float | None = None,
-    scores: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
     at_once: int | None = None,
@@ -98,7 +97,7 @@ def evaluate_random_real(
     about = {"random_real": ipc, "seed": seed, **({} if labels is None else {"labels": "experts"})}
     trainings = Trainings(
         schedule, dataset, (seed, "evaluate random_real"), about, set_of,
-        scores=scores, output=output, ranks=ranks, forecast=forecast,
+        output=output, ranks=ranks, forecast=forecast,
     )  # fmt: skip
     rates = asked_rates(eval_lr, names, None, schedule.protocol)
     return trainings.evaluation(rates, schedule.protocol.lr or BASELINE_LR, num_eval)

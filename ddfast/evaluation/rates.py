@@ -59,9 +59,8 @@ def held_out(data: Dataset) -> Tensor:  # int64 indices of training images
     return drawn
 
 
-def held_out_batches(data: Dataset, device: torch.device) -> Batches:
-    """Those images, preprocessed, on a device."""
+def held_out_batches(data: Dataset, chosen: Tensor, device: torch.device) -> Batches:
+    """Those images, or those that the data set holds out already, preprocessed, on a device."""
     if data.held_images is not None:
         return data.held_batches(device)
-    chosen = held_out(data)
     return Batches(data.train_images[chosen], data.train_labels[chosen], data.preprocessing, device)

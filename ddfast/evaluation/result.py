@@ -6,7 +6,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ddfast import networks as all_networks
-from ddfast.evaluation.costs import NetworkCost
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,6 @@ class Evaluation:
     rates: dict[str, float] = field(default_factory=dict)  # that the networks were trained at
     chance: float = 0.0  # percent: an accuracy up to it is no better than guessing
     records: Mapping[str, Sequence[dict[str, Any]]] = field(default_factory=dict, compare=False)  # of each training
-    costs: Mapping[str, NetworkCost] = field(default_factory=dict, compare=False)
 
     @property
     def mean(self) -> float:
@@ -44,8 +42,8 @@ class Evaluation:
         """That of one network, as it was given to `evaluate`."""
         name = all_networks.name_of(network)
         rates = {name: self.rates[name]} if name in self.rates else {}
-        records, costs = ({name: part[name]} if name in part else {} for part in (self.records, self.costs))
-        return Evaluation({name: self.accuracies[name]}, rates, self.chance, records, costs)
+        records = {name: self.records[name]} if name in self.records else {}
+        return Evaluation({name: self.accuracies[name]}, rates, self.chance, records)
 
     def others(self, network: Any) -> "Evaluation | None":
         """That of the networks but this one; None where there are none."""
@@ -67,8 +65,6 @@ class Evaluation:
         row: dict[str, Any] = {"mean": one.mean, "std": one.std, "accuracies": values}
         if name in self.rates:
             row["lr"] = self.rates[name]
-        if name in self.costs:
-            row |= self.costs[name]._asdict()
         if name in self.at_chance:
             row["at_chance"] = True
         return row

@@ -71,7 +71,10 @@ class Schedule:
             augment = augmentation(self.strategy(data, first))
             how: dict[str, Any] = {"sharpness": self.sharpness}
             if look is not None:
-                how |= {"look": partial(_looked, look, done), "look_every": max(1, protocol.epochs // LOOKS)}
+                how |= {
+                    "look": lambda n, net, first=done: look(first + n, net),
+                    "look_every": max(1, protocol.epochs // LOOKS),
+                }
             train_networks(nets, epochs_of, augment, protocol, now, size[1:], **how)
             done += together
             yield from nets
@@ -130,10 +133,6 @@ class Schedule:
     ) -> Minibatches:  # images [B, C, H, W], targets
         for chosen in torch.randperm(len(images), generator=generator).to(self.device).split(self.protocol.batch):
             yield parameterisation.see(images[chosen], generator), targets[chosen]
-
-
-def _looked(look: Callable[[int, nn.Module], None], first: int, n: int, net: nn.Module) -> None:
-    look(first + n, net)
 
 
 def as_weights(targets: Tensor, num_classes: int) -> Tensor:  # int64 [I], or [I, K] -> [I, K]

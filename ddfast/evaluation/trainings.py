@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ddfast.data import Dataset
 from ddfast.data.parameterisation import PIXELS, Pixels
 from ddfast.evaluation.cache import run_trainings
-from ddfast.evaluation.costs import cost_of
 from ddfast.evaluation.judging import Judge, accuracy
 from ddfast.evaluation.rates import AUTO, LEARNED, RATES, Rate, held_out, held_out_batches
 from ddfast.evaluation.result import Evaluation
@@ -73,8 +72,7 @@ class Trainings:
 
         records = self._run(about, list(asked), num_eval, train)
         accuracies = {name: [record["accuracy"] for record in row] for name, row in records.items()}
-        costs = {name: cost_of(name, self.data) for name in asked}
-        return Evaluation(accuracies, rates, chance_of(self.data), records, costs)
+        return Evaluation(accuracies, rates, chance_of(self.data), records)
 
     def _rates(self, asked: dict[str, Rate], learned: float) -> dict[str, float]:
         """The rates that networks are trained at."""
@@ -82,7 +80,8 @@ class Trainings:
         rates = {name: learned if rate == LEARNED else rate for name, rate in asked.items()}
         if not searched:
             return rates
-        chosen, batches = held_out(self.data), held_out_batches(self.data, self.schedule.device)
+        chosen = held_out(self.data)
+        batches = held_out_batches(self.data, chosen, self.schedule.device)
 
         def train(name: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
             for n in numbers:

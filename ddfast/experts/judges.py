@@ -57,6 +57,10 @@ class Judges:
         network = self.network(expert, epoch)
         return torch.cat([network(part.to(self.device)).cpu() for part in images.split(CHUNK)])
 
+    def in_turn(self, n: int, images: Tensor) -> Tensor:  # [I, C, H, W], on the CPU -> [I, K]
+        """Logits of the n-th of them, counted round and round: soft labels of the n-th set of real images."""
+        return self.logits(n % self.count, images)
+
     @torch.no_grad()
     def features(self, expert: int, images: Tensor) -> Tensor:  # [I, C, H, W], on the CPU -> [I, F]
         """What one expert's last snapshot gives to its last linear layer."""

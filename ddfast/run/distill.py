@@ -389,5 +389,4 @@ def _random_real(job: Job, experts: TrajectoryStore | None, options: dict[str, A
 
 def _labels(job: Job, experts: TrajectoryStore | None) -> Callable[[int, Tensor], Tensor]:
     """Soft labels of real images: the logits of one of the experts, another one for each training."""
-    judges = Judges(job.network("labels").to(job.device), experts, job.config["num_experts"], job.data)
-    return lambda n, images: judges.logits(n % judges.count, images)
+    return Judges(job.network("labels").to(job.device), experts, job.config["num_experts"], job.data).in_turn

@@ -27,6 +27,7 @@ from ddfast.evaluation import (
     protocol_named,
     schedule_of,
 )
+from ddfast.evaluation.costs import cost_of
 from ddfast.evaluation.scores import (
     augmentation_robust_score,
     hard_label_recovery,
@@ -121,7 +122,7 @@ def transfer_table(
     if full_epochs is not None:
         of_full = {name: how[name] for name in ("networks", "seed", "device", "output", "ranks")}
         found["full data"] = evaluate_full_data(data, epochs=full_epochs, dsa_strategy=strategy, **of_full)
-    table: dict[str, Any] = {"own": loaded.network, "protocol": protocol, "rows": _rows(found)}
+    table: dict[str, Any] = {"own": loaded.network, "protocol": protocol, "rows": _rows(found, data)}
     others = None if loaded.network is None else found[DISTILLED].others(loaded.network)
     if others is not None:
         best = max(others.accuracies, key=lambda name: others.of(name).mean)
@@ -145,11 +146,15 @@ def set_and_data(synthetic: str | Path, dataset: Any = None, data_root: Any = No
 
 def experts_of(run: str | Path) -> TrajectoryStore:
     """Those of a run; ValueError where they are not there."""
-    config = RunFolder(Path(run)).read_config()
-    path = config.get("experts") or config.get("trained_experts", {}).get("path")
+    path = _experts_path(RunFolder(Path(run)).read_config())
     if path is None:
         raise ValueError(f"experts: the run in {run} had none; give a folder of experts")
     return TrajectoryStore(path)
+
+
+def _experts_path(config: dict[str, Any]) -> str | None:
+    """Where the experts of a run are, given or trained."""
+    return config.get("experts") or config.get("trained_experts", {}).get("path")
 
 
 def _loaded(synthetic: str | Path | SyntheticSet) -> tuple[SyntheticSet, dict[str, Any]]:
@@ -182,22 +187,20 @@ def _labels(
     config: dict[str, Any], data: Dataset, device: str | torch.device | None
 ) -> Callable[[int, Tensor], Tensor] | None:
     """Soft labels of real images, by the experts of the run; None, and a line of the log, where they are not there."""
-    path = config.get("experts") or config.get("trained_experts", {}).get("path")
     try:
-        store = TrajectoryStore(path or "")
+        store = TrajectoryStore(_experts_path(config) or "")
     except (ValueError, OSError):
         log.info("random real images labelled by experts: left out, for the experts of the run are not there")
         return None
     network = create(config["network"], generator=seeds.generator(0), **data.network_arguments)
-    judges = Judges(network.to(resolve_device(device)), store, config.get("num_experts"), data)
-    return lambda n, images: judges.logits(n % judges.count, images)
+    return Judges(network.to(resolve_device(device)), store, config.get("num_experts"), data).in_turn
 
 
-def _rows(found: dict[str, Evaluation]) -> list[dict[str, Any]]:
+def _rows(found: dict[str, Evaluation], data: Dataset) -> list[dict[str, Any]]:
     """A row per network and what it was trained on."""
     rows = []
     for name in found[DISTILLED].accuracies:
-        cost = found[DISTILLED].costs[name]._asdict()
+        cost = cost_of(name, data)._asdict()
         for trained_on, result in found.items():
             row = {"n": result.of(name).n, "seconds": fmean(record["seconds"] for record in result.records[name])}
             rows.append(

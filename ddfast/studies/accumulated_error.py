@@ -21,7 +21,7 @@ from ddfast.experts import TrajectoryStore
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.devices import resolve_device
-from ddfast.studies.tables import Table, save_picture, save_table
+from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
 
 def trajectory_error(
@@ -55,6 +55,7 @@ def trajectory_error(
     Errors: ValueError for experts of another network, or without the epochs.
     """
     expect_whole(syn_steps=syn_steps, expert_epochs=expert_epochs, num_experts=num_experts)
+    folder = study_folder(output)
     store = experts if isinstance(experts, TrajectoryStore) else TrajectoryStore(experts)
     last = store.epochs if last_epoch is None else last_epoch
     if not expert_epochs <= last <= store.epochs or num_experts > store.num_experts:
@@ -93,8 +94,8 @@ def trajectory_error(
         axes.set(xlabel="expert's epoch", ylabel="test loss above the expert's")
         axes.legend()
 
-    save_table(table, Path(output))
-    save_picture(draw, Path(output))
+    save_table(table, folder)
+    save_picture(draw, folder)
     return table
 
 

@@ -14,7 +14,7 @@ from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.forecast import Forecast
 from ddfast.runtime.ranks import ALONE, Ranks
-from ddfast.studies.tables import Table, save_picture, save_table
+from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
 SPACE: dict[str, tuple[Any, ...]] = {  # DC's and FTD's 720 ConvNets
     "width": (32, 64, 128, 256),
@@ -66,11 +66,10 @@ def architectures(
     the top 5, 10, 20.
     """
     expect_whole(count=count, eval_epochs=eval_epochs, full_epochs=full_epochs)
-    folder, data = Path(output), data_for(synthetic, dataset)
+    folder, data = study_folder(output), data_for(synthetic, dataset)
     every = networks_of_space()
     drawn = torch.randperm(len(every), generator=seeds.generator(seed, "architectures"))[:count].sort().values
     names = [every[n] for n in drawn.tolist()]
-    ranks.first(lambda: folder.mkdir(parents=True, exist_ok=True))
     how = {"networks": names, "num_eval": 1, "seed": seed, "device": device, "ranks": ranks}
     how |= {"output": folder / "accuracies.jsonl"}
     forecast = Forecast({stage: float(len(names)) for stage in STAGES})  # until some networks say how long they take

@@ -13,7 +13,7 @@ from ddfast.run.distill import distill
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.ranks import ALONE, Ranks
-from ddfast.studies.tables import Table, save_picture, save_table
+from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
 log = logging.getLogger("ddfast")
 
@@ -55,7 +55,7 @@ def continual(
     """
     expect_whole(steps=steps, ipc=ipc, orders=orders, num_eval=num_eval, eval_epochs=eval_epochs)
     data = load_dataset(dataset, data_root=data_root)
-    K, folder = data.num_classes, Path(output)
+    K, folder = data.num_classes, study_folder(output)
     if K % steps or K // steps < 2:
         raise ValueError(f"steps: expected a number that divides the {K} classes, two or more each, got {steps}")
     found: list[list[float]] = [[] for _ in range(steps)]

@@ -16,7 +16,7 @@ from ddfast.evaluation import evaluate
 from ddfast.run.distill import distill
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
-from ddfast.studies.tables import Table, save_table
+from ddfast.studies.tables import Table, save_table, study_folder
 
 log = logging.getLogger("ddfast")
 
@@ -58,7 +58,7 @@ def federated(
     Source: Song et al. 2023 (FedD3), by its code.
     """
     expect_whole(clients=clients, ipc=ipc, num_eval=num_eval, eval_epochs=eval_epochs, workers=workers)
-    data, folder = load_dataset(dataset, data_root=data_root), Path(output)
+    data, folder = load_dataset(dataset, data_root=data_root), study_folder(output)
     parts = split(data.train_labels, data.num_classes, clients, classes_per_client, seed)
     how = {
         "method": method,

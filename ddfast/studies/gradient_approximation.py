@@ -15,7 +15,7 @@ from ddfast.engine.unroll import match_trajectory
 from ddfast.experts import TrajectoryStore
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
-from ddfast.studies.tables import Table, save_table
+from ddfast.studies.tables import Table, save_table, study_folder
 
 
 def gradient_error(
@@ -40,6 +40,7 @@ def gradient_error(
     """
     expect_whole(draws=draws, ipc=ipc, expert_epochs=expert_epochs, steps=min(steps, default=0))
     data, store = load_dataset(dataset, data_root=data_root), _store(experts)
+    folder = study_folder(output)
     if store.epochs <= expert_epochs:
         raise ValueError(f"experts: {store.path} has {store.epochs} epochs, expected more than {expert_epochs}")
     rows = []
@@ -51,7 +52,7 @@ def gradient_error(
         rows.append(row)
     settings = {"draws": draws, "ipc": ipc, "lr": lr, "dsa_strategy": dsa_strategy, "expert_epochs": expert_epochs}
     table = {"study": "gradient-error", "settings": settings, "rows": rows, "findings": {}}
-    save_table(table, Path(output))
+    save_table(table, folder)
     return table
 
 

@@ -10,11 +10,12 @@ from torch.nn.functional import cross_entropy
 
 from ddfast.data import Batches, Dataset, SyntheticSet
 from ddfast.data.synthetic import DEFAULT_LR
+from ddfast.engine.students.features import features_of
 from ddfast.evaluation import data_for, schedule_of
 from ddfast.evaluation.judging import BATCH, logits_of
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
-from ddfast.studies.tables import Table, save_table
+from ddfast.studies.tables import Table, save_table, study_folder
 
 CHUNK = 1024  # training images that are compared at a time
 
@@ -50,6 +51,7 @@ def privacy(
     A look, not a proof: no guarantee such as differential privacy follows from a good one.
     """
     expect_whole(eval_epochs=eval_epochs, most=most)
+    folder = study_folder(output)
     data = data_for(synthetic, dataset)
     decoded = synthetic.decoded()
     name = network or synthetic.network or "convnet"
@@ -73,7 +75,7 @@ def privacy(
         findings[f"attack_auc_of_{of}"] = _attack(net, data, members, others, schedule.device)
     settings = {"dataset": data.name, "network": name, "eval_epochs": eval_epochs, "most": most, "seed": seed}
     table = {"study": "privacy", "settings": settings, "rows": rows, "findings": findings}
-    save_table(table, Path(output))
+    save_table(table, folder)
     return table
 
 
@@ -92,30 +94,19 @@ def _nearest(
     """By space: the place of the nearest member of each image, and its distance over the median one of test images."""
     train = Batches(data.train_images[members], data.train_labels[members], data.preprocessing, device)
     some = others[: len(members)]
+    net.eval()
+
+    @torch.no_grad()
+    def features(x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, F]
+        return features_of(net, x)[0]
+
     test = Batches(data.test_images[some], data.test_labels[some], data.preprocessing, device)
     found = {}
-    for space, seen in (("pixels", lambda x: x.flatten(1)), ("features", _features(net))):
+    for space, seen in (("pixels", lambda x: x.flatten(1)), ("features", features)):
         distances, nearest = _to_members(seen(images.to(device)), train, seen)
         usual = torch.cat([_to_members(seen(x), train, seen)[0] for x, _ in test.in_order(BATCH)]).median()
         found[space] = nearest, distances / usual.clamp(min=1e-12)
     return found
-
-
-def _features(net: nn.Module) -> Callable[[Tensor], Tensor]:  # [B, C, H, W] -> [B, F]
-    """What the last layer of a network sees, in eval mode."""
-    linear = [part for part in net.modules() if isinstance(part, nn.Linear)][-1]
-
-    @torch.no_grad()
-    def seen(images: Tensor) -> Tensor:
-        kept: list[Tensor] = []
-        handle = linear.register_forward_pre_hook(lambda _layer, inputs: kept.append(inputs[0].flatten(1)))
-        try:
-            net.eval()(images)
-        finally:
-            handle.remove()
-        return kept[0]
-
-    return seen
 
 
 def _to_members(

@@ -10,7 +10,7 @@ from ddfast.run.distill import distill
 from ddfast.run.loop import DistillationDivergedError
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.ranks import ALONE, Ranks
-from ddfast.studies.tables import Table, save_picture, save_table
+from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
 log = logging.getLogger("ddfast")
 
@@ -36,7 +36,7 @@ def range_study(
     Source: Cazenavette et al. 2022 (MTT), figure 5; its sizes there could not be verified.
     """
     expect_whole(**{"syn_steps": min(syn_steps, default=0), "expert_epochs": min(expert_epochs, default=0)})
-    folder, cells = Path(output), len(syn_steps) * len(expert_epochs)
+    folder, cells = study_folder(output), len(syn_steps) * len(expert_epochs)
     rows: list[dict[str, Any]] = []
     for steps, epochs in product(syn_steps, expert_epochs):
         run = folder / "runs" / f"{steps:03d}-{epochs:02d}"

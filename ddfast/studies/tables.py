@@ -5,14 +5,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ddfast.runtime.files import replacing
+from ddfast.runtime.files import replacing, writing
 
 Table = dict[str, Any]  # "study", "settings", "rows", "findings"
 
 
+def study_folder(output: str | Path) -> Path:
+    """The folder of a study, made where it is not there yet: OSError before any work where it cannot be."""
+    folder = Path(output)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def save_table(table: Table, folder: Path) -> None:
     """Write `study.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "study.json") as temporary:
         temporary.write_text(json.dumps(table, indent=1) + "\n")
 
@@ -26,6 +33,5 @@ def save_picture(draw: Callable[[Any], None], folder: Path) -> None:
     axes = figure.subplots()
     draw(axes)
     axes.grid(alpha=0.3)
-    folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "study.png") as temporary:
         FigureCanvasAgg(figure).print_png(temporary)

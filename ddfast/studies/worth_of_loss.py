@@ -7,7 +7,7 @@ from typing import Any
 from ddfast.evaluation.scores import rank_correlation
 from ddfast.run.folder import WatchedRunFolder
 from ddfast.runtime.arguments import expect_whole
-from ddfast.studies.tables import Table, save_picture, save_table
+from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
 FEWEST = 3  # evaluations, of which a correlation says something
 
@@ -26,14 +26,15 @@ def loss_correlation(runs: Sequence[str | Path], output: str | Path, *, smooth: 
     Errors: ValueError for a run with fewer than three evaluations.
     """
     expect_whole(smooth=smooth)
+    folder = study_folder(output)
     rows: list[dict[str, Any]] = []
     findings: dict[str, Any] = {}
     for run in map(Path, runs):
-        folder = WatchedRunFolder(run)
-        last = folder.read_config()["iterations"]
-        losses = {record["iteration"]: record["loss"] for record in folder.keep_until("metrics", last)}
+        watched = WatchedRunFolder(run)
+        last = watched.read_config()["iterations"]
+        losses = {record["iteration"]: record["loss"] for record in watched.keep_until("metrics", last)}
         found = []
-        for record in folder.keep_until("evaluations", last):
+        for record in watched.keep_until("evaluations", last):
             before = [
                 losses[n] for n in range(record["iteration"] - smooth + 1, record["iteration"] + 1) if n in losses
             ]
@@ -55,6 +56,6 @@ def loss_correlation(runs: Sequence[str | Path], output: str | Path, *, smooth: 
         axes.set(xlabel="loss", ylabel="test error in %")
         axes.legend()
 
-    save_table(table, Path(output))
-    save_picture(draw, Path(output))
+    save_table(table, folder)
+    save_picture(draw, folder)
     return table

@@ -94,7 +94,6 @@ def test_training_is_sgd_with_momentum_decay_and_drops(data, good, monkeypatch, 
     """Against the formula: 0.9, 5e-4, a tenth from half of the epochs; MTT's code a little later, without momentum."""
     trained = []
     original = networks.create
-    # the last one that is made is measured only: its parameters and FLOPs
     monkeypatch.setattr(networks, "create", lambda *a, **k: trained.append(original(*a, **k)) or trained[-1])
     options = {"eval_epochs": 7, "eval_lr": 0.05, "eval_batch": 4, "sam_rho": sam_rho}
     evaluate(good, data, networks=("mlp",), num_eval=1, protocol=name, **options)
@@ -123,7 +122,7 @@ def test_training_is_sgd_with_momentum_decay_and_drops(data, good, monkeypatch, 
             for p, grad, velocity in zip(net.parameters(), grads, velocities, strict=True):
                 velocity.mul_(0.9).add_(grad + 5e-4 * p.data)
                 p.data -= lr * velocity
-    for p, expected in zip(trained[-2].parameters(), net.parameters(), strict=True):
+    for p, expected in zip(trained[-1].parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-5)
 
 

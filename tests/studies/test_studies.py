@@ -263,5 +263,9 @@ def test_studies_from_the_command_line(real, experts, tmp_path, monkeypatch):
     assert "best: syn_steps 1" in said
     wrong = run("gradient-error", "--experts", experts.path, "--steps", "few", expected=1)
     assert "steps: expected whole numbers separated by commas, got 'few'" in str(wrong.exception)
+    (tmp_path / "file").write_text("")
+    for command in (["privacy", "set", "--dataset", "digits"], ["loss-correlation", "set"], ["range"], ["continual"]):
+        wrong = run(*command, "--output", "file", expected=1)
+        assert str(wrong.exception) == "file: cannot be written (File exists)"
     wrong = run("continual", "--set", "colour=red", expected=1)
     assert "expected an option of ddfast distill as NAME=VALUE, got 'colour=red'" in str(wrong.exception)
