@@ -12,6 +12,7 @@ from ddfast.evaluation import Evaluation, evaluate
 from ddfast.experts import TrajectoryStore, train_experts
 from ddfast.networks import register_network
 from ddfast.ops.installation import build_info
+from ddfast.pages import compare, report
 from ddfast.run.distill import DistillResult, distill
 from ddfast.run.loop import Distillation, DistillationDivergedError
 from ddfast.run.transfer import transfer_table
@@ -26,6 +27,7 @@ __all__ = [
     "TrajectoryStore",
     "adjoints",
     "build_info",
+    "compare",
     "compat",
     "data",
     "data_loss",
@@ -41,6 +43,7 @@ __all__ = [
     "ranks",
     "register_dataset",
     "register_network",
+    "report",
     "students",
     "studies",
     "train_experts",

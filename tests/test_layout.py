@@ -23,6 +23,7 @@ MAY_IMPORT = {  # beside runtime, which everything may use
     "compat": {"experts", "networks", "data"},
     "evaluation": {"engine.students", "engine.timing", "networks", "data", "ops"},
     "run": {"methods", "experts", "evaluation", "data", "engine", "networks", "ops"},
+    "pages": {"run", "studies", "data", "ops"},
     "studies": {"run", "methods", "experts", "evaluation", "data", "engine", "networks"},
 }
 WITHIN = {  # a room, in which some may be imported by others
@@ -68,7 +69,7 @@ WITHIN = {  # a room, in which some may be imported by others
         "folder": set(),
         "config": set(),
         "presets": set(),
-        "report": {"folder"},
+        "pictures": set(),
         "own_data": {"config"},
         "job": {"config"},
         "probe": {"job"},
@@ -80,7 +81,7 @@ WITHIN = {  # a room, in which some may be imported by others
         "transfer": {"folder", "resume"},
         "expert_options": {"config", "job", "resolve"},
         "preset_plan": {"resolve", "presets"},
-        "recorder": {"job", "loop", "folder", "report"},
+        "recorder": {"job", "loop", "folder", "pictures"},
         "distill": {
             "job",
             "costs",
@@ -88,7 +89,6 @@ WITHIN = {  # a room, in which some may be imported by others
             "own_data",
             "probe",
             "recorder",
-            "report",
             "resolve",
             "resume",
             "folder",
@@ -96,7 +96,7 @@ WITHIN = {  # a room, in which some may be imported by others
         },
     },
 }
-LAZY = {"torchvision", "kornia", "matplotlib", "sklearn", "PIL", "safetensors", "tqdm", "yaml"}
+LAZY = {"torchvision", "kornia", "matplotlib", "sklearn", "PIL", "safetensors", "tqdm", "yaml", "jinja2"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

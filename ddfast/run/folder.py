@@ -35,7 +35,8 @@ class RunFolder:
 
     config.json: every setting; metrics.jsonl: a line per iteration; evaluations.jsonl and checkpoints/<iteration>: the
     sets that were evaluated on the way; accuracies.jsonl: of every network that was trained for it; synthetic and
-    initial: .safetensors and .json; images.png, initial.png and curves.png; checkpoint.pt: what `resume` goes on from;
+    initial: .safetensors and .json; images.png, initial.png and curves.png; thumbnails/<iteration>: the
+    images at some checkpoints; checkpoint.pt: what `resume` goes on from;
     summary.json: the results. All but the .jsonl files are whole or not there.
     """
 
@@ -97,7 +98,7 @@ class RunFolder:
         """Hold the folder for this process, and clear away what a killed one left; BlockingIOError where another one
         holds it."""
         with locking(self.path, wait=False):
-            for folder in (self.path, self.path / "checkpoints"):
+            for folder in (self.path, self.path / "checkpoints", self.path / "thumbnails"):
                 remove_leftovers(folder)
             yield
 

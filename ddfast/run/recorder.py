@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ddfast.evaluation import evaluate
 from ddfast.run.folder import RunFolder
 from ddfast.run.job import Job
 from ddfast.run.loop import Distillation
-from ddfast.run.report import save_curves, save_images
+from ddfast.run.pictures import save_curves, save_images, save_thumbnail
 from ddfast.runtime.forecast import Forecast
 
 log = logging.getLogger("ddfast")
@@ -63,14 +64,14 @@ class Recorder:
         """After an iteration: a checkpoint and an evaluation where they are due."""
         if record["iteration"] % self._every == 0 or self._is_due():
             self._save()
-            self._draw(save_images, self._distillation.synthetic, "images.png")
+            self._draw_images()
         if self._is_due():
             self._evaluate()
 
     def end(self) -> None:
         """Save what there is, between two iterations."""
         self._save()
-        self._draw(save_images, self._distillation.synthetic, "images.png")
+        self._draw_images()
         self._draw(save_curves, self.history, "curves.png")
 
     def _is_due(self) -> bool:
@@ -105,6 +106,11 @@ class Recorder:
         run.append("evaluations", {"iteration": done, **result})
         run.prune_checkpoints(job.config["keep_checkpoints"])
         log.info("iteration %d: %.1f%% ± %.1f", done, result["mean"], result["std"])
+
+    def _draw_images(self) -> None:
+        iteration, synthetic = self._distillation.iteration, self._distillation.synthetic
+        self._draw(save_images, synthetic, "images.png")
+        self._draw(partial(save_thumbnail, iteration=iteration), synthetic, "thumbnails")
 
     def _draw(self, save_picture: Callable[[Any, Path], None], what: Any, name: str) -> None:
         if not self._run.writes:

@@ -103,13 +103,13 @@ def _nearest(
     test = Batches(data.test_images[some], data.test_labels[some], data.preprocessing, device)
     found = {}
     for space, seen in (("pixels", lambda x: x.flatten(1)), ("features", features)):
-        distances, nearest = _to_members(seen(images.to(device)), train, seen)
-        usual = torch.cat([_to_members(seen(x), train, seen)[0] for x, _ in test.in_order(BATCH)]).median()
+        distances, nearest = nearest_members(seen(images.to(device)), train, seen)
+        usual = torch.cat([nearest_members(seen(x), train, seen)[0] for x, _ in test.in_order(BATCH)]).median()
         found[space] = nearest, distances / usual.clamp(min=1e-12)
     return found
 
 
-def _to_members(
+def nearest_members(
     points: Tensor,  # [B, F]
     train: Batches,
     seen: Callable[[Tensor], Tensor],

@@ -12,7 +12,7 @@ from PIL import Image
 import ddfast
 from ddfast.data import SyntheticSet
 from ddfast.run.folder import RunFolder
-from ddfast.run.report import save_curves
+from ddfast.run.pictures import save_curves
 from tests.conftest import SMALL
 
 JOB = SMALL | {"iterations": 8, "eval_every": 2, "checkpoint_every": 2, "num_eval": 1, "network": "convnet:width=8"}

@@ -8,7 +8,8 @@ from torch.utils.data import TensorDataset
 
 import ddfast
 from ddfast.data import Preprocessing, SyntheticSet, load_dataset
-from ddfast.run.report import CAPTION, PADDING, save_curves, save_images
+from ddfast.data.sheet import CAPTION, PADDING
+from ddfast.run.pictures import MOST_THUMBNAILS, save_curves, save_images, save_thumbnail
 from tests.conftest import SMALL, uniform
 
 NAMES = ("first", "second", "third with a name too long for its picture")
@@ -65,3 +66,22 @@ def test_curves_show_loss_and_learning_rate_also_where_an_iteration_has_none(tmp
     assert pixels(tmp_path / "curves.png").std() > 5
     save_curves([], tmp_path / "none.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png"]
+
+
+def test_thumbnails_of_a_long_run_stay_few(tmp_path):
+    data = load_dataset("digits")
+    images, labels = data.train_images[:4], data.train_labels[:4]
+    synthetic = SyntheticSet(
+        data.preprocessing.apply(images), labels, torch.tensor(0.1), data.class_names, data.preprocessing
+    )
+    for iteration in range(10, 1010, 10):
+        save_thumbnail(synthetic, tmp_path / "thumbnails", iteration)
+    kept = sorted(int(file.stem) for file in (tmp_path / "thumbnails").iterdir())
+    assert MOST_THUMBNAILS // 2 <= len(kept) <= MOST_THUMBNAILS
+    assert kept[0] == 10 and kept[-1] == 1000
+    assert pixels(tmp_path / "thumbnails/000010.webp").std() > 5
+
+
+def test_a_run_keeps_thumbnails_at_its_checkpoints(tmp_path):
+    run = ddfast.distill(output=tmp_path / "run", **{**SMALL, "iterations": 5, "checkpoint_every": 2}).path
+    assert sorted(file.stem for file in (run / "thumbnails").iterdir()) == ["000002", "000004", "000005"]

@@ -1,0 +1,32 @@
+"""The commands that show runs: report and compare."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddfast.cli.commands import cli
+from ddfast.cli.options import PATH, Command, option
+
+
+@cli.command(cls=Command)
+@click.argument("run", type=PATH)
+@option("--output", type=PATH, help="The page.  [default: report.html in the run folder]")
+@option("--neighbours/--no-neighbours", default=True, help="Also the training image nearest to each distilled one.")
+@option("--dataset", help="The data, where they are not where the run had them.")
+@option("--data-root", type=PATH, help="Where named data sets are.  [default: DDFAST_DATA, or the cache]")
+def report(run: Path, **options: Any) -> None:
+    """Write RUN, the folder of a run, as one HTML page that needs no network."""
+    from ddfast.pages import report
+
+    click.echo(f"page: {report(run, **options)}")
+
+
+@cli.command(cls=Command)
+@click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN RUN …")
+@option("--output", type=PATH, default=Path("compare.html"), help="The page.")
+def compare(runs: tuple[Path, ...], output: Path) -> None:
+    """Write runs side by side as one HTML page: settings that differ, curves, accuracies, images."""
+    from ddfast.pages import compare
+
+    click.echo(f"page: {compare(runs, output)}")

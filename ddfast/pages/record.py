@@ -1,0 +1,66 @@
+"""What a run folder holds, as its page shows it."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddfast.data import SyntheticSet
+from ddfast.run.folder import RunFolder, WatchedRunFolder
+from ddfast.runtime.files import read_json
+
+NOT_SETTINGS = ("versions", "memory_plan", "trained_experts", "derived", "structure")  # of config.json
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, finished or not."""
+
+    path: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]  # empty while it goes on
+    metrics: list[dict[str, Any]]  # a record per iteration
+    evaluations: list[dict[str, Any]]  # on the way
+    transfer: dict[str, Any]  # what `ddfast evaluate` saved; empty where it was not called
+    initial: SyntheticSet | None
+    synthetic: SyntheticSet | None
+    thumbnails: list[tuple[int, Path]]  # iterations and files
+
+    @property
+    def name(self) -> str:
+        """What the run is called beside others."""
+        return self.path.name or str(self.path)
+
+    @property
+    def title(self) -> str:
+        """Method, data and images per class."""
+        ipc = self.config.get("ipc")
+        count = f"{ipc} per class" if isinstance(ipc, int) else "several per class"
+        return f"{self.config['method']} on {Path(self.config['dataset']).name}, {count}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting."""
+        return {name: value for name, value in self.config.items() if name not in NOT_SETTINGS}
+
+
+def read(run: str | Path) -> Record:
+    """A run folder. FileNotFoundError where there is none, ValueError where it is damaged."""
+    path = Path(run)
+    folder = WatchedRunFolder(path)  # it deletes nothing
+    config = folder.read_config()
+    summary = RunFolder(path).read_summary() or {}
+    metrics, evaluations = (folder.keep_until(name, sys.maxsize) for name in ("metrics", "evaluations"))
+    sets = [
+        SyntheticSet.load(path / name) if SyntheticSet.is_at(path / name) else None for name in ("initial", "synthetic")
+    ]
+    found = [(int(file.stem), file) for file in (path / "thumbnails").glob("*.webp") if file.stem.isdigit()]
+    return Record(path, config, summary, metrics, evaluations, _transfer(path), *sets, sorted(found))
+
+
+def _transfer(path: Path) -> dict[str, Any]:
+    file = path / "transfer.json"
+    table = read_json(file, checksum=False) if file.is_file() else {}
+    if not isinstance(table, dict) or not isinstance(table.get("rows", []), list):
+        raise ValueError(f"{file}: not a transfer table; delete it, or run ddfast evaluate again")
+    return table

@@ -1,0 +1,119 @@
+"""The page of one run."""
+
+from pathlib import Path
+from typing import Any
+
+from ddfast.pages.curves import charts
+from ddfast.pages.pictures import looks, steps
+from ddfast.pages.record import Record, read
+from ddfast.pages.render import write_page
+from ddfast.runtime.forecast import words_of_time
+
+TRAINED_ON = {
+    "distilled": "distilled images",
+    "averaged": "averaged distilled images",
+    "best": "best iteration by held-out images",
+    "random_real": "random real images",
+    "random_real_plain": "random real images, not augmented",
+    "random_real_labelled": "random real images, labelled by experts",
+    "full_data": "full data",
+}
+
+
+def report(
+    run: str | Path,
+    output: str | Path | None = None,
+    *,
+    neighbours: bool = True,
+    dataset: Any = None,
+    data_root: str | Path | None = None,
+) -> Path:
+    """Write a run as one HTML page: images, accuracies, curves, cost and settings.
+
+    Args:
+        run: the folder of a run, finished or not.
+        output: the file; None for report.html in it.
+        neighbours: also the training image nearest to each distilled one, for which the data are loaded.
+        dataset, data_root: the data, where they are not where the run had them.
+
+    Returns the page's path. The accuracies of other networks and the scores are those that `ddfast evaluate` saved.
+    Errors: FileNotFoundError where there is no run, ValueError for a damaged one.
+    """
+    record = read(run)
+    path = record.path / "report.html" if output is None else Path(output)
+    images, why_not = looks(record, neighbours, dataset, data_root)
+    transfer, summary = record.transfer, record.summary
+    write_page(
+        "report.html",
+        path,
+        title=record.title,
+        where=str(record.path),
+        useless=summary.get("useless"),
+        finished=bool(summary),
+        done=record.metrics[-1]["iteration"] if record.metrics else 0,
+        iterations=record.config.get("iterations"),
+        facts=_facts(record),
+        rows=accuracy_rows(record),
+        transfer=transfer.get("rows", []),
+        protocol=transfer.get("protocol", ""),
+        own=transfer.get("own"),
+        others=transfer.get("others"),
+        scores=_flat({name: v for name, v in transfer.get("scores", {}).items() if not isinstance(v, list)}),
+        steps=steps(record),
+        looks=images,
+        why_not=why_not,
+        charts=charts({record.name: record}),
+        cost=cost(record),
+        settings=record.settings,
+    )
+    return path
+
+
+def accuracy_rows(record: Record) -> list[dict[str, Any]]:
+    """A row per network and what it was trained on: name, network, mean, std, n, lr, at_chance."""
+    rows = []
+    accuracy = record.summary.get("accuracy", {})
+    for key in TRAINED_ON:
+        for network, row in accuracy.get(key, {}).get("networks", {}).items():
+            more = {"n": len(row["accuracies"]), "lr": row.get("lr"), "at_chance": row.get("at_chance", False)}
+            rows.append({"name": TRAINED_ON[key], "network": network, "mean": row["mean"], "std": row["std"], **more})
+    return rows
+
+
+def cost(record: Record) -> dict[str, Any]:
+    """What the run took, and what its set takes."""
+    found: dict[str, Any] = {"iterations": record.metrics[-1]["iteration"] if record.metrics else 0}
+    seconds = [one["seconds"] for one in record.metrics]
+    if seconds:
+        found["time of the iterations"] = words_of_time(sum(seconds))
+        found["milliseconds per iteration"] = 1000 * sum(seconds) / len(seconds)
+        found["peak memory in MiB"] = max(one["peak_bytes"] for one in record.metrics) / 2**20
+    if record.synthetic is not None:
+        found["bytes of the images"] = f"{record.synthetic.bytes:,}"
+    found["device"] = record.config.get("device", "")
+    found |= {name: str(version) for name, version in record.config["versions"].items()}
+    return found
+
+
+def _facts(record: Record) -> list[tuple[str, str]]:
+    accuracy = record.summary.get("accuracy", {})
+    found = []
+    for key, words in (("distilled", "Distilled"), ("random_real", "Random real"), ("full_data", "Full data")):
+        if key in accuracy:
+            found.append((words, f"{accuracy[key]['mean']:.1f}% ± {accuracy[key]['std']:.1f}"))
+    spent = cost(record)
+    if "time of the iterations" in spent:
+        found.append(("Iterations", f"{spent['iterations']:,} in {spent['time of the iterations']}"))
+        found.append(("Peak memory", f"{spent['peak memory in MiB']:.0f} MiB"))
+    if "bytes of the images" in spent:
+        found.append(("Images", f"{spent['bytes of the images']} bytes"))
+    return found
+
+
+def _flat(scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores in words, those of classes and corruptions one by one."""
+    flat: dict[str, Any] = {}
+    for name, value in scores.items():
+        words = name.replace("_", " ")
+        flat |= {f"{words}: {one}": v for one, v in value.items()} if isinstance(value, dict) else {words: value}
+    return flat

@@ -1,0 +1,70 @@
+"""Pictures of a run: its images, its curves, and thumbnails of the images on the way."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddfast.data import SyntheticSet
+from ddfast.data.sheet import sheet
+from ddfast.runtime.files import replacing
+
+MOST_POINTS = 500  # of a curve, that can be told apart
+MOST_THUMBNAILS = 24  # of a run
+THUMBNAIL = {"most": 100, "smallest_side": 32}  # images on one, and pixels of their side
+
+
+def save_images(synthetic: SyntheticSet, path: str | Path) -> None:
+    """Write the synthetic images as a PNG, class by class: `ddfast.data.sheet`."""
+    with replacing(Path(path)) as temporary:
+        sheet(synthetic).save(temporary, format="PNG")
+
+
+def save_thumbnail(synthetic: SyntheticSet, folder: Path, iteration: int) -> None:
+    """Write `<iteration>.webp`. Of more than MOST_THUMBNAILS in the folder every other one is deleted."""
+    folder.mkdir(exist_ok=True)
+    with replacing(folder / f"{iteration:06d}.webp") as temporary:
+        sheet(synthetic, **THUMBNAIL).save(temporary, format="WEBP", quality=85)
+    numbers = sorted(folder.glob("*.webp"), key=lambda file: int(file.stem))
+    if len(numbers) > MOST_THUMBNAILS:
+        for file in numbers[1:-1:2]:
+            file.unlink(missing_ok=True)
+
+
+def save_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Write the matching loss and the learning rate over the iterations as a PNG; nothing for an empty history.
+
+    Of many iterations the median of every group of neighbours is drawn over the values; a loss that once was a hundred
+    times its median makes its axis logarithmic.
+    """
+    if not history:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    iterations = [record["iteration"] for record in history]
+    panels = [("loss", "loss"), ("lr", "learning rate α")][: 2 if "lr" in history[0] else 1]
+    drawn = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (key, label) in zip(drawn, panels, strict=True):
+        values = [float("nan") if record[key] is None else record[key] for record in history]
+        many = len(values) > MOST_POINTS
+        axes.plot(iterations, values, linewidth=0.8, alpha=0.4 if many else 1)
+        if many:
+            size = -(-len(values) // MOST_POINTS)
+            medians = [part.nanmedian().item() for part in torch.tensor(values).split(size)]
+            axes.plot(iterations[size // 2 :: size], medians[: len(iterations[size // 2 :: size])], color="C1")
+        if key == "loss" and _has_peaks(torch.tensor(values)):
+            axes.set_yscale("log")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("iteration")
+    with replacing(Path(path)) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)
+
+
+def _has_peaks(values: Tensor) -> bool:  # [N], NaN where nothing was finite
+    finite = values[values.isfinite()]
+    return len(finite) > 0 and bool(finite.min() > 0) and bool(finite.max() > 100 * finite.median())
