@@ -15,6 +15,7 @@ from ddfast.ops.installation import build_info
 from ddfast.pages import compare, report
 from ddfast.run.distill import DistillResult, distill
 from ddfast.run.loop import Distillation, DistillationDivergedError
+from ddfast.run.progress import progress, verbose
 from ddfast.run.transfer import transfer_table
 from ddfast.runtime import ranks
 
@@ -40,6 +41,7 @@ __all__ = [
     "networks",
     "ops",
     "optimizers",
+    "progress",
     "ranks",
     "register_dataset",
     "register_network",
@@ -49,6 +51,7 @@ __all__ = [
     "train_experts",
     "transfer_table",
     "unroll",
+    "verbose",
 ]
 
 # public modules that lie in a room: `from ddfast.adjoints import FullUnroll` works as `ddfast.adjoints.FullUnroll` does

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ddfast.cli.options import AT_LEAST_1, PATH, Command, declared, option
-from ddfast.cli.printing import print_table, print_transfer, progress, words_of_storage
+from ddfast.cli.printing import print_table, print_transfer, words_of_storage
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 USELESS = 3  # exit status of a run whose images are no better than random real ones
@@ -114,6 +114,7 @@ def distill(print_config: bool, **options: Any) -> None:
     """Distil a data set: experts, images, evaluation, run folder. With no options: the embedded digits."""
     import ddfast
     from ddfast.run.config import config_file
+    from ddfast.run.progress import progress
     from ddfast.run.resolve import resolve
     from ddfast.runtime.ranks import launched
 

@@ -1,41 +1,12 @@
-"""What the command line prints of a run: its progress and its accuracies."""
+"""What the command line prints of a run: its accuracies."""
 
-import logging
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from ddfast.data.ipc import in_words
 from ddfast.run.folder import RunFolder
-from ddfast.runtime.forecast import words_of_time
-
-SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
-
-
-def progress(distillation: Any) -> Iterator[dict[str, Any]]:
-    """The records of a distillation, with a bar on a terminal, or a line now and then."""
-    from tqdm import tqdm
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    first, last = distillation.iteration, distillation.iterations
-    bar = tqdm(distillation, initial=first, total=last, unit="it", disable=None, file=sys.stderr, dynamic_ncols=True)
-    said = time.monotonic()
-    with logging_redirect_tqdm([logging.getLogger("ddfast")]):
-        for record in bar:
-            state = {"loss": f"{record['loss']:.3f}"} | ({"lr": f"{record['lr']:.4g}"} if "lr" in record else {})
-            state |= {"s/it": f"{record['seconds']:.2f}", "memory": f"{record['peak_bytes'] / 2**20:.0f}M"}
-            state |= {name: record[name] for name in ("skipped", "gated", "floored") if record.get(name)}
-            bar.set_postfix(state)
-            now, done = time.monotonic(), record["iteration"]
-            if bar.disable and (now - said > SECONDS_BETWEEN_LINES or done in (first + 1, last)):
-                left = distillation.forecast.left()
-                words = ", ".join(f"{name} {value}" for name, value in state.items())
-                click.echo(f"iteration {done} of {last}: {words}, about {words_of_time(left)} left in all", err=True)
-                said = now
-            yield record
 
 
 def words_of_storage(result: Any) -> str:

@@ -1,5 +1,7 @@
 """A picture of a synthetic set: its images class by class, each class under its name."""
 
+import base64
+import io
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +13,7 @@ SMALLEST_SIDE = 64  # pixels at which an image can be looked at; smaller ones ar
 PADDING = 2  # pixels between images
 CAPTION = 14  # pixels of a line of text
 IMAGES_A_ROW = 10
+MOST_IN_A_NOTEBOOK = 200
 MOST_ON_A_PICTURE = 2000  # images; of more, the first of each class are shown
 
 
@@ -40,6 +43,17 @@ def sheet(synthetic: SyntheticSet, *, most: int = MOST_ON_A_PICTURE, smallest_si
         draw.text((left, top), _fitting(draw, synthetic.class_names[k], width), fill="black")
         picture.paste(_row(synthetic, images[indices], scale), (left - PADDING, top + CAPTION - PADDING))
     return picture
+
+
+def html_of(synthetic: SyntheticSet) -> str:
+    """The picture and a line of words, as HTML."""
+    file = io.BytesIO()
+    sheet(synthetic, most=MOST_IN_A_NOTEBOOK).save(file, "WEBP", quality=90)
+    picture = base64.b64encode(file.getvalue()).decode()
+    words = f"{len(synthetic)} images of {len(synthetic.class_names)} classes in {synthetic.bytes:,} bytes"
+    lr = "" if synthetic.lr is None else f", learning rate {float(synthetic.lr):.4g}"
+    soft = ", soft labels" if synthetic.is_soft else ""
+    return f'<p>{words}{lr}{soft}</p><img alt="{words}" src="data:image/webp;base64,{picture}">'
 
 
 def viewable(synthetic: SyntheticSet, images: Tensor) -> Tensor:  # [N, C, H, W] preprocessed -> uint8 [N, 1 or 3, H, W]

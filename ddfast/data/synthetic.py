@@ -190,6 +190,12 @@ class SyntheticSet:
         """A copy on the CPU that shares nothing with this one."""
         return self.with_values(self.images, self.labels, self.lr)
 
+    def _repr_html_(self) -> str:
+        """For notebooks: a picture, and what the set is."""
+        from ddfast.data.sheet import html_of
+
+        return html_of(self)
+
     def save(self, path: str | Path) -> None:
         """Write both files, each whole or not at all; ValueError for values that are not finite."""
         self.check_values()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from statistics import fmean, stdev
 from typing import Any
 
@@ -59,6 +60,17 @@ class Evaluation:
         if all("held_out" in record for record in self.records.get(first, ({},))):
             row["held_out"] = fmean(record["held_out"] for record in self.records[first])
         return {**row, "networks": {name: self._row(name) for name in self.accuracies}}
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a row per network."""
+        head = "".join(f"<th>{name}</th>" for name in ("network", "test accuracy", "n", "rate"))
+        lines = []
+        for name, values in self.accuracies.items():
+            one, rate = self.of(name), self.rates.get(name)
+            chance = " (at chance)" if name in self.at_chance else ""
+            cells = (name, f"{one.mean:.1f}% ± {one.std:.1f}{chance}", str(len(values)), f"{rate:g}" if rate else "")
+            lines.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
+        return f"<table><tr>{head}</tr><tr>{'</tr><tr>'.join(lines)}</tr></table>"
 
     def _row(self, name: str) -> dict[str, Any]:
         values, one = self.accuracies[name], self.of(name)

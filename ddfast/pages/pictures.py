@@ -49,9 +49,9 @@ def looks(run: Record, neighbours: bool, dataset: Any = None, data_root: Any = N
         except (ValueError, OSError, TypeError) as error:  # the data are elsewhere: a page without them is one still
             why_not = str(error)
             log.warning("nearest training images: left out (%s)", error)
-    pictures = [_each(after, after.images[chosen])]
+    pictures: list[list[Any]] = [_each(after, after.images[chosen])]
     pictures.append(_each(before, before.images[chosen]) if same else [None] * len(chosen))
-    pictures.append([None] * len(chosen) if nearest is None else nearest)
+    pictures.append(nearest or [None] * len(chosen))
     names = [after.class_names[k] for k in after.classes[chosen].tolist()]
     keys = ("name", "after", "before", "nearest")
     return [dict(zip(keys, row, strict=True)) for row in zip(names, *pictures, strict=True)], why_not

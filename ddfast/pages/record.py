@@ -51,11 +51,11 @@ def read(run: str | Path) -> Record:
     config = folder.read_config()
     summary = RunFolder(path).read_summary() or {}
     metrics, evaluations = (folder.keep_until(name, sys.maxsize) for name in ("metrics", "evaluations"))
-    sets = [
+    initial, synthetic = (
         SyntheticSet.load(path / name) if SyntheticSet.is_at(path / name) else None for name in ("initial", "synthetic")
-    ]
+    )
     found = [(int(file.stem), file) for file in (path / "thumbnails").glob("*.webp") if file.stem.isdigit()]
-    return Record(path, config, summary, metrics, evaluations, _transfer(path), *sets, sorted(found))
+    return Record(path, config, summary, metrics, evaluations, _transfer(path), initial, synthetic, sorted(found))
 
 
 def _transfer(path: Path) -> dict[str, Any]:

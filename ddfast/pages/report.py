@@ -7,17 +7,8 @@ from ddfast.pages.curves import charts
 from ddfast.pages.pictures import looks, steps
 from ddfast.pages.record import Record, read
 from ddfast.pages.render import write_page
+from ddfast.run.result import ROWS
 from ddfast.runtime.forecast import words_of_time
-
-TRAINED_ON = {
-    "distilled": "distilled images",
-    "averaged": "averaged distilled images",
-    "best": "best iteration by held-out images",
-    "random_real": "random real images",
-    "random_real_plain": "random real images, not augmented",
-    "random_real_labelled": "random real images, labelled by experts",
-    "full_data": "full data",
-}
 
 
 def report(
@@ -73,10 +64,10 @@ def accuracy_rows(record: Record) -> list[dict[str, Any]]:
     """A row per network and what it was trained on: name, network, mean, std, n, lr, at_chance."""
     rows = []
     accuracy = record.summary.get("accuracy", {})
-    for key in TRAINED_ON:
+    for key, words in ROWS.items():
         for network, row in accuracy.get(key, {}).get("networks", {}).items():
             more = {"n": len(row["accuracies"]), "lr": row.get("lr"), "at_chance": row.get("at_chance", False)}
-            rows.append({"name": TRAINED_ON[key], "network": network, "mean": row["mean"], "std": row["std"], **more})
+            rows.append({"name": words, "network": network, "mean": row["mean"], "std": row["std"], **more})
     return rows
 
 

@@ -12,6 +12,7 @@ from ddfast.evaluation import BASELINES, PROTOCOLS
 from ddfast.experts import CURRICULA, FORMATS, OPTIMIZERS, SCHEDULES
 from ddfast.methods import METHODS, Method, method_class
 from ddfast.ops import PRECISIONS
+from ddfast.run.trackers import TRACKERS
 from ddfast.runtime.files import parse_toml
 from ddfast.runtime.options import (
     NONE,
@@ -201,6 +202,9 @@ class LoopOptions:
     checkpoint_every: Annotated[AtLeast1, Option(Run, "Iterations between checkpoints.")] = 100
     keep_checkpoints: Annotated[
         AtLeast1 | None, Option(Run, "How many of the sets that eval_every evaluates stay.", "all")
+    ] = None
+    log: Annotated[
+        Annotated[str, OneOf(TRACKERS)] | None, Option(Run, "Where else records and images go.", "nowhere else")
     ] = None
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from ddfast.run.own_data import Derived
 from ddfast.run.probe import apply_rates, probe_rates
 from ddfast.run.recorder import Recorder, evaluation_options
 from ddfast.run.resolve import resolve
+from ddfast.run.result import DistillResult
 from ddfast.run.resume import resolve_resumed
+from ddfast.run.trackers import Tracker, open_tracker
 from ddfast.run.verdict import check_that_experts_learned, verdict
 from ddfast.runtime.arguments import takes_plain_numbers
 from ddfast.runtime.devices import is_out_of_memory
@@ -29,20 +31,6 @@ from ddfast.runtime.forecast import Forecast
 from ddfast.runtime.ranks import ALONE, RankError, Ranks, expect_ranks
 
 log = logging.getLogger("ddfast")
-
-
-@dataclass(frozen=True)
-class DistillResult:
-    """What `distill` returns."""
-
-    synthetic: SyntheticSet
-    history: list[dict[str, Any]]  # one record per iteration
-    path: Path  # the run folder
-    # distilled, averaged where an average is kept, best where images are held out, random_real and those that
-    # `baselines` asks for, full_data: mean, std, n, and by network
-    accuracy: dict[str, dict[str, Any]]
-    averaged: SyntheticSet | None = None  # with the average of the images over the iterations (ema_decay)
-    useless: str | None = None  # why, and what to change, where networks learn no more than from random real images
 
 
 @takes_plain_numbers
@@ -153,7 +141,8 @@ def distill(
             trained = {"path": str(store.path.resolve()), "epochs": store.epochs, "error": store.error}
             job.config["trained_experts"] = trained | store.settings
             run.write_config(job.config)
-        history = _run(run, job, distillation, progress, forecast)
+        tracker = open_tracker(job.config.get("log"), run)
+        history = _run(run, job, distillation, progress, forecast, tracker)
         measured = ranks.first(lambda: distillation.method.at_end(job.data))
         for name, value in measured.items():
             log.info("%s on test images: %.2f", name.replace("_", " "), value)
@@ -171,6 +160,8 @@ def distill(
         )
         if useless is not None:
             log.warning("useless: %s", useless)
+        tracker.log_accuracies(accuracy, job.config["iterations"])
+        tracker.finish()
         return DistillResult(synthetic, history, run.path, accuracy, averaged, useless)
 
 
@@ -303,9 +294,10 @@ def _run(
     distillation: Distillation,
     progress: Callable[[Distillation], Iterable[dict[str, Any]]],
     forecast: Forecast,
+    tracker: Tracker,
 ) -> list[dict[str, Any]]:
     """The outer loop, from the checkpoint where there is one; all its records. What it has is saved however it ends."""
-    recorder = Recorder(run, job, distillation)
+    recorder = Recorder(run, job, distillation, tracker)
     try:
         recorder.evaluate_if_due()
         forecast.begin(IMAGES, distillation.iterations - distillation.iteration)

@@ -11,6 +11,7 @@ from ddfast.run.folder import RunFolder
 from ddfast.run.job import Job
 from ddfast.run.loop import Distillation
 from ddfast.run.pictures import save_curves, save_images, save_thumbnail
+from ddfast.run.trackers import Tracker
 from ddfast.runtime.forecast import Forecast
 
 log = logging.getLogger("ddfast")
@@ -22,8 +23,9 @@ class Recorder:
     Errors: ValueError where the checkpoint is missing, damaged or of another run.
     """
 
-    def __init__(self, run: RunFolder, job: Job, distillation: Distillation) -> None:
+    def __init__(self, run: RunFolder, job: Job, distillation: Distillation, tracker: Tracker | None = None) -> None:
         self._run, self._job, self._distillation = run, job, distillation
+        self._tracker = Tracker() if tracker is None else tracker
         self._every, self._eval_every = job.config["checkpoint_every"], job.config["eval_every"]
         state = job.ranks.together(run.read_state)
         if state is None:
@@ -34,6 +36,7 @@ class Recorder:
         self.history: list[dict[str, Any]] = job.ranks.in_turn(lambda: run.keep_until("metrics", last))
         evaluations = job.ranks.in_turn(lambda: run.keep_until("evaluations", last))
         self._evaluated = {record["iteration"] for record in evaluations}
+        self._tracker.begin(job.config, last)
         distillation.on_record, distillation.on_plan = self._keep, self._keep_plan
 
     def _begin(self) -> None:
@@ -81,6 +84,7 @@ class Recorder:
     def _keep(self, record: dict[str, Any]) -> None:
         self.history.append(record)
         self._run.append("metrics", record)
+        self._tracker.log(record, record["iteration"])
 
     def _keep_plan(self) -> None:
         self._save()  # what was done before it is not done again with it
@@ -104,6 +108,7 @@ class Recorder:
             result["averaged"] = evaluate(averaged, job.data, **evaluation_options(job, run, Forecast())).summary()
             run.write_synthetic(averaged, f"checkpoints/{done:06d}-averaged")
         run.append("evaluations", {"iteration": done, **result})
+        self._tracker.log_accuracies({"distilled": result}, done)
         run.prune_checkpoints(job.config["keep_checkpoints"])
         log.info("iteration %d: %.1f%% ± %.1f", done, result["mean"], result["std"])
 
@@ -111,6 +116,7 @@ class Recorder:
         iteration, synthetic = self._distillation.iteration, self._distillation.synthetic
         self._draw(save_images, synthetic, "images.png")
         self._draw(partial(save_thumbnail, iteration=iteration), synthetic, "thumbnails")
+        self._tracker.log_images(synthetic, iteration)
 
     def _draw(self, save_picture: Callable[[Any, Path], None], what: Any, name: str) -> None:
         if not self._run.writes:

@@ -37,6 +37,7 @@ from ddfast.run.job import EXPERT_STORAGE, EXPERT_TRAINING, Job
 from ddfast.run.own_data import BUDGET, Derived, amounts, derive, derive_without_unroll
 from ddfast.run.presets import Preset, choose_preset
 from ddfast.run.probe import RATES
+from ddfast.run.trackers import check_tracker
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.devices import computes_bfloat16, resolve_device
 from ddfast.runtime.forecast import parse_budget_of_time
@@ -268,6 +269,7 @@ def checked_job(
             "keep_checkpoints: says how many of the sets that eval_every evaluates stay; give eval_every too"
         )
     device = resolve_device(config.get("device"))
+    check_tracker(config.get("log"))
     check_initial(settings, data, config["ipc"])
     check_evaluation(config["networks"], config["protocol"], data)
     facts = {

@@ -3,11 +3,13 @@
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 log = logging.getLogger("ddfast")
 
 SECONDS_BETWEEN_LINES = 60.0
+Item = TypeVar("Item")
 UNITS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -26,6 +28,16 @@ def words_of_time(seconds: float) -> str:
     if seconds < 100 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+
+
+def counted(words: str, items: Sequence[Item]) -> Iterator[Item]:
+    """The items, each after a line of the log that counts them and tells how long the others will take."""
+    began = time.monotonic()
+    for n, item in enumerate(items):
+        left = (time.monotonic() - began) / n * (len(items) - n) if n else None
+        more = "" if left is None else f", about {words_of_time(left)} left in all"
+        log.info("%s %d of %d%s", words, n + 1, len(items), more)
+        yield item
 
 
 class Forecast:

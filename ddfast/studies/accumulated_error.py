@@ -21,6 +21,7 @@ from ddfast.experts import TrajectoryStore
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.devices import resolve_device
+from ddfast.runtime.forecast import counted
 from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
 
@@ -70,7 +71,7 @@ def trajectory_error(
     for name, synthetic in sets.items():
         walk = _Walk(synthetic.decoded(), data_for(synthetic, dataset), store.settings["network"], where, seed)
         found: dict[int, list[dict[str, float]]] = {epoch: [] for epoch in epochs}
-        for expert in range(num_experts):
+        for expert in counted(f"{name}: expert", range(num_experts)):
             student = store.snapshot(expert, 0)
             for epoch in epochs:
                 start, target = store.segment(expert, epoch - expert_epochs, epoch)

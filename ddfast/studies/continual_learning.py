@@ -1,6 +1,6 @@
 """Continual learning: classes come in steps, and a small memory of distilled or selected images is all that stays."""
 
-import logging
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -12,10 +12,9 @@ from ddfast.evaluation import evaluate
 from ddfast.run.distill import distill
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
+from ddfast.runtime.forecast import counted
 from ddfast.runtime.ranks import ALONE, Ranks
 from ddfast.studies.tables import Table, save_picture, save_table, study_folder
-
-log = logging.getLogger("ddfast")
 
 
 def continual(
@@ -59,24 +58,22 @@ def continual(
     if K % steps or K // steps < 2:
         raise ValueError(f"steps: expected a number that divides the {K} classes, two or more each, got {steps}")
     found: list[list[float]] = [[] for _ in range(steps)]
-    for order in range(orders):
+    memory: list[SyntheticSet] = []
+    for order, step in counted("set", list(product(range(orders), range(steps)))):
         classes = torch.randperm(K, generator=seeds.generator(seed, "order", order)).tolist()
-        memory: list[SyntheticSet] = []
-        for step in range(steps):
-            new = classes[step * K // steps : (step + 1) * K // steps]
-            how = {"method": method, "ipc": ipc, "network": network, "seed": seed + order, "device": device}
-            how |= {"num_eval": 1, "eval_epochs": 1, "baselines": "none"} | options
-            run = folder / "runs" / f"{order:02d}-{step:02d}"
-            if ranks.is_first:
-                log.info("order %d of %d, step %d of %d", order + 1, orders, step + 1, steps)
-            done = distill(data.of_classes(new), output=run, resume=True, ranks=ranks, **how)
-            memory.append(done.synthetic)
-            seen = data.of_classes(classes[: (step + 1) * K // steps])
-            result = evaluate(
-                SyntheticSet.join(memory), seen, networks=(network,), num_eval=num_eval, eval_epochs=eval_epochs,
-                protocol=protocol, seed=seed, device=device, output=folder / "accuracies.jsonl", ranks=ranks,
-            )  # fmt: skip
-            found[step] += next(iter(result.accuracies.values()))
+        memory = memory if step else []
+        new = classes[step * K // steps : (step + 1) * K // steps]
+        how = {"method": method, "ipc": ipc, "network": network, "seed": seed + order, "device": device}
+        how |= {"num_eval": 1, "eval_epochs": 1, "baselines": "none"} | options
+        run = folder / "runs" / f"{order:02d}-{step:02d}"
+        done = distill(data.of_classes(new), output=run, resume=True, ranks=ranks, **how)
+        memory.append(done.synthetic)
+        seen = data.of_classes(classes[: (step + 1) * K // steps])
+        result = evaluate(
+            SyntheticSet.join(memory), seen, networks=(network,), num_eval=num_eval, eval_epochs=eval_epochs,
+            protocol=protocol, seed=seed, device=device, output=folder / "accuracies.jsonl", ranks=ranks,
+        )  # fmt: skip
+        found[step] += next(iter(result.accuracies.values()))
     rows = [
         {
             "step": step + 1,

@@ -16,6 +16,7 @@ from ddfast.evaluation import evaluate
 from ddfast.run.distill import distill
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
+from ddfast.runtime.forecast import counted
 from ddfast.studies.tables import Table, save_table, study_folder
 
 log = logging.getLogger("ddfast")
@@ -73,8 +74,10 @@ def federated(
         shard = data.of_classes(classes, indices)
         jobs.append((shard, folder / f"client-{client:03d}", how | {"seed": seed + client}))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for client, files in enumerate(pool.map(_distilled, *zip(*jobs, strict=True))):
-            log.info("client %d of %d: %s bytes", client + 1, clients, f"{sum(f.stat().st_size for f in files):,}")
+        done = pool.map(_distilled, *zip(*jobs, strict=True))
+        for _ in counted("client", range(clients)):
+            files = next(done)
+            log.info("it sends %s bytes", f"{sum(f.stat().st_size for f in files):,}")
     sent = [folder / f"client-{client:03d}" / "synthetic.safetensors" for client in range(clients)]
     joined = SyntheticSet.join([SyntheticSet.load(path) for path in sent])
     order = [joined.class_names.index(name) for name in data.class_names]

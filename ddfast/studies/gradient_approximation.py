@@ -15,6 +15,7 @@ from ddfast.engine.unroll import match_trajectory
 from ddfast.experts import TrajectoryStore
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
+from ddfast.runtime.forecast import counted
 from ddfast.studies.tables import Table, save_table, study_folder
 
 
@@ -44,7 +45,7 @@ def gradient_error(
     if store.epochs <= expert_epochs:
         raise ValueError(f"experts: {store.path} has {store.epochs} epochs, expected more than {expert_epochs}")
     rows = []
-    for count in steps:
+    for count in counted("number of steps", list(steps)):
         found = [_compared(data, store, count, n, ipc, lr, dsa_strategy, expert_epochs) for n in range(draws)]
         row: dict[str, Any] = {"steps": count}
         for name, column in zip(("cosine", "norms", "rates"), zip(*found, strict=True), strict=True):

@@ -1,18 +1,19 @@
 """How far to look: accuracy over the steps of a student and the epochs of an expert (MTT, figure 5)."""
 
-import logging
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ddfast.run.distill import distill
 from ddfast.run.loop import DistillationDivergedError
 from ddfast.runtime.arguments import expect_whole
+from ddfast.runtime.forecast import counted
 from ddfast.runtime.ranks import ALONE, Ranks
 from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
-log = logging.getLogger("ddfast")
+MOST_POINTS = 100  # of a curve; each the median of neighbours
 
 
 def range_study(
@@ -26,6 +27,8 @@ def range_study(
 ) -> Table:
     """Distil with every number of synthetic steps and every number of expert epochs, all else equal.
 
+    The second picture, distances.png, is of how near students come to targets so many epochs away, over the iterations.
+
     Args:
         dataset: as `distill` takes it.
         output: the folder, a run folder for each in it.
@@ -36,12 +39,11 @@ def range_study(
     Source: Cazenavette et al. 2022 (MTT), figure 5; its sizes there could not be verified.
     """
     expect_whole(**{"syn_steps": min(syn_steps, default=0), "expert_epochs": min(expert_epochs, default=0)})
-    folder, cells = study_folder(output), len(syn_steps) * len(expert_epochs)
+    folder = study_folder(output)
     rows: list[dict[str, Any]] = []
-    for steps, epochs in product(syn_steps, expert_epochs):
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for steps, epochs in counted("run", list(product(syn_steps, expert_epochs))):
         run = folder / "runs" / f"{steps:03d}-{epochs:02d}"
-        if ranks.is_first:
-            log.info("%d of %d: syn_steps %d, expert_epochs %d", len(rows) + 1, cells, steps, epochs)
         row: dict[str, Any] = {"syn_steps": steps, "expert_epochs": epochs, "accuracy": None, "std": None, "loss": None}
         try:
             how = options | {"syn_steps": steps, "expert_epochs": epochs}
@@ -50,6 +52,7 @@ def range_study(
             accuracy = done.accuracy["distilled"]
             row |= {"accuracy": accuracy["mean"], "std": accuracy["std"]}
             row["loss"] = sum(record["loss"] for record in tail) / len(tail)
+            curves[f"{steps} steps, {epochs} epochs"] = [(one["iteration"], one["loss"]) for one in done.history]
         except DistillationDivergedError:
             pass  # the row says so
         rows.append(row)
@@ -65,7 +68,16 @@ def range_study(
         axes.set(xlabel="synthetic steps", ylabel="test accuracy in %")
         axes.legend()
 
+    def draw_distances(axes: Any) -> None:
+        for words, points in curves.items():
+            size = -(-len(points) // MOST_POINTS)
+            parts = [points[n : n + size] for n in range(0, len(points), size)]
+            axes.plot([part[0][0] for part in parts], [median(loss for _, loss in part) for part in parts], label=words)
+        axes.set(xlabel="iteration", ylabel="distance to the target over that of the start, squared")
+        axes.legend(fontsize="small")
+
     if ranks.is_first:
         save_table(table, folder)
         save_picture(draw, folder)
+        save_picture(draw_distances, folder, "distances.png")
     return table

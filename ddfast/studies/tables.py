@@ -24,8 +24,8 @@ def save_table(table: Table, folder: Path) -> None:
         temporary.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def save_picture(draw: Callable[[Any], None], folder: Path) -> None:
-    """Write `study.png`: what `draw` puts on its axes."""
+def save_picture(draw: Callable[[Any], None], folder: Path, name: str = "study.png") -> None:
+    """Write a picture: what `draw` puts on its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -33,5 +33,5 @@ def save_picture(draw: Callable[[Any], None], folder: Path) -> None:
     axes = figure.subplots()
     draw(axes)
     axes.grid(alpha=0.3)
-    with replacing(folder / "study.png") as temporary:
+    with replacing(folder / name) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)

@@ -1,0 +1,161 @@
+"""Where else the records of a run go while it goes: TensorBoard, Weights & Biases, trackio, or one CSV file."""
+
+import csv
+import importlib
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from ddfast.data import SyntheticSet
+from ddfast.data.sheet import sheet
+from ddfast.run.folder import RunFolder
+from ddfast.runtime.files import replacing
+
+log = logging.getLogger("ddfast")
+
+PROJECT = "ddfast"
+PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+TRACKERS = ("csv", *PACKAGES)
+
+
+class Tracker:
+    """Takes numbers, accuracies and images of a run, by iteration; this one does nothing with them."""
+
+    def begin(self, config: dict[str, Any], iteration: int) -> None:
+        """A run begins, or goes on after an iteration; what was taken of later ones is forgotten, where it can be."""
+
+    def log(self, numbers: dict[str, Any], iteration: int) -> None:
+        """Numbers by name, those that are not finite as None."""
+
+    def log_images(self, synthetic: SyntheticSet, iteration: int) -> None:
+        """The images as they are."""
+
+    def log_accuracies(self, accuracy: dict[str, dict[str, Any]], iteration: int) -> None:
+        """As `DistillResult.accuracy` has them: the mean of every row is a number."""
+        self.log({f"accuracy/{name}": row["mean"] for name, row in accuracy.items()}, iteration)
+
+    def finish(self) -> None:
+        """The run has ended."""
+
+
+class CSV(Tracker):
+    """log.csv in the run folder: a line per iteration, a column per number."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._path = run.path / "log.csv"
+        self._rows: dict[int, dict[str, Any]] = {}
+
+    def begin(self, config: dict[str, Any], iteration: int) -> None:
+        if self._path.is_file():
+            with open(self._path, newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if (row.get("iteration") or "").isdigit()]
+            self._rows = {n: row for row in rows if (n := int(row["iteration"])) <= iteration}
+        self._write()
+
+    def log(self, numbers: dict[str, Any], iteration: int) -> None:
+        known = self._columns()
+        self._rows.setdefault(iteration, {}).update(numbers | {"iteration": iteration})
+        if self._columns() == known and list(self._rows)[-1] == iteration and "accuracy/distilled" not in numbers:
+            with open(self._path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, known).writerow(self._rows[iteration])
+        else:
+            self._write()
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(["iteration", *(name for row in self._rows.values() for name in row)]))
+
+    def _write(self) -> None:
+        with replacing(self._path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns())
+            writer.writeheader()
+            writer.writerows(self._rows.values())
+
+
+class TensorBoard(Tracker):
+    """Event files in tensorboard/ of the run folder."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._folder = run.path / "tensorboard"
+        self._writer: Any = None
+
+    def begin(self, config: dict[str, Any], iteration: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self._folder), purge_step=iteration + 1 if iteration else None)
+        self._writer.add_text("config", "\n".join(f"    {name}: {value}" for name, value in config.items()), iteration)
+
+    def log(self, numbers: dict[str, Any], iteration: int) -> None:
+        for name, value in numbers.items():
+            if isinstance(value, (int, float)) and name != "iteration":
+                self._writer.add_scalar(name, value, iteration)
+        self._writer.flush()
+
+    def log_images(self, synthetic: SyntheticSet, iteration: int) -> None:
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        self._writer.add_image("images", pil_to_tensor(sheet(synthetic)), iteration)
+
+    def finish(self) -> None:
+        self._writer.close()
+
+
+class Wandb(Tracker):
+    """Weights & Biases, or a module with the same functions, as trackio."""
+
+    def __init__(self, run: RunFolder, name: str) -> None:
+        self._module, self._name, self._run = importlib.import_module(name), name, run
+
+    def begin(self, config: dict[str, Any], iteration: int) -> None:
+        name = self._run.path.resolve().name
+        more = {"id": name, "dir": str(self._run.path)} if self._name == "wandb" else {}
+        self._module.init(project=PROJECT, name=name, config=dict(config), resume="allow", **more)
+
+    def log(self, numbers: dict[str, Any], iteration: int) -> None:
+        known = {name: value for name, value in numbers.items() if value is not None and name != "iteration"}
+        self._module.log(known, step=iteration)
+
+    def log_images(self, synthetic: SyntheticSet, iteration: int) -> None:
+        self._module.log({"images": self._module.Image(sheet(synthetic))}, step=iteration)
+
+    def finish(self) -> None:
+        self._module.finish()
+
+
+class Guarded(Tracker):
+    """A tracker whose failure is told once, and ends no run."""
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self._tracker: Tracker | None = tracker
+        for method in ("begin", "log", "log_images", "finish"):
+            setattr(self, method, self._guarded(name, getattr(tracker, method)))
+
+    def _guarded(self, name: str, call: Callable[..., None]) -> Callable[..., None]:
+        @wraps(call)
+        def guarded(*args: Any) -> None:
+            if self._tracker is None:
+                return
+            try:
+                call(*args)
+            except Exception as error:  # a server that is down, a full disk: the run is worth more
+                self._tracker = None
+                log.warning("log: %s failed, nothing more goes there (%s: %s)", name, type(error).__name__, error)
+
+        return guarded
+
+
+def check_tracker(name: str | None) -> None:
+    """ValueError, before any work, for a tracker whose package is not installed."""
+    if name in PACKAGES:
+        try:
+            importlib.import_module(PACKAGES[name])
+        except ImportError as error:
+            raise ValueError(f"log: {name} is not installed ({error}); call pip install {name}") from None
+
+
+def open_tracker(name: str | None, run: RunFolder) -> Tracker:
+    """The tracker of a run folder; of one that this process only watches, one that does nothing."""
+    if name is None or not run.writes:
+        return Tracker()
+    makers: dict[str, Callable[[], Tracker]] = {"csv": lambda: CSV(run), "tensorboard": lambda: TensorBoard(run)}
+    return Guarded(name, makers.get(name, lambda: Wandb(run, name))())
