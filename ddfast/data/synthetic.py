@@ -1,7 +1,7 @@
 """SyntheticSet: the distilled images, how to train on them, and how real data must be preprocessed beside them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,44 @@ class SyntheticSet:
         """A copy on the CPU that shares nothing with this one."""
         return self.with_values(self.images, self.labels, self.lr)
 
+    def as_dataset(self) -> Any:
+        """A torch data set of the images as networks see them and their targets: ddfast.data.export.TrainingSet."""
+        from ddfast.data.export import TrainingSet
+
+        return TrainingSet(self)
+
+    def to_numpy(self) -> dict[str, Any]:
+        """Images, pixels, labels and rate as arrays: ddfast.data.export.to_numpy."""
+        from ddfast.data.export import to_numpy
+
+        return to_numpy(self)
+
+    def to_hf(self) -> Any:
+        """A Hugging Face `datasets.Dataset`: ddfast.data.export.to_hf."""
+        from ddfast.data.export import to_hf
+
+        return to_hf(self)
+
+    @staticmethod
+    def from_hf(dataset: Any) -> "SyntheticSet":
+        """The set that `to_hf` made a data set of: ddfast.data.export.from_hf."""
+        from ddfast.data.export import from_hf
+
+        return from_hf(dataset)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the set with a card to the Hugging Face Hub; its address: ddfast.data.hub.push."""
+        from ddfast.data.hub import push
+
+        return push(self, repo_id, **options)
+
+    @staticmethod
+    def from_hub(repo_id: str, **options: Any) -> "SyntheticSet":
+        """The set of a repository on the Hugging Face Hub: ddfast.data.hub.pull."""
+        from ddfast.data.hub import pull
+
+        return pull(repo_id, **options)
+
     def _repr_html_(self) -> str:
         """For notebooks: a picture, and what the set is."""
         from ddfast.data.sheet import html_of
@@ -200,16 +238,7 @@ class SyntheticSet:
         """Write both files, each whole or not at all; ValueError for values that are not finite."""
         self.check_values()
         tensors_path, about_path = _paths(path)
-        about = {
-            "format": FORMAT,
-            "labels": "classes" if self.is_hard else "logits",
-            "class_names": list(self.class_names),
-            "preprocessing": self.preprocessing.describe(),
-            "dsa_strategy": self.dsa_strategy,
-            "parameterisation": self.parameterisation.describe(),
-        }
-        if self.network is not None:
-            about["network"] = self.network
+        about = about_of(self)
         rate = {} if self.lr is None else {"lr": self.lr}
         recipe = {} if self.recipe is None else self.recipe.tensors()
         write_tensors(
@@ -243,21 +272,39 @@ class SyntheticSet:
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise ValueError(f"{about_path}: not a ddfast synthetic set")
         try:
-            parameterisation = _parameterisation(about)
-            return cls(
-                tensors["images"],
-                tensors["labels"],
-                tensors.get("lr"),
-                _names(about["class_names"]),
-                Preprocessing.described(about["preprocessing"]),
-                _strategy(about.get("dsa_strategy")),
-                parameterisation,
-                _network(about.get("network")),  # as have those whose network is not known
-                {name: tensors[name] for name in parameterisation.others},
-                Recipe.of(tensors),
-            )
+            return set_of(tensors, about)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{where}: not a ddfast synthetic set ({error})") from None
+
+
+def about_of(synthetic: SyntheticSet) -> dict[str, Any]:
+    """How to use a set, as its files say it."""
+    about = {
+        "format": FORMAT,
+        "labels": "classes" if synthetic.is_hard else "logits",
+        "class_names": list(synthetic.class_names),
+        "preprocessing": synthetic.preprocessing.describe(),
+        "dsa_strategy": synthetic.dsa_strategy,
+        "parameterisation": synthetic.parameterisation.describe(),
+    }
+    return about if synthetic.network is None else about | {"network": synthetic.network}
+
+
+def set_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> SyntheticSet:
+    """The set of its tensors and what `about_of` said; KeyError, TypeError or ValueError for other ones."""
+    parameterisation = _parameterisation(about)
+    return SyntheticSet(
+        tensors["images"],
+        tensors["labels"],
+        tensors.get("lr"),
+        _names(about["class_names"]),
+        Preprocessing.described(about["preprocessing"]),
+        _strategy(about.get("dsa_strategy")),
+        parameterisation,
+        _network(about.get("network")),  # as have those whose network is not known
+        {name: tensors[name] for name in parameterisation.others},
+        Recipe.of(tensors),
+    )
 
 
 def _names(names: Any) -> tuple[str, ...]:
@@ -271,7 +318,7 @@ def _strategy(strategy: Any) -> str:
     return strategy or NO_STRATEGY
 
 
-def _parameterisation(about: dict[str, Any]) -> Pixels:
+def _parameterisation(about: Mapping[str, Any]) -> Pixels:
     """Of what a set's file says; those of ddfast 0.1 have a canvas or nothing."""
     named = about.get("parameterisation")
     return with_canvas(about.get("canvas", 1)) if named is None else described(named)

@@ -82,9 +82,10 @@ def create(
     channels: int,
     num_classes: int,
     image_size: tuple[int, int],
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """A network, on the CPU, its initial parameters drawn from `generator`; the global state is left alone.
+    """A network, on the CPU, its initial parameters drawn from `generator`, and the global state left alone; None for
+    torch's own, as torch.manual_seed has it.
 
     `name` is one of NETWORKS, with options after colons: convnet, convnet:depth=4:width=64, resnet18:norm=batchnorm; or
     one of a library, as torchvision:resnet18 or timm:vit_tiny_patch16_224.
@@ -93,6 +94,7 @@ def create(
     """
     sizes = {"channels": channels, "num_classes": num_classes, "image_size": tuple(image_size)}
     factory, options = _parsed(name)
+    generator = torch.default_generator if generator is None else generator
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)

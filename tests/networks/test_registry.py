@@ -162,3 +162,13 @@ def test_networks_of_libraries_are_distilled_for(pair, tmp_path):
     network = "torchvision:mobilenet_v3_small:width_mult=1"
     store = ddfast.train_experts(pair, network=network, num_experts=1, train_epochs=1, batch_train=12)
     assert store.settings["network"] == network and networks.structure_of(network, made(network))
+
+
+def test_without_a_generator_parameters_are_torchs_own_draw():
+    sizes = {"channels": 1, "num_classes": 2, "image_size": (8, 8)}
+    torch.manual_seed(3)
+    first, second = (networks.create("mlp", **sizes).state_dict() for _ in range(2))
+    torch.manual_seed(3)
+    again = networks.create("mlp", **sizes).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
