@@ -13,9 +13,9 @@ from PIL import Image
 
 import ddfast
 from ddfast.cli import cli
-from ddfast.data import registry
+from ddfast.data import hub, registry
 from ddfast.runtime import seeds
-from tests.conftest import relative_error
+from tests.conftest import SMALL, relative_error
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -187,9 +187,26 @@ def test_ray_runs_what_is_shown(small_world, monkeypatch, tmp_path):
     assert (tmp_path / "my-run" / "summary.json").is_file()
 
 
+def test_a_set_is_shared_as_shown(small_world, monkeypatch, tmp_path):
+    """With a Hub that is a folder."""
+    monkeypatch.chdir(tmp_path)
+    done = ddfast.distill(output="runs/0001", network="mlp", **SMALL)
+    repositories = {}
+
+    def push(synthetic, repo_id, run):
+        hub.write_repository(synthetic, tmp_path / "hub", repo_id, run=run)
+        repositories[repo_id] = tmp_path / "hub"
+
+    monkeypatch.setattr(hub, "push", push)
+    monkeypatch.setattr(hub, "pull", lambda repo_id: ddfast.SyntheticSet.load(repositories[repo_id] / "synthetic"))
+    run_page(DOCS / "sharing.md", small_world | {"synthetic": done.synthetic})
+    assert (tmp_path / "hub" / "README.md").is_file()
+
+
 def test_every_page_with_code_is_run_here():
     shown = {page.name for page in PAGES if PYTHON.search(page.read_text(encoding="utf-8"))}
-    run_here = {"README.md", "python.md", "own-method.md", "data.md", "files.md", "processes.md", "drop-in.md"}
+    run_here = {"README.md", "python.md", "own-method.md", "data.md", "files.md", "processes.md"}
+    run_here |= {"drop-in.md", "sharing.md"}
     assert shown == run_here
 
 

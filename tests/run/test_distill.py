@@ -52,7 +52,7 @@ def test_a_run_writes_its_folder_and_returns_what_is_in_it(pair, tmp_path):
     names = {p.name for p in result.path.iterdir() if not p.name.endswith(".lock")}
     assert names == {
         "accuracies.jsonl", "checkpoint.pt", "config.json", "curves.png", "images.png", "initial.json", "initial.png",
-        "initial.safetensors", "metrics.jsonl", "summary.json", "synthetic.json", "synthetic.safetensors",
+        "initial.safetensors", "metrics.jsonl", "summary.json", "synthetic.json", "synthetic.safetensors", "thumbnails",
     }  # fmt: skip
     records = [json.loads(line) for line in (result.path / "metrics.jsonl").read_text().splitlines()]
     assert records == result.history and [r["iteration"] for r in records] == [1, 2, 3]
