@@ -199,7 +199,7 @@ def test_a_set_is_shared_as_shown(small_world, monkeypatch, tmp_path):
 
     monkeypatch.setattr(hub, "push", push)
     monkeypatch.setattr(hub, "pull", lambda repo_id: ddfast.SyntheticSet.load(repositories[repo_id] / "synthetic"))
-    run_page(DOCS / "sharing.md", small_world | {"synthetic": done.synthetic})
+    run_page(DOCS / "sharing.md", small_world | {"synthetic": done.synthetic, "ddfast": ddfast})
     assert (tmp_path / "hub" / "README.md").is_file()
 
 

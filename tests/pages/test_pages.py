@@ -5,12 +5,14 @@ import re
 import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 import ddfast
 from ddfast.cli import cli
 from ddfast.pages.record import read
+from tests.conftest import SMALL
 
 VOID = {"meta", "link", "img", "input", "br"}
 WIDTHS = (360, 768, 1600)
@@ -110,6 +112,36 @@ def test_the_nearest_training_image_is_the_nearest(runs, pair, tmp_path):
         by_words.setdefault(image["alt"].split(", ")[-1], []).append(image["src"])
     assert len(by_words["nearest training image"]) == 4
     assert by_words["nearest training image"] == by_words["distilled"] == by_words["at the start"]
+
+
+KINDS = {
+    "texture": {"method": "texture", "canvas": 2},
+    "tiles": {"method": "dm", "parameterisation": "tiles", "lr_img": 1.0},
+    "frequencies": {"method": "dm", "parameterisation": "frequencies", "lr_img": 1.0, "batch_real": 8},
+    "soft": {"method": "datm", "init": "correct"},
+    "recipe": {"method": "dd"},
+    "labels": {"method": "ld"},
+    "uneven": {"method": "dm", "ipc": [1, 3], "lr_img": 1.0},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_set_has_a_page(kind, pair, tmp_path):
+    how = {"num_eval": 1, "eval_epochs": 1, "iterations": 2, "network": "convnet:width=8", **KINDS[kind]}
+    if ddfast.methods.METHODS[how["method"]].needs.unroll and how["method"] not in ("dd", "ld"):
+        how = {**SMALL, **how}
+    run = ddfast.distill(pair, output=tmp_path / "run", **how)
+    page = page_of(ddfast.report(run.path, dataset=pair))
+    assert [int(i["data-iteration"]) for i in page.all("img") if "data-iteration" in i] == [0, 2]
+    nearest = [image for image in page.all("img") if "nearest" in image["alt"]]
+    assert len(nearest) == (0 if kind == "texture" else len(run.synthetic))
+    assert ("networks see other parts" in page.text) == (kind == "texture")
+
+
+def test_runs_of_version_01_have_a_page(tmp_path):
+    run = shutil.copytree(Path(__file__).parent.parent / "run" / "run-0.1" / "run", tmp_path / "run")
+    page = page_of(ddfast.report(run))
+    assert "mtt on" in page.text and charts_of(run / "report.html")["loss"]["x"]
 
 
 def test_a_comparison_shows_what_differs(runs, tmp_path):
