@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.gpu.pictures import draw
 from benchmarks.gpu.report import collected, write
-from benchmarks.gpu.runner import PARTS, limits, run_part
+from benchmarks.gpu.runner import INTERRUPTED, PARTS, limits, run_part
 
 REHEARSAL = 10.0  # minutes
 
@@ -76,7 +76,7 @@ def run_parts(given: argparse.Namespace, scratch: Path) -> dict[str, dict]:
         try:
             ended[part.name] = run_part(part.name, limit, given.output, scratch, more, given.rehearse)
         except KeyboardInterrupt:
-            ended[part.name] = {"status": "interrupted", "seconds": None, "limit": limit}
+            ended[part.name] = {"status": INTERRUPTED, "seconds": None, "limit": limit}
             break
         print(f"{part.name}: {ended[part.name]['status']}, {ended[part.name]['seconds']:.0f} s", flush=True)
     return ended

@@ -19,7 +19,7 @@ EPS, WIDTH, K = 1e-5, 128, 10
 
 
 class Case(NamedTuple):
-    """An op, the size in words, and a function of a seed that returns its arguments, in float32; maps may be bfloat16."""
+    """An op, the size in words, and a function of a seed that returns its arguments, in float32 but bfloat16 maps."""
 
     op: str
     size: str
@@ -51,7 +51,7 @@ def tensors_of(values) -> list[Tensor]:
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers; maps are channels-last."""
-    numbers = torch.randn(shape, generator=generator(seed, *shape)).to(DEVICE, dtype)
+    numbers = torch.randn(shape, generator=torch.Generator(DEVICE).manual_seed(seed), device=DEVICE).to(dtype)
     return numbers.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else numbers
 
 

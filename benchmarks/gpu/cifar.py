@@ -22,7 +22,7 @@ from benchmarks.measure import DEVICE
 PRESET, EPOCHS = "mtt/cifar10/ipc1", 4  # of experts, of which a run uses 3
 FIRST, EXPERTS, SHARE = 10, 100, 0.33  # trained at first, at most, and the share of the time that they get
 ITERATIONS, EVERY, SHOWN = 5000, 250, 50  # iterations, between two evaluations, between two lines
-RESERVE = 15.0  # seconds beside the last evaluation
+RESERVE, UNKNOWN = 15.0, 0.3  # seconds beside the last evaluation; the share of the time for all, until one is timed
 TINY = {"network": "convnet:width=8", "syn_steps": 2, "eval_epochs": 2, "num_eval": 1, "full_epochs": 2}
 
 
@@ -46,7 +46,7 @@ class Course:
 
     def __init__(self, work: Work, run: Path, began: float) -> None:
         self._work, self._run, self._began = work, run, began
-        self._evaluation = 0.0  # seconds of one
+        self._reserve = UNKNOWN * work.left()
 
     def __call__(self, distillation: ddfast.Distillation) -> Iterator[dict[str, Any]]:
         for record in distillation:
@@ -55,13 +55,13 @@ class Course:
             lines = read_lines(self._run / "evaluations.jsonl")
             elapsed = time.monotonic() - self._began
             if len(lines) > seen:
-                self._evaluation = time.monotonic() - began
+                self._reserve = 4 * (time.monotonic() - began) + RESERVE  # random real images and full data as well
                 accuracy = {"accuracy": lines[-1]["mean"], "std": lines[-1]["std"]}
                 self._work.lines.write("evaluation", iteration=record["iteration"], seconds=elapsed, **accuracy)
             elif record["iteration"] % (1 if self._work.rehearse else SHOWN) == 0:
                 words = {"iteration": record["iteration"], "seconds": elapsed, "loss": record["loss"]}
                 self._work.lines.write("iteration", **words, step=record["seconds"])
-            if not self._work.rehearse and self._work.left() < 4 * self._evaluation + RESERVE:
+            if not self._work.rehearse and self._work.left() < self._reserve:
                 return
 
 

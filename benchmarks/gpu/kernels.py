@@ -48,7 +48,7 @@ def matrix_rate(precision: str, rehearse: bool) -> float:
 def makers_speed() -> tuple[str, float] | None:
     """The GPU that is there, of those that a prediction is of, and its bytes per second."""
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else ""
-    return next(((gpu, speed) for gpu, speed in SPEEDS.items() if gpu in name), None)
+    return next(((gpu, speed) for gpu, speed in SPEEDS.items() if gpu in name and "PCIe" not in name), None)
 
 
 def predictions() -> dict[tuple[str, str], list[float]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.lines import read_lines
-from benchmarks.gpu.runner import FAILED, PARTS
+from benchmarks.gpu.runner import FAILED, INTERRUPTED, PARTS
 
 CHECKS = ("suite", "correctness")  # parts that must have checked something
 Lines = list[dict[str, Any]]
@@ -27,7 +27,7 @@ def problems(parts: dict[str, dict]) -> list[str]:
     """What failed, in words."""
     found = []
     for name, part in parts.items():
-        if part["status"].startswith(FAILED):
+        if part["status"].startswith((FAILED, INTERRUPTED)):
             found.append(f"{name}: {part['status']}, see {name}.log")
         for line in part["lines"]:
             if line.get("ok") is False:

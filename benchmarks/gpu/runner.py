@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 GRACE = 5.0  # seconds between the signal to end and the kill
-DONE, LIMIT, FAILED = "done", "stopped at its limit", "failed"
+DONE, LIMIT, FAILED, INTERRUPTED = "done", "stopped at its limit", "failed", "interrupted"
 
 
 class Part(NamedTuple):
@@ -42,20 +42,22 @@ def limits(parts: list[Part], seconds: float) -> tuple[float, list[Part]]:
 def run_part(
     name: str, limit: float, output: Path, scratch: Path, options: list[str], rehearse: bool
 ) -> dict[str, Any]:
-    """How a part ended: its status, seconds and limit. All that it printed is in NAME.log, its results in NAME.jsonl.
-
-    Processes that it started end with it.
-    """
+    """How a part ended. All that it printed is in NAME.log, its results in NAME.jsonl."""
     command = [sys.executable, "-m", "benchmarks.gpu.part", name, "--output", str(output), "--scratch", str(scratch)]
     command += ["--seconds", f"{limit:.1f}", *options]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": paths, "DDFAST_CACHE": str(scratch / "cache")}
     if rehearse:
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    return run_within(limit, command, output / f"{name}.log", environment)
+
+
+def run_within(limit: float, command: list[str], log: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """How a command ended: status, seconds and limit. Processes that it started end with it."""
     began = time.monotonic()
-    with open(output / f"{name}.log", "w", encoding="utf-8") as log:
+    with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             code = process.wait(limit)

@@ -11,7 +11,7 @@ from benchmarks.gpu.runner import ROOT
 
 FILE = "DDFAST_BENCHMARK_LINES"  # the environment variable by which the plugin knows where lines go
 FIRST = ("ops", "engine", "methods")  # the tests of kernels come first
-FEW = "tests/ops/test_param_distance.py"  # of a rehearsal
+FEW = "tests/runtime/test_memory_limits.py"  # of a rehearsal
 PROCESSES = 8
 _lines: list[Lines] = []
 
