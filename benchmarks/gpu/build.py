@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib import metadata
 from importlib.util import find_spec
 
 from benchmarks.gpu.lines import Work
@@ -51,7 +52,8 @@ def run(work: Work) -> None:
     """Write a line for the packages, the compilation and what came of it."""
     missing = needed()
     if missing and not work.rehearse:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", *missing]
+        same = f"torch=={metadata.version('torch')}"  # which no other package may replace
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--retries", "0", same, *missing]
         try:
             subprocess.run(command, timeout=min(INSTALL, work.left() / 3))
         except subprocess.TimeoutExpired:
@@ -60,7 +62,7 @@ def run(work: Work) -> None:
     if not work.rehearse:
         began, found = time.monotonic(), architecture()
         environment = os.environ | {"DDFAST_BUILD": "cuda"} | ({"TORCH_CUDA_ARCH_LIST": found} if found else {})
-        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        command = [sys.executable, "setup.py", "egg_info", "build_ext", "--inplace"]
         code = subprocess.run(command, cwd=ROOT, env=environment).returncode
         why = {} if code == 0 else {"why": "the kernels were not compiled: build.log"}
         seconds = time.monotonic() - began

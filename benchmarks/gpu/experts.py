@@ -7,6 +7,7 @@ from benchmarks.bench_experts import make
 from benchmarks.gpu.lines import Work
 from benchmarks.gpu.timing import in_pairs
 from benchmarks.measure import relative_error
+from ddfast.runtime.devices import is_out_of_memory
 
 NETWORKS, BATCH, SIDE = (1, 5, 25, 50), 256, 32
 STEPS = 100 * 50 * -(-50_000 // BATCH)
@@ -25,7 +26,13 @@ def run(work: Work) -> None:
     for networks in (1, 2) if work.rehearse else NETWORKS:
         case = {"batch": batch, "side": SIDE, "networks": networks}
         for variant in ("ddfast", "ddfast, one by one") if networks == 5 else ("ddfast",):
-            times = in_pairs(make(variant, **case), make("eager", **case), rounds)
+            words = {"networks": networks, "batch": batch, "error": got}
+            try:
+                times = in_pairs(make(variant, **case), make("eager", **case), rounds)
+            except RuntimeError as problem:
+                if not is_out_of_memory(problem):
+                    raise
+                work.lines.write(variant, **words, why="out of memory")
+                continue
             hours = times["ms"] / 1000 / networks * STEPS / 3600
-            words = {"networks": networks, "batch": batch, "error": got, "hours": hours}
-            work.lines.write(variant, **words, **times)
+            work.lines.write(variant, **words, hours=hours, **times)

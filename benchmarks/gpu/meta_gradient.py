@@ -19,6 +19,7 @@ from benchmarks.bench_meta_gradient import CUDA_SETTINGS, make
 from benchmarks.gpu.lines import Work
 from benchmarks.gpu.timing import in_pairs, seconds_of
 from benchmarks.measure import DEVICE, _measure, relative_error
+from ddfast.methods.trajectory.cuda_graph import Replayed
 from ddfast.ops import computing_in
 from ddfast.runtime.devices import is_out_of_memory
 
@@ -55,11 +56,14 @@ class Side:
             torch.cuda.empty_cache()  # memory cannot be given back while a graph is captured
         try:
             strictly(make(variant, **case, small=True), precision)()  # libraries load, and take their own memory
-            self.call: Callable | None = strictly(make(variant, **case), precision)
+            made = make(variant, **case)
+            self.call: Callable | None = strictly(made, precision)
             self.mib = _measure(self.call) / 2**20
             began = time.perf_counter()
             self.gradient = [g.detach().cpu() for g in self.call()[:1]]
             self.seconds = time.perf_counter() - began
+            if isinstance(made, Replayed) and made._graph is None:
+                raise RuntimeError("it cannot be captured as a CUDA graph, see meta_gradient.log")
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
