@@ -20,37 +20,45 @@ SETTINGS = {
 }
 
 
-def make(variant, batch, side, small=False, dtype="float32"):
-    """A call that draws an augmentation, computes the gradient and takes the step; it returns the gradients."""
+def make(variant, batch, side, networks=1, small=False, dtype="float32"):
+    """A call that draws augmentations, computes the gradients and takes a step of every network; it returns the
+    gradients. "ddfast" trains all networks side by side, the others one after another."""
     batch, dtype = 2 if small else batch, getattr(torch, dtype)
-    draws, numbers = generator(0, "draws"), generator(0, "numbers")
-    images = torch.randn(batch, 3, side, side, generator=numbers).to(DEVICE, dtype)
-    labels = torch.randint(10, (batch,), generator=numbers).to(DEVICE)
+    draws, numbers = [generator(n, "draws") for n in range(networks)], generator(0, "numbers")
+    images = torch.randn(networks, batch, 3, side, side, generator=numbers).to(DEVICE, dtype)
+    labels = torch.randint(10, (networks, batch), generator=numbers).to(DEVICE)
+    plain, nets = [], []
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        plain = plain_convnet(side)
-    network = ConvNet(3, 10, image_size=(side, side)) if variant == "ddfast" else plain
-    for p, q in zip(network.parameters(), plain.parameters(), strict=True):
-        p.data.copy_(q.data)
-    network.to(DEVICE, dtype)
-    if variant == "eager, channels-last":
-        network.to(memory_format=torch.channels_last)
-    augment = DSA()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-    training = Training([network], images.shape[1:], lr=0.01) if variant == "ddfast" else None
+        for seed in range(networks):
+            torch.manual_seed(seed)
+            plain.append(plain_convnet(side))
+    for start in plain:
+        nets.append(ConvNet(3, 10, image_size=(side, side)) if variant.startswith("ddfast") else start)
+        for p, q in zip(nets[-1].parameters(), start.parameters(), strict=True):
+            p.data.copy_(q.data)
+        nets[-1].to(DEVICE, dtype)
+    last = torch.channels_last if "channels-last" in variant else torch.contiguous_format
+    augment, size = DSA(), images.shape[2:]
+    trainings, optimizers = [], []
+    if variant == "ddfast":
+        trainings = [Training(nets, size, lr=0.01)]
+    elif variant == "ddfast, one by one":
+        trainings = [Training([net], size, lr=0.01) for net in nets]
+    else:
+        optimizers = [torch.optim.SGD(net.to(memory_format=last).parameters(), lr=0.01) for net in nets]
 
     def step():
-        x = augment.side_by_side(images[None], [draws])
-        if training is not None:
-            training.step(x, labels[None])
-            return [training.optimizer.param_groups[0]["params"][0].grad[0]]
-        x = x[0].contiguous(
-            memory_format=torch.channels_last if "channels-last" in variant else torch.contiguous_format
-        )
-        optimizer.zero_grad()
-        cross_entropy(network(x), labels).backward()
-        optimizer.step()
-        return [torch.cat([p.grad.flatten() for p in network.parameters()])]
+        if trainings:
+            for training, part in zip(trainings, torch.arange(networks).chunk(len(trainings)), strict=True):
+                of = slice(int(part[0]), int(part[-1]) + 1)
+                training.step(augment.side_by_side(images[of], draws[of]), labels[of])
+            return [torch.cat([t.optimizer.param_groups[0]["params"][0].grad.flatten() for t in trainings])]
+        for n, (net, optimizer) in enumerate(zip(nets, optimizers, strict=True)):
+            x = augment.side_by_side(images[n : n + 1], draws[n : n + 1])[0].contiguous(memory_format=last)
+            optimizer.zero_grad()
+            cross_entropy(net(x), labels[n]).backward()
+            optimizer.step()
+        return [torch.cat([p.grad.flatten() for net in nets for p in net.parameters()])]
 
     return step
 

@@ -126,7 +126,7 @@ def compiled_loss(network, start, target, images, labels, lr, steps):
 
 
 def make(variant, images, steps, side, small=False, dtype="float32", seed=0):
-    """A call that computes the loss's gradients in images and learning rate."""
+    """A call that computes the loss's gradients in images and learning rate. ", bfloat16" may be added to a variant."""
     dtype, steps = getattr(torch, dtype), 1 if small else steps
     torch.manual_seed(seed)
     eager = variant.startswith("eager")
@@ -145,6 +145,7 @@ def make(variant, images, steps, side, small=False, dtype="float32", seed=0):
     if variant == "compiled":
         return compiled_loss(network, start, target, pixels, labels, lr, steps)
     leaves, half = [pixels.requires_grad_(), lr.requires_grad_()], variant.endswith("bfloat16")
+    plan = variant.removesuffix(", bfloat16")
 
     def compute():
         if eager:
@@ -153,13 +154,13 @@ def make(variant, images, steps, side, small=False, dtype="float32", seed=0):
         else:
             student = student_of(network, precision, pixels.shape[1:])
             student = ModuleStudent(network) if variant.startswith("module") else student
-            stored = steps if variant in ("store", "module, stored", "direct", "foreign", "graph") else 0
+            stored = steps if plan in ("store", "module, stored", "direct", "foreign", "graph") else 0
             adjoint = CheckpointedUnroll(plan=Plan(stored_steps=stored))
             loss = ddfast.match_trajectory(student, start, target, pixels, labels, lr, syn_steps=steps, adjoint=adjoint)
         return torch.autograd.grad(loss, leaves)
 
     precision = "bfloat16" if half else "float32" if variant == "direct" else "default"
-    return Replayed(compute, []) if variant == "graph" else compute
+    return Replayed(compute) if plan == "graph" else compute
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -110,13 +110,14 @@ def made(folder: Path, data: str) -> str:
     if not file.exists():
         root = Path(os.environ["DDFAST_DATA"]) / "cifar-10-batches-py"
         names = [f"data_batch_{n}" for n in range(1, 6)], ["test_batch"]
-        images, labels, x_test, y_test = (array for part in names for array in _pictures(root, part))
+        images, labels, x_test, y_test = (array for part in names for array in pictures(root, part))
         first = numpy.concatenate([numpy.flatnonzero(labels == label)[:500] for label in range(10)])
         numpy.savez(file, x_train=images[first], y_train=labels[first], x_test=x_test, y_test=y_test)
     return str(file)
 
 
-def _pictures(root: Path, names: list[str]) -> tuple[numpy.ndarray, numpy.ndarray]:
+def pictures(root: Path, names: list[str]) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Images [N, 32, 32, 3] and labels [N] of CIFAR-10's files."""
     batches = [pickle.loads((root / name).read_bytes(), encoding="bytes") for name in names]
     images = numpy.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
     return images.transpose(0, 2, 3, 1), numpy.concatenate([batch[b"labels"] for batch in batches])
