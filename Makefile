@@ -11,7 +11,7 @@ ISA_TESTS := tests/ops tests/engine/test_adjoints.py tests/engine/test_unroll.py
 # a test process per core, each of one thread
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-fast test-isa lint docs format pytest fallback ctest bench clean
+.PHONY: demo test test-fast test-isa lint docs format pytest fallback ctest bench wheels clean
 
 demo: $(READY)
 	$(BIN)/ddfast distill
@@ -30,6 +30,7 @@ $(READY): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "torch>=2.11" torchvision "setuptools>=77" ninja
+	rm -f ddfast/_C.cpython-*.so # of version 0.1, which Python would load in the place of _C.abi3.so
 	$(BIN)/python -m pip install --no-build-isolation --verbose --editable ".[dev]" > $(VENV)/build.log 2>&1 \
 		|| { tail -40 $(VENV)/build.log; exit 1; }
 	@grep --only-matching "ddfast: building.*" $(VENV)/build.log | tail -1
@@ -63,6 +64,11 @@ ctest: $(READY) # the kernels alone, under sanitizers
 bench: $(READY)
 	$(BIN)/python -m pytest -q benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name \
 		$(if $(TABLES),--tables=$(TABLES))
+
+# into dist/: make wheels TORCH="2.14 2.11" PYTHONS="python3.10 python3.13" KERNELS=cuda
+wheels:
+	$(PYTHON) -m tools.wheels $(if $(TORCH),--torch $(TORCH)) $(if $(PYTHONS),--python $(PYTHONS)) \
+		$(if $(KERNELS),--kernels $(KERNELS))
 
 clean:
 	rm -rf build dist *.egg-info ddfast/_C*.so

@@ -76,7 +76,7 @@ def extension_arguments() -> dict:
         sys.exit(f"ddfast: cannot build CUDA kernels: {obstacle}")
     if obstacle:
         say(f"building CPU kernels only: {obstacle}")
-        extension = CppExtension("ddfast._C", CPU_SOURCES, extra_compile_args=COMPILE_ARGS)
+        extension = CppExtension("ddfast._C", CPU_SOURCES, extra_compile_args=COMPILE_ARGS, py_limited_api=True)
     else:
         architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
         say(f"building CPU kernels, and CUDA kernels for {architectures} with nvcc {nvcc}")
@@ -88,8 +88,13 @@ def extension_arguments() -> dict:
                 ("DDFAST_CUDA_ARCHITECTURES", f'"{architectures}"'),
             ],
             extra_compile_args={"cxx": COMPILE_ARGS, "nvcc": ["-O3", "-Xcompiler", "-Wno-psabi"]},
+            py_limited_api=True,
         )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": BuildExtension},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},  # csrc/module.cpp is in Python's limited API
+    }
 
 
 setup(**extension_arguments())

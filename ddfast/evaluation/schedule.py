@@ -113,7 +113,7 @@ class Schedule:
         protocol, size = self.protocol, data.image_size
         named = "" if protocol.strategy is None else protocol.strategy.__name__
         return {
-            "version": build_info()["versions"]["ddfast"],
+            "version": build_info()["versions"]["ddfast"].partition("+")[0],  # a wheel's names its torch, too
             "device": self.device.type,
             "data": [data.fingerprint, data.test_fingerprint, data.preprocessing.describe()],
             "protocol": [protocol.epochs, protocol.batch, lr, protocol.drops(protocol.epochs), protocol.factor],

@@ -30,7 +30,8 @@ def _load_extension() -> ModuleType | None:
     built_for = _built_for(spec.origin)
     if built_for is not None and _major_minor(built_for) != _major_minor(torch.__version__):
         raise ImportError(
-            f"ddfast._C was built for torch {built_for}, but torch {torch.__version__} is installed; rebuild it with "
+            f"ddfast._C was built for torch {built_for}, but torch {torch.__version__} is installed; install the "
+            f"wheel of ddfast for that torch, or rebuild it with "
             f"`pip install --no-build-isolation --force-reinstall --no-deps ddfast` (or, in a checkout, "
             f"`pip install --no-build-isolation -e .`), or set DDFAST_EXTENSION=0 to run without it"
         )
