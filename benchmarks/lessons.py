@@ -2,7 +2,7 @@
 
 OMP_NUM_THREADS=1 python -m benchmarks.lessons FOLDER docs/images
 
-Digits, one image per class, a ConvNet of 32 channels; about ten seconds a run on a core that is free. The same as
+Digits, one image per class, a ConvNet of 32 channels. The same as
 `ddfast distill --network convnet:width=32 --num-eval 3 --eval-epochs 300` with the options of RUNS. Runs that are in
 FOLDER already are only read. Prints a table of all runs, and draws the failing ones beside the preset's.
 """
