@@ -1,6 +1,5 @@
 """The notebooks of examples/ run from top to bottom in an empty folder, and reach what their text says."""
 
-import ast
 from pathlib import Path
 
 import nbformat
@@ -18,9 +17,9 @@ assert result.accuracy["distilled"]["mean"] > result.accuracy["random_real"]["me
 assert accuracy > 0.8 and not result.useless
 """,
     "2-your-own-photographs": """
-assert classes == ["china", "flower"] and data.num_classes == 2 and data.test_labels.bincount().min() > 10
-assert derived["iterations"] > 0 and tuple(result.synthetic.images.shape) == (2, 3, 32, 32)
-assert result.accuracy["full_data"]["mean"] > 80 and result.accuracy["distilled"]["mean"] > 60
+assert classes == [str(k) for k in range(10)] and len(data.test_labels) > 150
+assert derived and tuple(result.synthetic.images.shape) == (10, 1, 16, 16)
+assert result.accuracy["distilled"]["mean"] > result.accuracy["random_real"]["mean"] + 5
 """,
     "3-your-own-network-and-loss": """
 assert difference < 1e-4 and history[-1] < 0.5 * history[0]
@@ -58,7 +57,7 @@ def test_notebooks_are_stored_without_outputs(path):
 def test_the_method_has_at_most_forty_lines():
     cells = code_cells(nbformat.read(ROOT / "examples" / "4-a-new-method.ipynb", as_version=4))
     (method,) = [cell.source for cell in cells if "@register" in cell.source]
-    assert len(method.splitlines()) <= 40 and len(ast.parse(method).body) == 9
+    assert len(method.splitlines()) <= 40
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
