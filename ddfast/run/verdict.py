@@ -79,7 +79,7 @@ def verdict(job: Job, accuracy: dict[str, dict[str, Any]], history: list[dict[st
     if (
         full is not None
         and random_real["mean"] >= full["mean"] - AS_GOOD
-        and random_real["mean"] > CHANCES / job.data.num_classes
+        and min(random_real["mean"], full["mean"]) > CHANCES / job.data.num_classes
     ):
         advice = f"these reach what full data do, {full['mean']:.1f}%; ask for fewer images per class (ipc)"
     elif not history:
@@ -107,7 +107,8 @@ def _advice(job: Job, full: dict[str, Any] | None, history: list[dict[str, Any]]
         return f"{len(history)} iterations are few; give more (iterations, or a longer budget)"
     tenth = max(1, len(losses) // 10)
     if losses and sum(losses[-tenth:]) > 0.95 * sum(losses[:tenth]):
-        return f"the loss did not fall; lower lr_img{', or give more syn_steps' if unrolls else ''}"
+        other = ", or give more syn_steps" if unrolls else ""
+        return f"the loss did not fall; raise lr_img where the images look as at first, else lower it{other}"
     if not job.needs.experts:
         return "give more iterations, or another lr_img"
     if job.config["num_experts"] < 3:

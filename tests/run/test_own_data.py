@@ -279,6 +279,11 @@ def test_the_verdict_says_what_to_change(job, records, full, advice):
     assert "no better than random real ones (40.0% ± 1.0 against 50.0% ± 1.0)" in sentence and advice in sentence
 
 
+def test_experts_that_learned_nothing_are_told_beside_good_random_images(job):
+    accuracy = {"distilled": row(40), "random_real": row(90), "full_data": row(50)}
+    assert "the experts themselves reach 50.0%" in verdict.verdict(job, accuracy, [{"loss": 1.0, "lr": 1e-6}] * 150)
+
+
 def test_a_useless_result_has_an_exit_status_of_its_own_and_stays_so(tmp_path, monkeypatch):
     monkeypatch.setenv("DDFAST_CACHE", str(tmp_path))
     options = (
