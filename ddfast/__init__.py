@@ -16,6 +16,7 @@ from ddfast.run.distill import DistillResult, distill
 from ddfast.run.loop import Distillation, DistillationDivergedError
 from ddfast.run.transfer import transfer_table
 from ddfast.runtime import ranks
+from ddfast.tuning import TuneResult, tune
 
 __all__ = [
     "DistillResult",
@@ -24,6 +25,7 @@ __all__ = [
     "Evaluation",
     "SyntheticSet",
     "TrajectoryStore",
+    "TuneResult",
     "adjoints",
     "build_info",
     "compat",
@@ -45,6 +47,7 @@ __all__ = [
     "studies",
     "train_experts",
     "transfer_table",
+    "tune",
     "unroll",
 ]
 
