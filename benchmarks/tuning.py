@@ -25,7 +25,7 @@ import ddfast
 Arrays = tuple[numpy.ndarray, numpy.ndarray]  # images [N, H, W] or [N, H, W, 3] in [0, 1], labels [N]
 SEEDS, SEARCH_SEED, TESTED = (0, 1, 2), 7, 597
 ONE_RUN = {  # the same for both, and small enough for one core
-    "ipc": 1, "network": "convnet:width=16:depth=2", "num_experts": 3, "iterations": 135, "num_eval": 5,
+    "ipc": 1, "network": "convnet:width=16:depth=2", "num_experts": 3, "iterations": 60, "num_eval": 5,
     "eval_epochs": 200,
 }  # fmt: skip
 

@@ -57,7 +57,7 @@ def _run(begun: Begun, trials: Trials, trial: Any, clock: Clock) -> bool:
             trial.report(held_out, RUNGS[rung])
             log.info("trial %d: %.1f%% of the held-out images after %d iterations", trial.number, held_out, count)
         is_newest = RUNGS[rung] == max(_reported(trial))
-        if rung < len(RUNGS) - 1 and is_newest and DEFAULTS not in trial.user_attrs and trial.should_prune():
+        if rung < len(RUNGS) - 1 and is_newest and trial.should_prune() and DEFAULTS not in trial.user_attrs:
             _prune(trials, trial)
             return True
     trials.study.tell(trial.number, held_out)
