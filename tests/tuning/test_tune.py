@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from click.testing import CliRunner
@@ -23,7 +24,6 @@ SMALL = {
     "network": "mlp", "num_experts": 1, "train_epochs": 2, "batch_train": 5, "iterations": 9, "num_eval": 2,
     "eval_epochs": 4, "ipc": 1, "preset": "mtt/digits/ipc1",
 }  # fmt: skip
-OF_DIGITS = SMALL | {"batch_train": 256, "eval_epochs": 8}
 ENOUGH = "1h"
 
 
@@ -196,10 +196,31 @@ def test_a_rung_takes_as_long_as_measured_ones():
     assert rung_seconds(0, {}, [], 99.0) == 99
 
 
-def start(output, *more):
-    command = [sys.executable, "-m", "ddfast", "tune", "--dataset", "digits", "--time", ENOUGH, "--output", str(output)]
+@pytest.fixture(scope="module")
+def file(hard_pair, tmp_path_factory):
+    """The images as a file of arrays, for the command line."""
+    path = tmp_path_factory.mktemp("data") / "three.npz"
+    arrays = zip(("train", "test"), hard_pair, strict=True)
+    parts = {f"{kind}_{part}": pair.tensors[n] for part, pair in arrays for n, kind in enumerate(("x", "y"))}
+    numpy.savez(path, **{name: tensor.numpy() for name, tensor in parts.items()})
+    return path
+
+
+def start(file, output, *more):
+    command = [
+        sys.executable,
+        "-m",
+        "ddfast",
+        "tune",
+        "--dataset",
+        str(file),
+        "--time",
+        ENOUGH,
+        "--output",
+        str(output),
+    ]
     return subprocess.Popen(
-        [*command, *arguments(OF_DIGITS), *more],
+        [*command, *arguments(SMALL), *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -207,8 +228,8 @@ def start(output, *more):
     )
 
 
-def test_a_killed_search_goes_on_as_if_it_had_not_been(tmp_path):
-    process = start(tmp_path / "killed", "--trials", "4")
+def test_a_killed_search_goes_on_as_if_it_had_not_been(file, tmp_path):
+    process = start(file, tmp_path / "killed", "--trials", "3")
     for line in process.stderr:
         if line.startswith("trial 1:"):
             break
@@ -218,34 +239,34 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(tmp_path):
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        how = {"time": ENOUGH, "trials": 4} | OF_DIGITS
-        result = ddfast.tune("digits", output=tmp_path / "killed", **how)
-        whole = ddfast.tune("digits", output=tmp_path / "whole", **how)
+        how = {"time": ENOUGH, "trials": 3} | SMALL
+        result = ddfast.tune(file, output=tmp_path / "killed", **how)
+        whole = ddfast.tune(file, output=tmp_path / "whole", **how)
     finally:
         torch.set_num_threads(torch_threads)
-    assert without_seconds(result.rows) == without_seconds(whole.rows) and len(result.rows) == 4
+    assert without_seconds(result.rows) == without_seconds(whole.rows) and len(result.rows) == 3
     assert all(row["state"] in ("done", "stopped") for row in result.rows)
 
 
-def test_two_processes_share_a_study(tmp_path):
-    both = [start(tmp_path / "study", "--trials", "6") for _ in range(2)]
-    ended = [process.communicate(timeout=240) for process in both]
+def test_two_processes_share_a_study(file, tmp_path):
+    both = [start(file, tmp_path / "study", "--trials", "5") for _ in range(2)]
+    ended = [process.communicate(timeout=280) for process in both]
     assert [process.returncode for process in both] == [0, 0], ended
     worked = [
         {int(line.split()[1].rstrip(":")) for line in err.splitlines() if line.startswith("trial ")} for _, err in ended
     ]
-    assert worked[0] | worked[1] == set(range(6)) and not worked[0] & worked[1] and all(worked)
+    assert worked[0] | worked[1] == set(range(5)) and not worked[0] & worked[1] and all(worked)
     assert all("test images were removed" in out for out, _ in ended)
     rows = json.loads((tmp_path / "study" / "study.json").read_text())["rows"]
-    assert sorted(row["trial"] for row in rows) == list(range(6)) and sum(row["defaults"] for row in rows) == 1
+    assert sorted(row["trial"] for row in rows) == list(range(5)) and sum(row["defaults"] for row in rows) == 1
     for row in rows:
         made = lines(tmp_path / "study" / "trials" / f"{row['trial']:04d}" / "metrics.jsonl")
         assert [record["iteration"] for record in made] == list(range(1, len(made) + 1))
 
 
-def test_the_command_prints_a_table_and_writes_a_file_that_distill_takes(tmp_path, monkeypatch):
+def test_the_command_prints_a_table_and_writes_a_file_that_distill_takes(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    how = arguments(OF_DIGITS | {"iterations": 3, "memory": "1GiB", "trials": 2, "time": ENOUGH})
+    how = arguments(SMALL | {"dataset": file, "iterations": 3, "memory": "1GiB", "trials": 2, "time": ENOUGH})
     done = CliRunner().invoke(cli, ["tune", *how])
     assert done.exit_code == 0, (done.output, done.exception)
     assert (
@@ -258,7 +279,7 @@ def test_the_command_prints_a_table_and_writes_a_file_that_distill_takes(tmp_pat
     shown = CliRunner().invoke(cli, ["distill", "--config", "tuning/tuned.yaml", "--print-config"])
     assert shown.exit_code == 0, shown.output
     text = (tmp_path / "tuning" / "tuned.yaml").read_text()
-    assert "dataset: digits" in text and "hold_out: 0.0" in text and "memory_budget: 1GiB" in text
+    assert f"dataset: {file}" in text and "hold_out: 0.0" in text and "memory_budget: 1GiB" in text
     picked = [line for line in text.splitlines() if line.startswith(("lr_", "syn_steps", "iterations", "dsa_strategy"))]
     assert picked and all(line in shown.output.splitlines() for line in picked)
 
