@@ -119,6 +119,8 @@ def _without_test_images(dataset: Any, hold_out: float, download: bool, options:
     """The data with images held out, which are in the place of the test images: nothing that follows has those."""
     how = {name: options[name] for name in LOADED if options.get(name) is not None and name != "hold_out"}
     data = load_dataset("digits" if dataset is None else dataset, download=download, hold_out=hold_out, **how)
+    line, held = data.about.get("line", data.name), len(data.held_labels)
+    log.info("%s; %d training images are held out, the test images are removed", line, held)
     return replace(data, test_images=data.held_images, test_labels=data.held_labels)
 
 

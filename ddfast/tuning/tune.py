@@ -82,6 +82,8 @@ def tune(
         with study.next(trials, new=clock.fits(first)) as trial:
             goes_on = trial is not None and run_trial(begun, study, trial, clock)
     rows = rows_of(study)
+    if rows and all(row["state"] not in ("unfinished", "done", "stopped") for row in rows):
+        raise ValueError(f"tune: none of {len(rows)} trials came to a result; the first one: {rows[0]['state']}")
     if not rows or rows[0]["held_out"] is None:
         raise ValueError(
             f"time: {time} was too short for a first result; what was done is kept in {begun.folder}, and the same "

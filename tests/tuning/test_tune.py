@@ -153,6 +153,12 @@ def test_runs_that_fail_are_left_out_and_those_of_the_defaults_are_told(hard_pai
     assert ddfast.tune(hard_pair, time=ENOUGH, trials=1, output=tmp_path / "other", **SMALL).defaults == 50
 
 
+def test_a_search_without_any_result_says_why(hard_pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddfast.tuning.trial.distill", FakeRuns(lambda number, n: DistillationDivergedError("20")))
+    with pytest.raises(ValueError, match="tune: none of 3 trials came to a result; the first one: diverged"):
+        ddfast.tune(hard_pair, time=ENOUGH, trials=3, output=tmp_path / "study", **SMALL)
+
+
 def test_settings_that_cannot_work_are_left_out(hard_pair, tmp_path, monkeypatch):
     """An augmentation that there is not is refused before the run."""
     for name in ("MILD_STRATEGY", "GREY_STRATEGY"):
