@@ -18,6 +18,7 @@ from ddfast.run.loop import Distillation, DistillationDivergedError
 from ddfast.run.progress import progress, verbose
 from ddfast.run.transfer import transfer_table
 from ddfast.runtime import ranks
+from ddfast.tuning import TuneResult, tune
 
 __all__ = [
     "DistillResult",
@@ -26,6 +27,7 @@ __all__ = [
     "Evaluation",
     "SyntheticSet",
     "TrajectoryStore",
+    "TuneResult",
     "adjoints",
     "build_info",
     "compare",
@@ -50,6 +52,7 @@ __all__ = [
     "studies",
     "train_experts",
     "transfer_table",
+    "tune",
     "unroll",
     "verbose",
 ]

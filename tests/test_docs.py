@@ -84,7 +84,9 @@ def commands(page: Path) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_that_is_shown_is_one(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my.yaml").write_text("iterations: 3\n")
+    (tmp_path / "tuning").mkdir()
+    for name in ("my.yaml", "tuning/tuned.yaml"):
+        (tmp_path / name).write_text("iterations: 3\n")
     for words in commands(page):
         if words and words[0] != "--traceback":
             cli.commands[words[0]].make_context(words[0], words[1:])  # UsageError for what it does not take

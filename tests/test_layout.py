@@ -25,6 +25,7 @@ MAY_IMPORT = {  # beside runtime, which everything may use
     "run": {"methods", "experts", "evaluation", "data", "engine", "networks", "ops"},
     "pages": {"run", "studies", "data", "ops"},
     "studies": {"run", "methods", "experts", "evaluation", "data", "engine", "networks"},
+    "tuning": {"run", "methods", "experts", "data", "studies.tables"},
 }
 WITHIN = {  # a room, in which some may be imported by others
     "engine": {
@@ -100,8 +101,18 @@ WITHIN = {  # a room, in which some may be imported by others
             "verdict",
         },
     },
+    "tuning": {
+        "clock": set(),
+        "space": set(),
+        "storage": {"clock", "space"},
+        "begin": {"clock", "space"},
+        "trial": {"begin", "clock", "storage"},
+        "importance": {"clock"},
+        "report": {"begin", "clock", "importance", "storage", "trial"},
+        "tune": {"begin", "clock", "report", "storage", "trial"},
+    },
 }
-LAZY = {"torchvision", "kornia", "matplotlib", "sklearn", "PIL", "safetensors", "tqdm", "yaml", "jinja2"}
+LAZY = {"torchvision", "kornia", "matplotlib", "sklearn", "PIL", "safetensors", "tqdm", "yaml", "jinja2", "optuna"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -37,7 +37,11 @@ def test_a_source_distribution_has_all_that_a_build_needs(tmp_path):
         inside = {name.partition("/")[2] for name in files.getnames()}
     needed = [ROOT / name for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "CMakeLists.txt")]
     needed += [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
-    needed += [path for path in (ROOT / "ddfast").rglob("*") if path.suffix in (".py", ".toml", ".typed", ".html", ".js", ".css")]
+    needed += [
+        path
+        for path in (ROOT / "ddfast").rglob("*")
+        if path.suffix in (".py", ".toml", ".typed", ".html", ".js", ".css")
+    ]
     assert {path.relative_to(ROOT).as_posix() for path in needed} - inside == set()
     assert not [name for name in inside if name.endswith((".so", ".o", ".pyc"))]
 

@@ -13,11 +13,11 @@ Item = TypeVar("Item")
 UNITS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400}
 
 
-def parse_budget_of_time(budget: object) -> float:
+def parse_budget_of_time(budget: object, name: str = "budget") -> float:
     """Seconds of "90s", "20min", "1.5h" or "2d"; ValueError for anything else."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+)\s*", budget) if isinstance(budget, str) else None
     if match is None or match.group(2) not in UNITS or not float(match.group(1)) > 0:
-        raise ValueError(f"budget: expected a time such as 90s, 20min or 2h, got {budget!r}")
+        raise ValueError(f"{name}: expected a time such as 90s, 20min or 2h, got {budget!r}")
     return float(match.group(1)) * UNITS[match.group(2)]
 
 

@@ -198,6 +198,10 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
             "mct, selmatch, dc, dsa, idc, dm, cafe, ncfm, dd, ld, kip, random, herding, forgetting, grand, "
             "el2n, k_center, bptt, rat_bptt, at_bptt, at_bptt_pp, remember, got 'gan'",
         ),
+        ("tune", 2, "Error: Missing option '--time'"),
+        ("tune --time soon", 1, "ddfast: time: expected a time such as 90s, 20min or 2h, got 'soon'"),
+        ("tune --time 1h --method herding", 1, "ddfast: method: herding selects images and learns nothing"),
+        ("tune --time 1h --lr-img banana", 2, "Error: Invalid value for '--lr-img'"),
         ("distill --network vgg", 1, "ddfast: network: expected one of convnet, resnet18, resnet18_ap, vgg11,"),
         ("distill --preset x", 1, "ddfast: preset: expected one of mtt/digits/ipc1, mtt/mnist/ipc1,"),
         ("distill --ipc 500", 1, "ddfast: ipc: expected at most the"),
@@ -222,4 +226,4 @@ def test_bad_input_is_one_sentence_without_a_traceback(arguments, status, senten
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == status and last.startswith(sentence), done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "tuning").exists()

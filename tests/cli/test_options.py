@@ -12,7 +12,7 @@ def run(*args: str) -> str:
     return " ".join(CliRunner().invoke(cli, args).output.split())
 
 
-@pytest.mark.parametrize("command", ["distill", "experts", "evaluate", "convert"])
+@pytest.mark.parametrize("command", ["distill", "tune", "experts", "evaluate", "convert"])
 def test_help_is_grouped_and_shows_an_option_once(command):
     text = CliRunner().invoke(cli, [command, "--help"]).output
     headings = [line.removesuffix(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
