@@ -25,6 +25,7 @@ from ddfast.ops import EXTENSION, op_names
 
 ROOT = Path(__file__).parent.parent
 NAMES = [part.name for part in PARTS]
+needs_extension = pytest.mark.skipif(EXTENSION is None, reason="the extension is not loaded")
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess:
@@ -34,66 +35,63 @@ def script(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path, dict]:
-    """The whole script: what it printed, its folder, and the parts of results.json."""
-    if EXTENSION is None:
-        pytest.skip("the extension is not loaded")
-    output = tmp_path_factory.mktemp("rehearsal")
-    done = script("--rehearse", "--output", str(output))
-    return done, output, json.loads((output / "results.json").read_text(encoding="utf-8"))
-
-
-def test_a_rehearsal_runs_every_part_and_none_fails(rehearsal):
-    done, output, results = rehearsal
+@needs_extension
+def test_a_rehearsal_runs_every_part_with_small_errors_and_nothing_fails(tmp_path):
+    """One test, for the rehearsal takes a minute."""
+    done = script("--rehearse", "--output", str(tmp_path))
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert done.returncode == 0 and not results["problems"], done.stdout
-    assert list(results["parts"]) == NAMES
-    assert {part["status"] for part in results["parts"].values()} == {DONE}
+    parts = results["parts"]
+    assert list(parts) == NAMES and {part["status"] for part in parts.values()} == {DONE}
     for name in NAMES:
-        assert f"| {name} | done |" in done.stdout and results["parts"][name]["lines"], name
+        assert f"| {name} | done |" in done.stdout and parts[name]["lines"], name
     for file in ("table.md", "kernels.png", "meta_gradient.png", "cifar.png", "cifar-before-after.png"):
-        assert (output / file).stat().st_size > 1000, file
+        assert (tmp_path / file).stat().st_size > 1000, file
+    tests_are_counted_one_by_one(parts["suite"]["lines"])
+    every_op_is_checked_and_errors_are_small(parts["correctness"]["lines"])
+    every_op_is_timed(parts["kernels"]["lines"])
+    meta_gradients_are_beside_eager_ones(parts["meta_gradient"]["lines"])
+    for name in ("experts", "evaluation"):
+        lines = [line for line in parts[name]["lines"] if "speed_up" in line]
+        assert len(lines) > 1 and all(line["error"] < 5e-3 and line["ms"] > 0 for line in lines)
+    accuracy_is_shown_over_time(parts["cifar"]["lines"])
 
 
-def test_a_rehearsal_checks_every_op_and_its_errors_are_small(rehearsal):
-    lines = [line for line in rehearsal[2]["parts"]["correctness"]["lines"] if "error" in line]
+def tests_are_counted_one_by_one(lines):
+    assert sum(line.get("outcome") == "passed" for line in lines) > 1
+    assert all(line["name"].startswith("tests/") for line in lines if "outcome" in line)
+
+
+def every_op_is_checked_and_errors_are_small(lines):
+    lines = [line for line in lines if "error" in line]
     assert {line["name"] for line in lines} == set(op_names())
     for line in lines:
-        assert line["ok"] and 0 <= line["rest"] <= line["error"] < (0.2 if line["precision"] == "bfloat16" else 1e-5), (
-            line
-        )
+        bound = 0.2 if line["precision"] == "bfloat16" else 1e-5
+        assert line["ok"] and 0 <= line["rest"] <= line["error"] < bound, line
 
 
-def test_a_rehearsal_measures_every_op_and_meta_gradients_beside_eager_ones(rehearsal):
-    parts = rehearsal[2]["parts"]
-    timed = [line for line in parts["kernels"]["lines"] if "us" in line]
+def every_op_is_timed(lines):
+    timed = [line for line in lines if "us" in line]
     assert {line["name"] for line in timed} == set(op_names())
     assert all(line["us"] > 0 and line["bytes"] > 0 and 0 < line["of_copy"] for line in timed)
-    rows = [line for line in parts["meta_gradient"]["lines"] if "speed_up" in line]
+
+
+def meta_gradients_are_beside_eager_ones(lines):
+    rows = [line for line in lines if "speed_up" in line]
     precisions = {(line["precision"], line["row"]) for line in rows}
     assert precisions == {(p, row) for p in ("default", "float32", "bfloat16") for row in ("store", "recompute")}
     for line in rows:
         bound = 0.3 if line["precision"] == "bfloat16" else 5e-3  # a ReLU may switch by rounding
         assert line["speed_up"] > 0 and line["mib"] > 0 and max(line["error"], line["apart"]) < bound, line
-    for name in ("experts", "evaluation"):
-        lines = [line for line in parts[name]["lines"] if "speed_up" in line]
-        assert len(lines) > 1 and all(line["error"] < 5e-3 and line["ms"] > 0 for line in lines)
 
 
-def test_a_rehearsal_distils_and_shows_the_accuracy_over_time(rehearsal):
-    lines = rehearsal[2]["parts"]["cifar"]["lines"]
+def accuracy_is_shown_over_time(lines):
     by_name = {line["name"]: line for line in lines}
     assert by_name["data"]["train"] == 40 and by_name["experts"]["count"] == 1
     assert by_name["evaluation"]["iteration"] == 2 and 0 <= by_name["evaluation"]["accuracy"] <= 100
     assert by_name["result"]["iterations"] == 3 and set(by_name["result"]["accuracy"]) >= {"distilled", "random_real"}
     seconds = [line["seconds"] for line in lines if "seconds" in line]
     assert seconds == sorted(seconds)
-
-
-def test_the_tests_of_a_rehearsal_are_counted_one_by_one(rehearsal):
-    lines = rehearsal[2]["parts"]["suite"]["lines"]
-    assert sum(line.get("outcome") == "passed" for line in lines) > 1
-    assert all(line["name"].startswith("tests/") for line in lines if "outcome" in line)
 
 
 STALLS = """
@@ -157,6 +155,7 @@ def test_what_failed_is_said_in_words():
     ]
 
 
+@needs_extension
 def test_a_failed_check_makes_the_exit_status_1_and_the_other_parts_run(tmp_path):
     """The part of the data fails on a file that is none, the one before it does not."""
     (tmp_path / "bad.npz").write_bytes(b"no arrays")
@@ -176,6 +175,7 @@ def test_parts_share_the_time_that_others_leave():
     assert limits(list(PARTS[-1:]), 700)[0] == 700
 
 
+@needs_extension
 def test_a_kernel_that_is_wrong_in_few_places_fails(monkeypatch):
     case = next(case for case in all_cases(small=True) if case.op == "norm_relu_pool_backward")
     assert judged(case, 1)["ok"]

@@ -52,7 +52,8 @@ def _meta_gradient(lines: list[dict]):
         for offset, (row, name) in enumerate(ROWS.items()):
             found = {line["name"]: line[key] for line in rows if line["row"] == row and key in line}
             places = [settings.index(setting) + 0.25 * (offset - 1) for setting in found]
-            axes.barh(places, list(found.values()), height=0.22, label=name)
+            if found:
+                axes.barh(places, list(found.values()), height=0.22, label=name)
         axes.set_yticks(range(len(settings)), settings if at == 0 else [""] * len(settings), fontsize=7)
         axes.invert_yaxis()
         axes.set_xlabel(words)
