@@ -47,7 +47,7 @@ def test_a_rehearsal_runs_every_part_with_small_errors_and_nothing_fails(tmp_pat
         assert f"| {name} | done |" in done.stdout and parts[name]["lines"], name
     for file in ("table.md", "kernels.png", "meta_gradient.png", "cifar.png", "cifar-before-after.png"):
         assert (tmp_path / file).stat().st_size > 1000, file
-    tests_are_counted_one_by_one(parts["suite"]["lines"])
+    every_test_has_a_line(parts["suite"]["lines"])
     every_op_is_checked_and_errors_are_small(parts["correctness"]["lines"])
     every_op_is_timed(parts["kernels"]["lines"])
     meta_gradients_are_beside_eager_ones(parts["meta_gradient"]["lines"])
@@ -57,7 +57,7 @@ def test_a_rehearsal_runs_every_part_with_small_errors_and_nothing_fails(tmp_pat
     accuracy_is_shown_over_time(parts["cifar"]["lines"])
 
 
-def tests_are_counted_one_by_one(lines):
+def every_test_has_a_line(lines):
     assert sum(line.get("outcome") == "passed" for line in lines) > 1
     assert all(line["name"].startswith("tests/") for line in lines if "outcome" in line)
 
