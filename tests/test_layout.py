@@ -24,7 +24,7 @@ MAY_IMPORT = {  # beside runtime, which everything may use
     "evaluation": {"engine.students", "engine.timing", "networks", "data", "ops"},
     "run": {"methods", "experts", "evaluation", "data", "engine", "networks", "ops"},
     "studies": {"run", "methods", "experts", "evaluation", "data", "engine", "networks"},
-    "tuning": {"run", "methods", "experts", "data", "studies.tables"},
+    "tuning": {"run", "methods", "experts", "data", "engine.timing", "studies.tables"},
 }
 WITHIN = {  # a room, in which some may be imported by others
     "engine": {
