@@ -25,7 +25,7 @@ MAY_IMPORT = {  # beside runtime, which everything may use
     "run": {"methods", "experts", "evaluation", "data", "engine", "networks", "ops"},
     "pages": {"run", "studies", "data", "ops"},
     "studies": {"run", "methods", "experts", "evaluation", "data", "engine", "networks"},
-    "tuning": {"run", "methods", "experts", "data", "studies.tables"},
+    "tuning": {"run", "methods", "experts", "data", "engine.timing", "studies.tables"},
 }
 WITHIN = {  # a room, in which some may be imported by others
     "engine": {

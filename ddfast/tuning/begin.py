@@ -6,12 +6,13 @@ What is found out stands in the study's folder, so that every process has the sa
 import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddfast.data import Dataset, load_dataset
+from ddfast.data import DSA, Dataset, load_dataset
+from ddfast.engine.timing import time_unroll
 from ddfast.experts import TrajectoryStore, train_experts
 from ddfast.methods import INITS
 from ddfast.run.config import options_of_run
@@ -44,6 +45,7 @@ class Begun:
     config: dict[str, Any]  # the defaults, every setting
     space: list[Searched]
     images: int  # J, that networks see
+    fixed: float  # the share of an inner step's time that does not grow with its images
     forecast: float  # seconds of the first rung of the defaults
     experts: Path | None
 
@@ -56,7 +58,7 @@ class Begun:
         if self.config["init"] not in INITS:
             options.pop("lr_teacher", None)  # the set brings its own
         options |= settings_of(self.space, drawn, self.images)
-        iterations = iterations_of(self.config, drawn, self.images)
+        iterations = iterations_of(self.config, drawn, self.images, self.fixed)
         options |= {"iterations": iterations, "hold_out": self.config["hold_out"]}
         if self.config.get("expansion_end") is not None:  # the same share of all iterations
             share = self.config["expansion_end"] / self.config["iterations"]
@@ -108,11 +110,12 @@ def begin(
             space = [*counts, *others_searched(config, data.channels, list(asked))]
             if not space:
                 raise ValueError("tune: nothing is left to search, because all settings are given")
-            write_json(folder / SPACE_FILE, {"config": config, "space": [asdict(one) for one in space]})
+            fixed = _fixed_share(job, counts)
+            write_json(folder / SPACE_FILE, {"config": config, "space": [asdict(one) for one in space], "fixed": fixed})
         said = read_json(folder / SPACE_FILE)
     space = [Searched(**one | {"choices": tuple(one["choices"])}) for one in said["space"]]
     path = None if store is None else store.path
-    return Begun(folder, data, asked, said["config"], space, job.num_images, found["forecast"], path)
+    return Begun(folder, data, asked, said["config"], space, job.num_images, said["fixed"], found["forecast"], path)
 
 
 def _without_test_images(dataset: Any, hold_out: float, download: bool, options: Mapping[str, Any]) -> Dataset:
@@ -211,6 +214,20 @@ def _experts(job: Job, folder: Path, epochs: int, clock: Clock) -> TrajectorySto
             f"{store.path}, and the same command goes on from there"
         )
     return store
+
+
+def _fixed_share(job: Job, counts: Sequence[Searched]) -> float:
+    """The share of an inner step's time that does not grow with its images, from timed steps of the fewest and the most
+    that are searched; 0 where they all have as many."""
+    batch = next((one for one in counts if one.name == "batch_syn"), None)
+    if batch is None:
+        return 0.0
+    few, many, usual = int(batch.low), int(batch.high), batch.default
+    network, sizes, augment = job.config["network"], job.data.network_arguments, DSA(job.settings.dsa_strategy)
+    of_few, of_many = (time_unroll(network, sizes, count, augment, job.device) for count in (few, many))
+    each = max(0.0, (of_many - of_few) / (many - few))
+    rest = max(0.0, of_many - each * many)
+    return round(rest / (rest + each * usual), 2)
 
 
 def _probed(job: Job, store: TrajectoryStore | None) -> dict[str, Any]:

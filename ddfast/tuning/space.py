@@ -79,15 +79,13 @@ def settings_of(space: Sequence[Searched], drawn: Mapping[str, Any], images: int
     return values | ({"batch_syn": NONE} if values.get("batch_syn") == images else {})
 
 
-def iterations_of(config: Mapping[str, Any], drawn: Mapping[str, Any], images: int) -> int:
-    """So many iterations as take the time of the default ones, since a step's time grows with its inner steps and their
-    images."""
-
-    def cost(values: Mapping[str, Any]) -> int:
-        return (values.get("syn_steps") or 1) * (values.get("batch_syn") or images)
-
-    of_default = {name: config.get(name) for name in ("syn_steps", "batch_syn")}
-    return max(1, round(config["iterations"] * cost(of_default) / cost(of_default | drawn)))
+def iterations_of(config: Mapping[str, Any], drawn: Mapping[str, Any], images: int, fixed: float = 0.0) -> int:
+    """So many iterations as take the time of the default ones: that of an inner step is `fixed`, a share of a default
+    one, and the rest grows with its images."""
+    steps, batch = config.get("syn_steps") or 1, config.get("batch_syn") or images
+    more = (drawn.get("syn_steps") or steps) / steps
+    cost = more * (fixed + (1 - fixed) * (drawn.get("batch_syn") or batch) / batch)
+    return max(1, round(config["iterations"] / cost))
 
 
 def longest_epochs(config: Mapping[str, Any], space: Sequence[Searched], needed: int) -> int:

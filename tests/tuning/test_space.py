@@ -43,6 +43,8 @@ def test_trials_take_the_time_of_the_defaults():
     assert iterations_of(MTT, {"syn_steps": 40}, 10) == 50
     assert iterations_of(MTT, {"syn_steps": 10, "batch_syn": 5}, 10) == 400
     assert iterations_of(MTT | {"batch_syn": 5}, {"batch_syn": 10, "lr_img": 3.0}, 20) == 50
+    assert iterations_of(MTT, {"syn_steps": 10, "batch_syn": 5}, 10, fixed=1.0) == 200  # a step takes as long
+    assert iterations_of(MTT, {"batch_syn": 5}, 10, fixed=0.6) == 125
     assert iterations_of({"method": "dm", "iterations": 7}, {"lr_img": 3.0}, 10) == 7
 
 

@@ -21,9 +21,17 @@ from ddfast.tuning.clock import rung_seconds
 from tests.conftest import uniform
 
 SMALL = {
-    "network": "mlp", "num_experts": 1, "train_epochs": 2, "batch_train": 5, "iterations": 9, "num_eval": 2,
-    "eval_epochs": 4, "ipc": 1, "preset": "mtt/digits/ipc1",
-}  # fmt: skip
+    "network": "mlp",
+    "num_experts": 1,
+    "train_epochs": 2,
+    "batch_train": 5,
+    "iterations": 9,
+    "num_eval": 2,
+    "eval_epochs": 4,
+    "ipc": 1,
+    "preset": "mtt/digits/ipc1",
+    "batch_syn": "none",
+}  # fmt: skip; with batch_syn given nothing is timed, and two studies draw the same trials
 ENOUGH = "1h"
 
 
@@ -192,6 +200,19 @@ def test_no_rung_begins_that_does_not_fit(hard_pair, tmp_path, monkeypatch):
     result = ddfast.tune(hard_pair, time="170s", **how)  # 90 for the rung that was left; then 20 and 40 of trial 1
     assert runs.calls[2:] == [(0, 9), (1, 1), (1, 3)] and result.is_whole
     assert result.settings["iterations"] == 9
+
+
+def test_where_minibatches_are_searched_steps_are_timed_once(hard_pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddfast.tuning.trial.distill", FakeRuns(lambda number, iterations: 50.0))
+    monkeypatch.setattr("ddfast.tuning.begin.time_unroll", lambda network, sizes, count, *how: 4.0 + 2.0 * count)
+    how = {name: value for name, value in SMALL.items() if name != "batch_syn"} | {"ipc": 2, "iterations": 900}
+    for trials in (1, 3):
+        result = ddfast.tune(hard_pair, time=ENOUGH, trials=trials, output=tmp_path / "study", **how)
+        monkeypatch.setattr("ddfast.tuning.begin.time_unroll", None)
+    assert json.loads((tmp_path / "study" / "space.json").read_text())["fixed"] == 0.25  # 4 of 4 + 2 · 6
+    for row in result.rows:
+        steps, count = row["params"]["syn_steps"], row["params"]["batch_syn"]
+        assert row["iterations"] == pytest.approx(900 * 20 * 16 / (steps * (4 + 2 * count)), abs=0.51)
 
 
 def test_a_rung_takes_as_long_as_measured_ones():
