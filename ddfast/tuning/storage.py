@@ -23,9 +23,7 @@ def expect_optuna() -> None:
     try:
         import optuna  # noqa: F401
     except ImportError:
-        raise ValueError(
-            'tune: needs Optuna; install it by `pip install "ddfast[tune]"` or `pip install optuna`'
-        ) from None
+        raise ValueError('tune: needs Optuna; `pip install optuna`, or `pip install ".[tune]"` in a checkout') from None
 
 
 class _JournalLock:
