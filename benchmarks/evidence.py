@@ -25,7 +25,17 @@ import numpy
 from benchmarks.measure import described
 
 EVALUATION = ["--num-eval", "3", "--eval-epochs", "300"]
-OTHERS = ["--networks", "VGG11,AlexNet", "--num-eval", "1", "--eval-epochs", "300", "--eval-lr", "0.01", "--no-random-real"]
+OTHERS = [
+    "--networks",
+    "VGG11,AlexNet",
+    "--num-eval",
+    "1",
+    "--eval-epochs",
+    "300",
+    "--eval-lr",
+    "0.01",
+    "--no-random-real",
+]
 OTHERS_OF = ("random", "dc", "dm", "datm")  # on MNIST, 10 per class, from real images: a page of docs/methods.md
 CORESETS = ("random", "herding", "k_center", "forgetting", "el2n", "grand")
 EXPERTS = ("--num-experts", "2", "--train-epochs", "10")
