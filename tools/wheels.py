@@ -37,8 +37,11 @@ assert "{kernels}" == "cpu" or all("cuda" in devices for devices in about["kerne
 assert not any(shutil.which(name) for name in ("c++", "g++", "gcc", "cc", "clang", "nvcc")), "a compiler is on PATH"
 print(metadata.version("ddfast"), "with torch", about["versions"]["torch"], "and Python", sys.version.split()[0])
 """
-# Half a minute on a core: experts, images, evaluation.
-JOB = "distill --iterations 10 --num-experts 2 --train-epochs 2 --expert-epochs 1 --max-start-epoch 1 --num-eval 2"
+# Half a minute on a core, without kernels too: experts, images, evaluation.
+JOB = (
+    "distill --iterations 3 --num-experts 2 --train-epochs 2 --expert-epochs 1 --max-start-epoch 1 --syn-steps 3"
+    " --num-eval 2 --eval-epochs 3"
+)
 JOB_ENDS_WITH = (0, 3)  # 3: images no better than random real ones, which so few iterations may give
 
 
