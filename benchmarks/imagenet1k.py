@@ -25,6 +25,7 @@ SIDE, WIDTH = 64, 128
 FREE = 79 * 2**30  # bytes of an H100's memory
 BUDGET = FREE // 2  # the default, 50% of what is free
 RECOMPUTING, STORED = 11, 9  # convolutions of an inner step of the exact gradient, in forward passes
+FIRST_ORDER = 7  # of TESLA's, stored
 TRAINING = 3  # of a step of an expert
 GPUS = (1, 8, 64)
 NODE = 8  # GPUs that NVLink joins
@@ -68,32 +69,37 @@ def convnet() -> ConvNet:
     )
 
 
-def passes(stored_steps: int, steps: int) -> float:
-    """Forward passes' worth of convolutions of an inner step, on average."""
-    return (stored_steps * STORED + (steps - stored_steps) * RECOMPUTING) / steps
-
-
-def sent_bytes(P: int, batch: int, steps: int, on_device: int) -> tuple[int, int]:
+def sent_bytes(P: int, batch: int, steps: int, on_device: int, second_order: bool = True) -> tuple[int, int]:
     """What a process adds to the sums of an outer step, where segments and where minibatches are shared.
 
     Of segments the loss and the gradients of images and learning rate; of minibatches, in every inner step, the loss
-    and g, then ⟨g, σ⟩, Hσ and the images' part. The first step's Hσ is not wanted.
+    and g, then ⟨g, σ⟩, Hσ and the images' part. The first step's Hσ is not wanted, to first order none is.
     """
     image = 3 * SIDE**2
-    return 4 * (on_device * image + 2), 4 * (steps * (2 * P + batch * image + 2) - P)
+    hessians = (steps - 1) * P if second_order else 0
+    return 4 * (on_device * image + 2), 4 * (steps * (P + batch * image + 2) + hessians)
 
 
 def forward_flops(network: torch.nn.Module) -> int:
     """Floating-point operations of the convolutions and the linear layer for one image."""
-    return sum(flops for flops, _, _ in _layers(network))
+    return sum(layer.flops for layer in _layers(network))
 
 
-def _layers(network: torch.nn.Module) -> list[tuple[int, int, int]]:
-    """Of each convolution, and the linear layer: FLOPs for one image, numbers that it reads and that it writes."""
+class Layer(NamedTuple):
+    """A convolution, or the linear layer, of one image."""
+
+    is_convolution: bool
+    flops: int
+    read: int  # numbers
+    written: int
+
+
+def _layers(network: torch.nn.Module) -> list[Layer]:
     found = []
 
     def count(module, inputs, output):
-        found.append((2 * module.weight[0].numel() * output[0].numel(), inputs[0].numel(), output[0].numel()))
+        flops = 2 * module.weight[0].numel() * output[0].numel()
+        found.append(Layer(isinstance(module, torch.nn.Conv2d), flops, inputs[0].numel(), output[0].numel()))
 
     hooks = [
         m.register_forward_hook(count) for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
@@ -108,31 +114,31 @@ def seconds_of(network: torch.nn.Module, convolutions: int, pools: dict[str, int
     """For one image: every convolution takes what computing or what moving its maps takes, the longer; norm, ReLU and
     pool move maps, `pools` says how often each kernel of POOL runs. Launches and parameters are left out."""
     seconds = 0.0
-    for flops, read, written in _layers(network):
-        moved = peak.element * (read + written) / peak.bandwidth
-        seconds += convolutions * max(flops / peak.flops, moved)
-        if written > CLASSES:  # a convolution, whose map goes through norm, ReLU and pool
-            maps = sum(
-                times * sum(full * written + pooled * written / 4 for full, pooled in POOL[name])
-                for name, times in pools.items()
-            )
-            seconds += peak.element * maps / peak.bandwidth
+    for layer in _layers(network):
+        moved = peak.element * (layer.read + layer.written) / peak.bandwidth
+        seconds += convolutions * max(layer.flops / peak.flops, moved)
+        if layer.is_convolution:  # its map goes through norm, ReLU and pool
+            maps = sum(times * sum(full + pooled / 4 for full, pooled in POOL[name]) for name, times in pools.items())
+            seconds += peak.element * maps * layer.written / peak.bandwidth
     return seconds / share
 
 
 FORWARD, BACKWARD, JVP, BACKWARD_JVP = POOL
 GRADIENT = {FORWARD: 1, BACKWARD: 1}
 INNER_STEP = {  # kernels of norm, ReLU and pool of an inner step and its part of the backward
+    FIRST_ORDER: GRADIENT | {JVP: 1, BACKWARD_JVP: 1},
     STORED: GRADIENT | {JVP: 1, BACKWARD_JVP: 1},
     RECOMPUTING: {FORWARD: 2, BACKWARD: 2, JVP: 1, BACKWARD_JVP: 1},
 }
 
 
 def _per_image(network: torch.nn.Module, share: float) -> None:
-    print(f"| µs of an H100 for one image | at its peaks | at {share:.0%} of them, **not yet measured** |\n|---|---|---|")
+    print(
+        f"| µs of an H100 for one image | at its peaks | at {share:.0%} of them, **not yet measured** |\n|---|---|---|"
+    )
     work = {"training, a step of an expert": (TRAINING, GRADIENT)}
-    work |= {f"distilling, an inner step, {name}": (n, INNER_STEP[n]) for name, n in
-             (("stored", STORED), ("recomputed", RECOMPUTING))}  # fmt: skip
+    for name, n in (("stored", STORED), ("recomputed", RECOMPUTING), ("to first order, stored", FIRST_ORDER)):
+        work[f"distilling, an inner step, {name}"] = n, INNER_STEP[n]
     for what, (convolutions, pools) in work.items():
         for precision, peak in PEAKS.items():
             best = 1e6 * seconds_of(network, convolutions, pools, peak, 1.0)
@@ -155,60 +161,92 @@ def _experts(network: torch.nn.Module, P: int, settings: dict, share: float) -> 
     print()
 
 
+class Setting(NamedTuple):
+    """Of a run on all classes."""
+
+    words: str
+    ipc: int
+    batch: int
+    convolutions: int  # where all steps are stored
+    relabelled: bool = False  # by the target network, once an outer step and by each process
+
+
+SETTINGS = (
+    Setting("the preset, first order", 1, 100, FIRST_ORDER, relabelled=True),
+    Setting("exact", 1, 100, STORED),
+    Setting("exact", 1, 1000, STORED),
+    Setting("exact", 10, 1000, STORED),
+    Setting("exact", 50, 1000, STORED),
+)
+
+
 def _distillation(network: torch.nn.Module, student: Student, settings: dict, share: float) -> None:
     T = settings["syn_steps"]
     print(
-        f"| images per class; minibatch × steps | set | outer step, recomputing all | planned for {BUDGET / 2**30:.1f} "
-        f"GiB | FLOPs an iteration | hours for {ITERATIONS:,} on a GPU: {', '.join(PEAKS)} |\n|---|---|---|---|---|---|"
+        f"| gradient; images per class; minibatch × steps | set | outer step, recomputing all | planned for "
+        f"{BUDGET / 2**30:.1f} GiB | FLOPs an iteration | hours for {ITERATIONS:,} on a GPU: {', '.join(PEAKS)} |\n"
+        "|---|---|---|---|---|---|"
     )
-    for ipc, batch in ((1, 100), (1, 1000), (10, 1000), (50, 1000)):
-        size = _size(ipc, batch, T)
+    for setting in SETTINGS:
+        size = _size(setting, T)
         plan = make_plan(student, size, BUDGET)
-        hours = [_outer_step(network, plan, batch, T, peak, share) * ITERATIONS / 3600 for peak in PEAKS.values()]
+        _expect_stored(plan, T)
+        seconds = [sum(_outer_step(network, setting, size, peak, share)) for peak in PEAKS.values()]
+        passes_of_images = setting.convolutions * setting.batch * T + setting.relabelled * size.num_images
         cells = (
-            f"{ipc}; {batch} × {T}",
-            f"{ipc * CLASSES * 4 * 3 * SIDE**2 / 2**30:.2f} GiB",
+            f"{setting.words}; {setting.ipc}; {setting.batch} × {T}",
+            f"{setting.ipc * CLASSES * 4 * 3 * SIDE**2 / 2**30:.2f} GiB",
             f"{predict(student, size, Plan()) / 2**30:.1f} GiB",
             f"{plan.predicted_bytes / 2**30:.1f} GiB, {plan.stored_steps} of {T} steps stored",
-            f"{passes(plan.stored_steps, T) * forward_flops(network) * batch * T:.1e}",
-            ", ".join(f"{hour:.2f}" for hour in hours),
+            f"{passes_of_images * forward_flops(network):.1e}",
+            ", ".join(f"{ITERATIONS * each / 3600:.2f}" for each in seconds),
         )
         print(f"| {' | '.join(cells)} |")
     print()
 
 
-def _size(ipc: int, batch: int, steps: int) -> UnrollSize:
-    return UnrollSize(steps, torch.Size((batch, 3, SIDE, SIDE)), min(ipc * CLASSES, steps * batch), on_gpu=True)
+def _size(setting: Setting, steps: int) -> UnrollSize:
+    images, seen = torch.Size((setting.batch, 3, SIDE, SIDE)), setting.ipc * CLASSES
+    return UnrollSize(steps, images, min(seen, steps * setting.batch), on_gpu=True)
 
 
-def _outer_step(network: torch.nn.Module, plan: Plan, batch: float, steps: int, peak: Speed, share: float) -> float:
-    """Seconds of a GPU."""
-    stored = plan.stored_steps
-    parts = ((STORED, stored), (RECOMPUTING, steps - stored))
-    return batch * sum(times * seconds_of(network, n, INNER_STEP[n], peak, share) for n, times in parts)
+def _expect_stored(plan: Plan, steps: int) -> None:
+    if plan.stored_steps < steps:
+        raise ValueError("the times below are of plans that store all steps")
+
+
+def _outer_step(
+    network: torch.nn.Module, setting: Setting, size: UnrollSize, peak: Speed, share: float
+) -> tuple[float, float]:
+    """Seconds of a GPU: of the inner steps and their backward, and of the target network's labels."""
+    kernels = INNER_STEP[setting.convolutions]
+    inner = seconds_of(network, setting.convolutions, kernels, peak, share) * setting.batch * size.syn_steps
+    return inner, setting.relabelled * seconds_of(network, 1, {FORWARD: 1}, peak, share) * size.num_images
 
 
 def _shared(network: torch.nn.Module, student: Student, settings: dict, share: float) -> None:
     T, P, peak = settings["syn_steps"], student.num_parameters, PEAKS["default (TF32)"]
     print(
-        f"| ms of an outer step, TF32; minibatch × steps | one GPU, one segment | {NODE} GPUs, {NODE} segments: computing, "
-        f"sending | {NODE} GPUs, one segment: computing, sending | memory of each |\n|---|---|---|---|---|"
+        f"| ms of an outer step, TF32 | one GPU, one segment | {NODE} GPUs, {NODE} segments: computing, sending | "
+        f"{NODE} GPUs, one segment: computing, labels, sending | memory of a GPU |\n|---|---|---|---|---|"
     )
     ranks = Ranks()
     ranks.size = NODE
-    for ipc, batch in ((1, 100), (1, 1000), (10, 1000)):
-        size = _size(ipc, batch, T)
+    for setting in SETTINGS[:-1]:
+        size = _size(setting, T)
         plan, part = make_plan(student, size, BUDGET), make_plan(RankBatches(student, ranks), size, BUDGET)
-        alone = _outer_step(network, plan, batch, T, peak, share)
-        computing = _outer_step(network, part, batch / NODE, T, peak, share)
+        _expect_stored(part, T)
+        inner, labels = _outer_step(network, setting, size, peak, share)
+        second_order = setting.convolutions != FIRST_ORDER
+        sent = sent_bytes(P, setting.batch, T, size.num_images, second_order)
         # a ring sends everything nearly twice
-        sending = [2 * (NODE - 1) / NODE * n / LINK / share for n in sent_bytes(P, batch, T, size.num_images)]
+        sending = [2 * (NODE - 1) / NODE * n / LINK / share for n in sent]
         cells = (
-            f"{ipc}; {batch} × {T}",
-            f"{1e3 * alone:.1f}",
-            f"{1e3 * alone:.1f}, {1e3 * sending[0]:.2f}",
-            f"{1e3 * computing:.1f}, {1e3 * sending[1]:.1f}",
-            f"{plan.predicted_bytes / 2**30:.1f}, {part.predicted_bytes / 2**30:.1f} GiB",
+            f"{setting.words}; {setting.ipc}; {setting.batch} × {T}",
+            f"{1e3 * (inner + labels):.1f}",
+            "refused" if setting.relabelled else f"{1e3 * inner:.1f}, {1e3 * sending[0]:.1f} ({sent[0] / 1e6:.0f} MB)",
+            f"{1e3 * inner / NODE:.1f}, {1e3 * labels:.1f}, {1e3 * sending[1]:.1f} ({sent[1] / 1e6:.0f} MB)",
+            f"{plan.predicted_bytes / 2**30:.1f}; one segment {part.predicted_bytes / 2**30:.1f} GiB",
         )
         print(f"| {' | '.join(cells)} |")
 

@@ -1,6 +1,7 @@
-"""An outer step of ImageNet-1K's network shared by 1, 2 and 4 processes on CPUs, beside what benchmarks.imagenet1k says.
+"""An outer step of ImageNet-1K's network by 1, 2 and 4 processes on CPUs, beside what benchmarks.imagenet1k says.
 
 python -m benchmarks.ranks [--images 16 --steps 5] > benchmarks/results/cpu-1-thread/ranks.md
+python -m benchmarks.ranks --flops >> benchmarks/results/cpu-1-thread/ranks.md
 
 Seconds are of the processor, not of the clock: processes share this machine's cores with each other and with others.
 """
@@ -16,14 +17,25 @@ from pathlib import Path
 import torch
 from torch import distributed
 from torch.nn.utils import parameters_to_vector
+from torch.utils.flop_counter import FlopCounterMode
 
 import ddfast
-from benchmarks.imagenet1k import CLASSES, SIDE, convnet, forward_flops, passes, sent_bytes
+from benchmarks.imagenet1k import (
+    CLASSES,
+    FIRST_ORDER,
+    RECOMPUTING,
+    SIDE,
+    STORED,
+    convnet,
+    forward_flops,
+    sent_bytes,
+)
 from benchmarks.measure import described, status
-from ddfast.engine.adjoints import CheckpointedUnroll
+from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll
 from ddfast.engine.planner import Plan, UnrollSize, predict
 from ddfast.engine.students import RankBatches, student_of
-from ddfast.ranks import Ranks, launched
+from ddfast.ops import reference_mode
+from ddfast.runtime.ranks import Ranks, launched
 
 PROCESSES = (1, 2, 4)
 WAYS = ("segments", "minibatches")
@@ -36,8 +48,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--flops", action="store_true", help="count those of the ops' references instead")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.flops:
+        _count_flops()
+        return
     if options.row is not None:
         with launched() as ranks:
             _report(ranks, json.loads(options.row))
@@ -45,13 +61,37 @@ def main() -> None:
     B, T = options.images, options.steps
     print(f"{described(f'python -m benchmarks.ranks --images {B} --steps {T}')}\n")
     print(f"ConvNet, {SIDE} px, {CLASSES} classes; {B} images × {T} steps, float32.\n")
-    print("| processes share | plan | peak of a process, MiB: predicted, measured | sent, MB: predicted, measured | ", end="")
+    print("| processes share | plan | peak of a process, MiB: predicted, measured | ", end="")
+    print("sent, MB: predicted, measured | ", end="")
     print("FLOPs of a process | CPU seconds of a process | GFLOP/s | image gradient against one process |")
     print("|---" * 8 + "|")
     for stored in (0, T):
         for way in WAYS:
             for count in PROCESSES if way == "segments" else PROCESSES[1:]:
                 print(_row(way, count, B, T, stored), flush=True)
+
+
+def _count_flops() -> None:
+    """By torch's counter, of the plain PyTorch that specifies the ops."""
+    network, images, steps = convnet(), 2, 10
+    start, target = _segments(network, 1)
+    pixels = torch.randn(images, 3, SIDE, SIDE).requires_grad_()
+    print(f"\n{described('python -m benchmarks.ranks --flops')}\n")
+    print("| gradient, plan | passes of an image: counted | predicted |\n|---|---|---|")
+    for words, kind, stored, predicted in (
+        ("exact, recomputing", CheckpointedUnroll, 0, RECOMPUTING),
+        ("exact, all stored", CheckpointedUnroll, steps, STORED),
+        ("first order, all stored", DetachedUnroll, steps, FIRST_ORDER),
+    ):
+        adjoint = kind(plan=Plan(micro_batch=images, stored_steps=stored))  # in chunks: step by step, not as one op
+        student, lr = student_of(network), torch.tensor(0.01, requires_grad=True)
+        with FlopCounterMode(display=False) as counter, reference_mode():
+            loss = ddfast.match_trajectory(
+                student, start, target, pixels, torch.arange(images), lr, syn_steps=steps, adjoint=adjoint
+            )
+            torch.autograd.grad(loss.sum(), [pixels, lr])
+        counted = counter.get_total_flops() / forward_flops(network) / images / steps
+        print(f"| {words} | {counted:.2f} | {predicted} |", flush=True)
 
 
 def _row(way: str, count: int, images: int, steps: int, stored: int) -> str:
@@ -116,6 +156,7 @@ def _report(ranks: Ranks, case: dict) -> None:
     got = ranks.gather({"peak": peak, "seconds": min(rounds), "sent": sent})
     if not ranks.is_first:
         return
+    per_step = STORED if case["stored"] else RECOMPUTING
     expected = result if ranks.size == 1 else outer_step(alone, *segments, list)
     print(
         json.dumps(
@@ -123,7 +164,7 @@ def _report(ranks: Ranks, case: dict) -> None:
             | {
                 "predicted": predict(student, size, adjoint.plan),
                 "to_send": sent_bytes(alone.num_parameters, images, steps, images)[WAYS.index(case["way"])],
-                "flops": passes(case["stored"], steps) * forward_flops(network) * images / (ranks.size if shares else 1),
+                "flops": steps * per_step * forward_flops(network) * images / (ranks.size if shares else 1),
                 "error": ((result[1] - expected[1]).norm() / expected[1].norm()).item(),
             }
         )
