@@ -39,7 +39,7 @@ def peak_bytes(module: str, **case) -> int:
     return int(output.splitlines()[-1])
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     """VmRSS (resident now) or VmHWM (its peak), in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
@@ -55,9 +55,9 @@ def _measure(call) -> int:
         return torch.cuda.max_memory_allocated() - idle
     ddfast.ops.release_memory()  # of the first run
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    idle = _status("VmRSS")
+    idle = status("VmRSS")
     call()
-    return _status("VmHWM") - idle
+    return status("VmHWM") - idle
 
 
 def described(command: str) -> str:

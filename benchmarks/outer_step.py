@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import ddfast
-from benchmarks.measure import ROOT, _status, described
+from benchmarks.measure import ROOT, described, status
 from ddfast import networks
 from ddfast.data import load_dataset
 from ddfast.methods import METHODS, Resources
@@ -46,7 +46,7 @@ def method(name: str, side: int, ipc: int, options: dict):
     settings = METHODS[name].Settings(**given | {"dsa_strategy": "none"} | options)
     synthetic = ddfast.SyntheticSet(images, labels, torch.tensor(0.01), data.class_names, data.preprocessing)
     network = networks.create("convnet:width=8", generator=seeds.generator(1), **data.network_arguments)
-    before = _status("VmRSS") - images.nbytes
+    before = status("VmRSS") - images.nbytes
     return METHODS[name](settings, synthetic, Resources(network, seeds.generator(2), experts=experts)), before
 
 
@@ -61,7 +61,7 @@ def measured(row: str) -> dict[str, float]:
         run.step()
         marked = run.mark()  # as the outer loop does
         times.append(1000 * (time.perf_counter() - began))
-    between, peak = (_status(key) - before for key in ("VmRSS", "VmHWM"))
+    between, peak = (status(key) - before for key in ("VmRSS", "VmHWM"))
     with tempfile.TemporaryFile() as file:
         torch.save(run.state_dict(), file)
         saved = file.tell()
