@@ -35,9 +35,9 @@ class RunFolder:
 
     config.json: every setting; metrics.jsonl: a line per iteration; evaluations.jsonl and checkpoints/<iteration>: the
     sets that were evaluated on the way; accuracies.jsonl: of every network that was trained for it; synthetic and
-    initial: .safetensors and .json; images.png, initial.png and curves.png; thumbnails/<iteration>: the
-    images at some checkpoints; checkpoint.pt: what `resume` goes on from;
-    summary.json: the results. All but the .jsonl files are whole or not there.
+    initial: .safetensors and .json; images.png, initial.png and curves.png; thumbnails/<iteration>: the images at some
+    checkpoints; checkpoint.pt: what `resume` goes on from; summary.json: the results. All but the .jsonl files are
+    whole or not there.
     """
 
     writes: ClassVar[bool] = True
