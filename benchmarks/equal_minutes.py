@@ -1,6 +1,9 @@
-"""Trajectory matching and BPTT at equal minutes: accuracy over the time of their iterations, and a picture.
+"""Methods at equal minutes: accuracy over the time of their iterations, and a picture.
 
 python -m benchmarks.equal_minutes benchmarks/results/equal_minutes --data mnist --ipc 1 --minutes 5
+python -m benchmarks.equal_minutes FOLDER --data cifar10 --methods mtt,plain_mtt
+
+By default trajectory matching and BPTT; `plain_mtt` is MTT in plain PyTorch, with the same experts and draws.
 
 Each method's iterations take so many minutes of a processor, by three that are timed first; with OMP_NUM_THREADS=1
 they are minutes of one core, whatever else the machine does. Experts are trained once, and their time stands beside.
@@ -18,14 +21,18 @@ from types import SimpleNamespace
 
 import ddfast
 from benchmarks.measure import described
+from benchmarks.plain_mtt import PlainMTT
+from ddfast.methods import MTT
 from ddfast.run import loop
 
 loop.time = SimpleNamespace(perf_counter=time.process_time)  # an iteration's seconds: of this process alone
 
 EXPERTS = ("--num-experts", "2", "--train-epochs", "10", "--no-zca", "--preset", "mtt/cifar10/ipc1")
 FAST = {"init": "real", "lr_img": 0.01}  # ten times the published rate: iterations are few
+SEGMENTS = {"syn_steps": 20, "expert_epochs": 1, "protocol": "ddfast"}
 METHODS = {
-    "mtt": {"syn_steps": 20, "expert_epochs": 1, "protocol": "ddfast"},
+    "mtt": SEGMENTS,
+    "plain_mtt": SEGMENTS,
     "rat_bptt": {**FAST, "total_steps": 100, "window": 30, "batch_real": 512, "protocol": "bptt"},
 }
 EVALUATION = {"num_eval": 2, "eval_epochs": 300}
@@ -34,8 +41,15 @@ POINTS = 6
 
 def run(method: str, data: str, ipc: int, minutes: float, seed: int, folder: Path) -> list[dict]:
     """The accuracies on the way, by minutes of iterations."""
-    options = {"method": method, "ipc": ipc, "seed": seed, "zca": False, **METHODS[method], **EVALUATION}
-    if method == "mtt":
+    options = {
+        "method": method.removeprefix("plain_"),
+        "ipc": ipc,
+        "seed": seed,
+        "zca": False,
+        **METHODS[method],
+        **EVALUATION,
+    }
+    if METHODS[method] is SEGMENTS:
         options |= {"max_start_epoch": 1 if data == "mnist" else 4, "batch_syn": min(50, 10 * ipc)}
         began = time.perf_counter()
         store = folder / "experts" / data
@@ -75,13 +89,13 @@ def picture(lines: list[dict], file: Path) -> None:
     cases = sorted({(line["data"], line["ipc"]) for line in lines})
     figure, axes = pyplot.subplots(1, len(cases), figsize=(5 * len(cases), 3.6), squeeze=False)
     for (data, ipc), axis in zip(cases, axes[0], strict=True):
-        for method, marker in zip(METHODS, "os", strict=True):
+        for method, marker in zip(METHODS, "o^s", strict=True):
             of = [line for line in lines if (line["data"], line["ipc"], line["method"]) == (data, ipc, method)]
             for seed in sorted({line["seed"] for line in of}):
                 points = sorted((line["minutes"], line["accuracy"]) for line in of if line["seed"] == seed)
                 axis.plot(*zip(*points, strict=True), marker=marker, label=f"{method}, seed {seed}")
-            if of and method == "mtt":
-                axis.axhline(of[0]["random_real"], color="grey", linestyle=":", label="random real images")
+        case = next(line for line in lines if (line["data"], line["ipc"]) == (data, ipc))
+        axis.axhline(case["random_real"], color="grey", linestyle=":", label="random real images")
         axis.set(title=f"{data}, {ipc} per class", xlabel="minutes of one core", ylabel="test accuracy in %")
         axis.legend()
     figure.tight_layout()
@@ -96,11 +110,14 @@ def main() -> None:
     parser.add_argument("--ipc", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--methods", default="mtt,rat_bptt")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     file = options.folder / "results.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    for method in METHODS:
+    for method in options.methods.split(","):
+        if method == "plain_mtt":  # a run of MTT, with another unroll
+            MTT.unrolled = PlainMTT.unrolled
         key = {"data": options.data, "ipc": options.ipc, "method": method, "seed": options.seed}
         if not any(line.items() >= key.items() for line in lines):
             lines += run(method, options.data, options.ipc, options.minutes, options.seed, options.folder)
