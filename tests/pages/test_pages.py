@@ -161,6 +161,13 @@ def test_a_comparison_shows_what_differs(runs, tmp_path):
     assert "The runs have the same settings." in twice.read_text()
 
 
+def test_a_run_has_one_colour_in_all_charts(runs, tmp_path):
+    charts = charts_of(ddfast.compare([runs / "second", runs / "first"], tmp_path / "compare.html"))
+    assert [line["label"] for line in charts["lr"]["series"]] == ["first"]  # dm learns no rate
+    for chart in charts.values():
+        assert all(line["colour"] == ("second", "first").index(line["label"]) for line in chart["series"])
+
+
 def test_what_is_no_run_is_refused(runs, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="no run here"):
         ddfast.report(tmp_path)
