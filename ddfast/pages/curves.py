@@ -22,8 +22,8 @@ CURVES = {  # records of metrics.jsonl, and what is shown of them
 
 
 def charts(runs: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """The charts of one run or several: id, title, unit, x, series of labels, values and colours, and whether to begin with a
-    logarithmic axis."""
+    """The charts of one run or several: id, title, unit, x, series of labels, values and colours, and whether to begin
+    with a logarithmic axis."""
     found = []
     for key, (title, unit, factor) in CURVES.items():
         lines = {name: _of_metrics(run, key, factor) for name, run in runs.items()}

@@ -8,7 +8,8 @@ function draw(spec) {
   const place = document.getElementById(`chart-${spec.id}`);
   const axis = { stroke: colour("--text"), grid: { stroke: colour("--line") }, ticks: { stroke: colour("--line") } };
   const series = spec.series.map((line) => ({
-    label: line.label, stroke: colour(`--c${line.colour % 6}`), dash: line.colour < 6 ? [] : [6, 4], width: 1.5, spanGaps: true, points: { show: spec.x.length < 40 },
+    label: line.label, stroke: colour(`--c${line.colour % 6}`), dash: line.colour < 6 ? [] : [6, 4],
+    width: 1.5, spanGaps: true, points: { show: spec.x.length < 40 },
   }));
   drawn.get(spec.id)?.destroy();
   drawn.set(spec.id, new uPlot({
