@@ -1,6 +1,7 @@
 """The card of a set on the Hub: what it is, how it was made, what it reaches, and how to train on it."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,11 @@ from ddfast.data.ipc import in_words
 from ddfast.data.synthetic import DEFAULT_LR, SyntheticSet
 
 UNKNOWN = "unknown"
+NOT_PLAIN = r"[^\w.+-]"  # in YAML a string with such characters needs quotes
 LICENCES = {  # of the data that sets are distilled from, as the Hub names them
     "digits": "cc-by-4.0",  # UCI, optical recognition of handwritten digits
     "mnist": "cc-by-sa-3.0",
-    "fashion_mnist": "mit",
+    "fashion-mnist": "mit",
 }
 SETTINGS = (
     "method", "ipc", "network", "iterations", "init", "syn_steps", "expert_epochs", "max_start_epoch", "num_experts",
@@ -25,21 +27,31 @@ def card(
     repo_id: str,
     *,
     licence: str | None = None,
+    has_table: bool = True,
     config: Mapping[str, Any] | None = None,
     summary: Mapping[str, Any] | None = None,
     transfer: Mapping[str, Any] | None = None,
 ) -> str:
-    """Markdown with the Hub's metadata before it. `config`, `summary`, `transfer`: a run folder's files."""
+    """Markdown with the Hub's metadata before it.
+
+    Args:
+        licence: of the data that the set was distilled from; None: by their name.
+        has_table: whether data/train.parquet is in the repository.
+        config, summary, transfer: a run folder's files.
+    """
     config, summary, transfer = config or {}, summary or {}, transfer or {}
     source = config.get("dataset", UNKNOWN).rsplit("/", 1)[-1]
-    licence = licence or LICENCES.get(source, UNKNOWN)
+    licence = licence or LICENCES.get(source.lower().replace("_", "-"), UNKNOWN)
     method = config.get("method", UNKNOWN)
+    unfinished = bool(config) and not summary
     parts = [
-        _metadata(licence, len(synthetic)),
+        _metadata(licence, len(synthetic), has_table),
         f"# {source}, distilled by {method}: {in_words(synthetic.ipc)}",
         f"{len(synthetic)} synthetic images of {len(synthetic.class_names)} classes in {synthetic.bytes:,} bytes, made "
-        "by [dataset distillation](https://arxiv.org/abs/1811.10959) with `ddfast`. A network trained on them alone "
-        "does nearly as well as one trained on the data that they were distilled from.",
+        "by [dataset distillation](https://arxiv.org/abs/1811.10959) with `ddfast`: a small training set, learned from "
+        "a large one."
+        + (f"\n\n**Warning**: {summary['useless']}" if summary.get("useless") else "")
+        + ("\n\n**The run has not finished**: the images are an intermediate result." if unfinished else ""),
         "![The synthetic images](images.png)",
         "## Train on it",
         _training(synthetic, repo_id),
@@ -54,12 +66,19 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def _metadata(licence: str, count: int) -> str:
+def _metadata(licence: str, count: int, has_table: bool) -> str:
     size = next(words for most, words in ((1000, "n<1K"), (10000, "1K<n<10K"), (10**9, "10K<n<100K")) if count < most)
-    lines = ["---", f"license: {licence}", "task_categories:", "- image-classification", "tags:"]
+    lines = [
+        "---",
+        f"license: {json.dumps(licence) if re.search(NOT_PLAIN, licence) else licence}",
+        "task_categories:",
+        "- image-classification",
+        "tags:",
+    ]
     lines += ["- dataset-distillation", "- ddfast", "size_categories:", f"- {size}"]
-    lines += ["configs:", "- config_name: default", "  data_files: data/train.parquet", "---"]
-    return "\n".join(lines)
+    if has_table:
+        lines += ["configs:", "- config_name: default", "  data_files: data/train.parquet"]
+    return "\n".join([*lines, "---"])
 
 
 def _training(synthetic: SyntheticSet, repo_id: str) -> str:

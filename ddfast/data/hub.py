@@ -1,7 +1,10 @@
 """Sets on the Hugging Face Hub: a repository of a set's files, with a card that says how to train on it."""
 
+import contextlib
 import logging
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from ddfast.runtime.files import read_json
 log = logging.getLogger("ddfast")
 
 NAME = "synthetic"  # of the set's files
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 def write_repository(
@@ -26,18 +30,22 @@ def write_repository(
     """Write what goes to the Hub: the set's two files, README.md (the card), images.png, and train.parquet for the
     Hub's viewer where `datasets` is installed.
 
-    Errors: ValueError for a run folder whose files are damaged.
+    Errors: ValueError for a run folder whose files are damaged, and for a `repo_id` that is not USER/NAME;
+    FileExistsError for a folder that holds files.
     """
+    _expect_name(repo_id)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: expected a new or an empty folder; choose another one")
     folder.mkdir(parents=True, exist_ok=True)
     known = {name: _read(run, f"{name}.json") for name in ("config", "summary", "transfer")}
     synthetic.save(folder / NAME)
     sheet(synthetic).save(folder / "images.png")
-    text = card(synthetic, repo_id, licence=licence, **known)
-    (folder / "README.md").write_text(text, encoding="utf-8")
     try:
         synthetic.to_hf().to_parquet(str(folder / "data" / "train.parquet"))
     except ImportError:
-        log.info("train.parquet, for the Hub's viewer: left out, for it needs the package datasets")
+        log.info("train.parquet, for the Hub's viewer, is left out: it needs the package datasets")
+    text = card(synthetic, repo_id, licence=licence, has_table=(folder / "data").is_dir(), **known)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def push(
@@ -51,29 +59,57 @@ def push(
 ) -> str:
     """Upload a set; its address.
 
-    Errors: ImportError where `huggingface_hub` is not installed; what it raises where there is no access.
+    Errors: ImportError where `huggingface_hub` is not installed; ValueError for a `repo_id` that is not USER/NAME;
+    PermissionError without access, ConnectionError where the Hub cannot be reached.
     """
-    api = _hub().HfApi(token=token)
+    hub = _hub()
+    api = hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
         write_repository(synthetic, Path(temporary), repo_id, run=run, licence=licence)
-        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         words = "Upload of a distilled set"
-        api.upload_folder(folder_path=temporary, repo_id=repo_id, repo_type="dataset", commit_message=words)
+        with _reaching(hub, repo_id):
+            url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+            api.upload_folder(folder_path=temporary, repo_id=repo_id, repo_type="dataset", commit_message=words)
     return str(url)
 
 
 def pull(repo_id: str, *, revision: str | None = None, token: str | None = None) -> SyntheticSet:
     """The set of a repository.
 
-    Errors: ImportError where `huggingface_hub` is not installed; ValueError for a repository without one.
+    Errors: ImportError where `huggingface_hub` is not installed; ValueError for a repository without one, and for a
+    `repo_id` that is not USER/NAME; PermissionError without access, ConnectionError where the Hub cannot be reached.
     """
+    _expect_name(repo_id)
     hub = _hub()
     how = {"repo_type": "dataset", "revision": revision, "token": token}
-    try:
+    with _reaching(hub, repo_id):
         path = hub.hf_hub_download(repo_id, f"{NAME}.safetensors", **how)
-    except hub.errors.EntryNotFoundError:
-        raise ValueError(f"{repo_id}: holds no {NAME}.safetensors; expected a set that push_to_hub wrote") from None
     return SyntheticSet.load(path)
+
+
+def _expect_name(repo_id: str) -> None:
+    if not REPOSITORY.fullmatch(repo_id):
+        raise ValueError(f"repo_id: expected USER/NAME of letters, digits, '-', '_' and '.', got {repo_id!r}")
+
+
+@contextlib.contextmanager
+def _reaching(hub: Any, repo_id: str) -> Iterator[None]:
+    """Say in one sentence why the Hub does not answer."""
+    errors = hub.errors
+    try:
+        yield
+    except (errors.LocalEntryNotFoundError, ConnectionError) as error:  # neither there nor in the cache
+        raise ConnectionError(f"{repo_id}: the Hugging Face Hub cannot be reached ({error})") from None
+    except errors.EntryNotFoundError:
+        raise ValueError(f"{repo_id}: holds no {NAME}.safetensors; expected a set that push_to_hub wrote") from None
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403, 404):
+            what = f"no such data set, or no access to it (status {status})"
+            raise PermissionError(f"{repo_id}: {what}; check the name, and log in by `hf auth login`") from None
+        raise ConnectionError(f"{repo_id}: the Hugging Face Hub refused it ({error})") from None
+    except errors.HTTPError as error:
+        raise ConnectionError(f"{repo_id}: the Hugging Face Hub cannot be reached ({error})") from None
 
 
 def _hub() -> Any:

@@ -22,14 +22,17 @@ CURVES = {  # records of metrics.jsonl, and what is shown of them
 
 
 def charts(runs: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """The charts of one run or several: id, title, unit, x, series of labels and values, and whether to begin with a
-    logarithmic axis."""
+    """The charts of one run or several: id, title, unit, x, series of labels, values and colours, and whether to begin
+    with a logarithmic axis."""
     found = []
     for key, (title, unit, factor) in CURVES.items():
         lines = {name: _of_metrics(run, key, factor) for name, run in runs.items()}
         found.append(_chart(key, title, unit, {name: line for name, line in lines.items() if line is not None}))
     lines = {name: line for name, run in runs.items() if (line := _of_evaluations(run)) is not None}
     found.append(_chart("accuracy", "Accuracy on the way", "test accuracy in %", lines))
+    colours = {name: n for n, name in enumerate(runs)}  # a run has one in all charts
+    for line in (line for chart in found for line in chart["series"]):
+        line["colour"] = colours[line["label"]]
     return [chart for chart in found if chart["series"]]
 
 

@@ -1,6 +1,9 @@
 """What a run folder holds, as its page shows it."""
 
+import logging
+import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,14 @@ from ddfast.data import SyntheticSet
 from ddfast.run.folder import RunFolder, WatchedRunFolder
 from ddfast.runtime.files import read_json
 
+log = logging.getLogger("ddfast")
+
 NOT_SETTINGS = ("versions", "memory_plan", "trained_experts", "derived", "structure")  # of config.json
+
+NUMBERS = {"metrics": ("iteration", "seconds", "peak_bytes"), "evaluations": ("iteration", "mean")}
+IN_TRANSFER = {"network": str, "trained_on": str} | dict.fromkeys(
+    ("mean", "std", "n", "seconds", "parameters", "flops"), (int, float)
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,11 @@ class Record:
         return self.path.name or str(self.path)
 
     @property
+    def shell_path(self) -> str:
+        """The folder as a command takes it."""
+        return shlex.quote(str(self.path))
+
+    @property
     def title(self) -> str:
         """Method, data and images per class."""
         ipc = self.config.get("ipc")
@@ -50,7 +65,7 @@ def read(run: str | Path) -> Record:
     folder = WatchedRunFolder(path)  # it deletes nothing
     config = folder.read_config()
     summary = RunFolder(path).read_summary() or {}
-    metrics, evaluations = (folder.keep_until(name, sys.maxsize) for name in ("metrics", "evaluations"))
+    metrics, evaluations = (_records(folder, name) for name in NUMBERS)
     initial, synthetic = (
         SyntheticSet.load(path / name) if SyntheticSet.is_at(path / name) else None for name in ("initial", "synthetic")
     )
@@ -58,9 +73,23 @@ def read(run: str | Path) -> Record:
     return Record(path, config, summary, metrics, evaluations, _transfer(path), initial, synthetic, sorted(found))
 
 
+def _records(folder: RunFolder, name: str) -> list[dict[str, Any]]:
+    """The records whose numbers are all there; how many are not is logged."""
+    found = folder.keep_until(name, sys.maxsize)
+    whole = [record for record in found if all(isinstance(record.get(key), (int, float)) for key in NUMBERS[name])]
+    if len(whole) < len(found):
+        log.warning("%s: skipped %d damaged lines", folder.path / f"{name}.jsonl", len(found) - len(whole))
+    return whole
+
+
 def _transfer(path: Path) -> dict[str, Any]:
     file = path / "transfer.json"
     table = read_json(file, checksum=False) if file.is_file() else {}
-    if not isinstance(table, dict) or not isinstance(table.get("rows", []), list):
+    rows, scores = (table.get("rows", []), table.get("scores", {})) if isinstance(table, dict) else (None, None)
+    if not (isinstance(rows, list) and all(map(_is_row, rows)) and isinstance(scores, Mapping)):
         raise ValueError(f"{file}: not a transfer table; delete it, or run ddfast evaluate again")
     return table
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in IN_TRANSFER.items())

@@ -1,5 +1,6 @@
 """The page of one run."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def report(
         path,
         title=record.title,
         where=str(record.path),
+        shell_path=record.shell_path,
+        shell_config=shlex.quote(str(record.path / "config.json")),
         useless=summary.get("useless"),
         finished=bool(summary),
         done=record.metrics[-1]["iteration"] if record.metrics else 0,

@@ -45,29 +45,32 @@ class CSV(Tracker):
     def __init__(self, run: RunFolder) -> None:
         self._path = run.path / "log.csv"
         self._rows: dict[int, dict[str, Any]] = {}
+        self._columns = {"iteration": None}  # in order, without values
+        self._last = 0
 
     def begin(self, config: dict[str, Any], iteration: int) -> None:
         if self._path.is_file():
             with open(self._path, newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if (row.get("iteration") or "").isdigit()]
             self._rows = {n: row for row in rows if (n := int(row["iteration"])) <= iteration}
+            self._columns |= {name: None for row in self._rows.values() for name in row}
+            self._last = max(self._rows, default=0)
         self._write()
 
     def log(self, numbers: dict[str, Any], iteration: int) -> None:
-        known = self._columns()
+        fits = iteration > self._last and numbers.keys() <= self._columns.keys()
         self._rows.setdefault(iteration, {}).update(numbers | {"iteration": iteration})
-        if self._columns() == known and list(self._rows)[-1] == iteration and "accuracy/distilled" not in numbers:
+        self._columns |= dict.fromkeys(numbers)
+        self._last = max(self._last, iteration)
+        if fits:
             with open(self._path, "a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, known).writerow(self._rows[iteration])
+                csv.DictWriter(file, list(self._columns)).writerow(self._rows[iteration])
         else:
             self._write()
 
-    def _columns(self) -> list[str]:
-        return list(dict.fromkeys(["iteration", *(name for row in self._rows.values() for name in row)]))
-
     def _write(self) -> None:
         with replacing(self._path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns())
+            writer = csv.DictWriter(file, list(self._columns))
             writer.writeheader()
             writer.writerows(self._rows.values())
 

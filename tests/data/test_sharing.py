@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 import ddfast
 from ddfast.cli import cli
 from ddfast.data import SyntheticSet, load_dataset
+from ddfast.data.card import card
+from ddfast.data.hub import write_repository
 from ddfast.data.parameterisation import with_canvas
 from ddfast.runtime import seeds
 from tests.conftest import SMALL
@@ -154,3 +156,64 @@ def test_without_the_package_the_sentence_says_what_to_install(hard, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match="pip install huggingface_hub"):
         hard.push_to_hub("me/set")
+
+
+def test_a_folder_that_holds_files_is_not_written_to(tmp_path, hard):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "README.md").write_text("mine")
+    for folder in (tmp_path / "run", tmp_path / "run" / "README.md"):
+        with pytest.raises(FileExistsError, match="expected a new or an empty folder"):
+            write_repository(hard, folder, "me/set")
+    assert (tmp_path / "run" / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["me", "me/a/b", "me/a set", "", "me/", "../set"])
+def test_a_name_that_the_hub_has_not_is_refused_before_any_work(tmp_path, hard, name):
+    with pytest.raises(ValueError, match="repo_id: expected USER/NAME"):
+        write_repository(hard, tmp_path / "out", name)
+    with pytest.raises(ValueError, match="repo_id: expected USER/NAME"):
+        SyntheticSet.from_hub(name)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("status", [None, 401, 500])
+def test_a_hub_that_does_not_answer_is_one_sentence(hard, monkeypatch, tmp_path, status):
+    hub = pytest.importorskip("huggingface_hub")
+
+    class Answer:
+        status_code = status
+
+    def create_repo(*args, **options):
+        if status is None:
+            raise hub.errors.HTTPError("Name or service not known")
+        error = hub.errors.HfHubHTTPError.__new__(hub.errors.HfHubHTTPError)
+        error.response, error.args = Answer(), ("Client error",)
+        raise error
+
+    def download(*args, **options):
+        raise hub.errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    kind, words = {401: (PermissionError, "hf auth login")}.get(
+        status, (ConnectionError, "me/set: the Hugging Face Hub")
+    )
+    with pytest.raises(kind, match=words):
+        hard.push_to_hub("me/set")
+    with pytest.raises(ConnectionError, match="me/set: the Hugging Face Hub cannot be reached"):
+        SyntheticSet.from_hub("me/set")
+
+
+def test_the_card_claims_nothing_that_the_run_did_not_reach(hard):
+    text = card(hard, "me/set", config={"dataset": "fashion-mnist"}, summary={"useless": "no better than random"})
+    assert "**Warning**: no better than random" in text and "nearly as well" not in text
+    assert "has not finished" not in text and "license: mit" in text
+    assert "The run has not finished" in card(hard, "me/set", config={"dataset": "digits"})
+
+
+def test_the_metadata_of_the_card_are_yaml(hard):
+    yaml = pytest.importorskip("yaml")
+    text = card(hard, "me/set", licence="ours: ask #us", has_table=False)
+    about = yaml.safe_load(text.split("---")[1])
+    assert about["license"] == "ours: ask #us" and "configs" not in about  # no table that is not there
+    assert yaml.safe_load(card(hard, "me/set").split("---")[1])["configs"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -160,6 +161,13 @@ def test_a_comparison_shows_what_differs(runs, tmp_path):
     assert "The runs have the same settings." in twice.read_text()
 
 
+def test_a_run_has_one_colour_in_all_charts(runs, tmp_path):
+    charts = charts_of(ddfast.compare([runs / "second", runs / "first"], tmp_path / "compare.html"))
+    assert [line["label"] for line in charts["lr"]["series"]] == ["first"]  # dm learns no rate
+    for chart in charts.values():
+        assert all(line["colour"] == ("second", "first").index(line["label"]) for line in chart["series"])
+
+
 def test_what_is_no_run_is_refused(runs, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="no run here"):
         ddfast.report(tmp_path)
@@ -173,6 +181,37 @@ def test_what_is_no_run_is_refused(runs, tmp_path, capsys):
     with pytest.raises(ValueError, match="transfer"):
         ddfast.report(broken)
     assert not (broken / "report.html").exists()
+
+
+def test_records_without_their_numbers_are_left_out_and_told(runs, tmp_path, caplog):
+    copy = shutil.copytree(runs / "first", tmp_path / "copy")
+    for name in ("metrics", "evaluations"):
+        with open(copy / f"{name}.jsonl", "a") as file:
+            file.write('{"iteration": 1}\n{"iteration": 2, "seconds": null, "peak_bytes": 1, "mean": null}\n')
+    ddfast.report(copy, neighbours=False)
+    assert caplog.text.count("skipped 2 damaged lines") == 2
+    assert len(read(copy).metrics) == 6 and len(read(copy).evaluations) == len(read(runs / "first").evaluations)
+
+
+@pytest.mark.parametrize("table", [{"rows": [1]}, {"rows": [{"network": "mlp"}]}, {"rows": [], "scores": 3}])
+def test_a_transfer_table_of_other_rows_is_refused(runs, tmp_path, table):
+    copy = shutil.copytree(runs / "first", tmp_path / "copy")
+    (copy / "transfer.json").write_text(json.dumps(table))
+    with pytest.raises(ValueError, match="not a transfer table"):
+        ddfast.report(copy, neighbours=False)
+
+
+@pytest.mark.parametrize("name", ["first", "stopped"])
+def test_the_commands_of_a_page_take_any_folder(runs, tmp_path, name):
+    copy = shutil.copytree(runs / name, tmp_path / "it's <b>a</b> $HOME run")
+    (copy / "transfer.json").unlink(missing_ok=True)
+    text = page_of(ddfast.report(copy, neighbours=False)).text
+    commands = [
+        shlex.split(line) for line in re.findall(r"ddfast (?:evaluate|distill) --?[^\n]*|ddfast evaluate [^\n,]*", text)
+    ]
+    for command in commands:
+        assert any(part.rstrip(".") in (str(copy), str(copy / "config.json")) for part in command), command
+    assert len(commands) == (2 if name == "first" else 3)
 
 
 def test_reading_a_run_changes_nothing(runs, tmp_path):

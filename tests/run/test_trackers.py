@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 import ddfast
+from ddfast.run.folder import RunFolder
+from ddfast.run.trackers import CSV
 from tests.conftest import SMALL, interrupt_after
 
 HOW = {**SMALL, "iterations": 5, "checkpoint_every": 2, "eval_every": 2, "network": "mlp"}
@@ -43,6 +45,22 @@ def test_a_run_that_goes_on_has_each_iteration_once(tmp_path):
     ddfast.distill(output=tmp_path / "run", resume=True)
     assert [int(row["iteration"]) for row in read(path)] == [1, 2, 3, 4, 5]
     assert [float(row["loss"]) for row in read(path)] == [r["loss"] for r in metrics(tmp_path / "run")]
+
+
+def test_a_csv_line_costs_the_same_however_many_there_are(tmp_path, monkeypatch):
+    tracker = CSV(RunFolder(tmp_path))
+    tracker.begin({}, 0)
+    tracker.log({"iteration": 1, "loss": 1.0}, 1)
+
+    class Untouched(dict):
+        def __iter__(self):
+            raise AssertionError("all lines were looked at")
+
+        values = keys = items = __iter__
+
+    monkeypatch.setattr(tracker, "_rows", Untouched(tracker._rows))
+    tracker.log({"iteration": 2, "loss": 0.5}, 2)
+    assert [row["loss"] for row in read(tmp_path / "log.csv")] == ["1.0", "0.5"]
 
 
 def test_tensorboard_gets_numbers_and_images(tmp_path):

@@ -7,8 +7,9 @@ const drawn = new Map();
 function draw(spec) {
   const place = document.getElementById(`chart-${spec.id}`);
   const axis = { stroke: colour("--text"), grid: { stroke: colour("--line") }, ticks: { stroke: colour("--line") } };
-  const series = spec.series.map((line, n) => ({
-    label: line.label, stroke: colour(`--c${n % 6}`), width: 1.5, spanGaps: true, points: { show: spec.x.length < 40 },
+  const series = spec.series.map((line) => ({
+    label: line.label, stroke: colour(`--c${line.colour % 6}`), dash: line.colour < 6 ? [] : [6, 4],
+    width: 1.5, spanGaps: true, points: { show: spec.x.length < 40 },
   }));
   drawn.get(spec.id)?.destroy();
   drawn.set(spec.id, new uPlot({
