@@ -13,7 +13,7 @@ from ddfast.cli.options import PATH, Command, option
 @click.argument("run", type=PATH)
 @option("--output", type=PATH, help="The page.  [default: report.html in the run folder]")
 @option("--neighbours/--no-neighbours", default=True, help="Also the training image nearest to each distilled one.")
-@option("--dataset", help="The data, where they are not where the run had them.")
+@option("--dataset", help="The data, if they have moved since the run.")
 @option("--data-root", type=PATH, help="Where named data sets are.  [default: DDFAST_DATA, or the cache]")
 def report(run: Path, **options: Any) -> None:
     """Write RUN, the folder of a run, as one HTML page that needs no network."""

@@ -13,8 +13,8 @@ from ddfast.cli.options import PATH, Command, option
 @click.argument("synthetic", type=PATH)
 @click.argument("repo_id")
 @option("--licence", "--license", "licence", help="Of the data that it was distilled from.  [default: by its name]")
-@option("--private", is_flag=True, help="Only for you.")
-@option("--token", help="Of your account.  [default: that of `hf auth login`]")
+@option("--private", is_flag=True, help="Make the repository private.")
+@option("--token", help="Access token.  [default: that of `hf auth login`]")
 @option("--folder", type=PATH, help="Only write what would be uploaded there.")
 def share(synthetic: Path, repo_id: str, folder: Path | None, licence: Any, **options: Any) -> None:
     """Upload SYNTHETIC, a run folder or a set's file, to REPO_ID (USER/NAME) on the Hugging Face Hub, with a card."""

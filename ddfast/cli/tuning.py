@@ -28,9 +28,7 @@ def _declared() -> list[Declared]:
 @option(
     "--memory", "--memory-budget", "memory_budget", help="What a step may use: bytes, 8GiB, 0.5 or 50% of what is free."
 )
-@option(
-    "--output", type=PATH, default=Path("tuning"), help="Folder of the study, which is begun, joined or gone on with."
-)
+@option("--output", type=PATH, default=Path("tuning"), help="Folder of the study; a study that is there is continued.")
 @option(
     "--hold-out",
     type=float,

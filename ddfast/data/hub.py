@@ -41,11 +41,23 @@ def write_repository(
     synthetic.save(folder / NAME)
     sheet(synthetic).save(folder / "images.png")
     try:
-        synthetic.to_hf().to_parquet(str(folder / "data" / "train.parquet"))
+        _write_table(synthetic, folder / "data" / "train.parquet")
     except ImportError:
         log.info("train.parquet, for the Hub's viewer, is left out: it needs the package datasets")
     text = card(synthetic, repo_id, licence=licence, has_table=(folder / "data").is_dir(), **known)
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _write_table(synthetic: SyntheticSet, path: Path) -> None:
+    import datasets
+
+    table, shown = synthetic.to_hf(), datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        table.to_parquet(str(path))
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def push(
@@ -94,7 +106,7 @@ def _expect_name(repo_id: str) -> None:
 
 @contextlib.contextmanager
 def _reaching(hub: Any, repo_id: str) -> Iterator[None]:
-    """Say in one sentence why the Hub does not answer."""
+    """Turn errors of the Hub into one sentence."""
     errors = hub.errors
     try:
         yield
@@ -122,7 +134,7 @@ def _hub() -> Any:
 
 
 def _read(run: str | Path | None, name: str) -> dict[str, Any]:
-    """A file of a run folder; nothing where it is not there."""
+    """The contents of a file in a run folder; empty if the file is missing."""
     path = None if run is None else Path(run) / name
     if path is None or not path.is_file():
         return {}

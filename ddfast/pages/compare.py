@@ -7,8 +7,10 @@ from typing import Any
 from ddfast.pages.curves import charts
 from ddfast.pages.pictures import steps
 from ddfast.pages.record import Record, read
-from ddfast.pages.render import write_page
+from ddfast.pages.render import expect_place, write_page
 from ddfast.pages.report import accuracy_rows, cost
+
+FACTS = ("fingerprint", "test_fingerprint", "data", "preprocessing", "derived_settings", "probed", "probed_rates")
 
 
 def compare(runs: Sequence[str | Path], output: str | Path = "compare.html") -> Path:
@@ -21,14 +23,15 @@ def compare(runs: Sequence[str | Path], output: str | Path = "compare.html") -> 
     Returns the page's path.
     Errors: FileNotFoundError where there is no run; ValueError for a damaged one, or fewer than two.
     """
-    if len(runs) < 2:
-        raise ValueError(f"runs: expected two or more folders, got {len(runs)}")
+    if isinstance(runs, str | Path) or len(runs) < 2:
+        raise ValueError(f"runs: expected two or more folders, got {runs!r}")
+    path = Path(output)
+    expect_place(path)
     records = _named([read(run) for run in runs])
     rows = [row | {"name": f"{name}, {row['name']}"} for name, run in records.items() for row in accuracy_rows(run)]
     costs = {name: cost(run) for name, run in records.items()}
     notes = [(name, words) for name, run in records.items() if (words := _note(run)) is not None]
     pictures = {name: found[-1]["picture"] for name, run in records.items() if (found := steps(run))}
-    path = Path(output)
     write_page(
         "compare.html",
         path,
@@ -61,6 +64,6 @@ def _note(run: Record) -> str | None:
 
 def _differences(runs: list[Record]) -> dict[str, list[Any]]:
     """Settings that are not the same everywhere; None where a run has none of that name."""
-    names = dict.fromkeys(name for run in runs for name in run.settings)
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in FACTS)
     values = {name: [run.settings.get(name) for run in runs] for name in names}
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}

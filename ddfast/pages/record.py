@@ -69,7 +69,7 @@ def read(run: str | Path) -> Record:
     initial, synthetic = (
         SyntheticSet.load(path / name) if SyntheticSet.is_at(path / name) else None for name in ("initial", "synthetic")
     )
-    found = [(int(file.stem), file) for file in (path / "thumbnails").glob("*.webp") if file.stem.isdigit()]
+    found = [(int(file.stem), file) for file in (path / "thumbnails").glob("*.webp") if _is_picture(file)]
     return Record(path, config, summary, metrics, evaluations, _transfer(path), initial, synthetic, sorted(found))
 
 
@@ -89,6 +89,10 @@ def _transfer(path: Path) -> dict[str, Any]:
     if not (isinstance(rows, list) and all(map(_is_row, rows)) and isinstance(scores, Mapping)):
         raise ValueError(f"{file}: not a transfer table; delete it, or run ddfast evaluate again")
     return table
+
+
+def _is_picture(file: Path) -> bool:
+    return file.stem.isdigit() and file.is_file() and file.stat().st_size > 0
 
 
 def _is_row(row: Any) -> bool:

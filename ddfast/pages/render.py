@@ -8,6 +8,12 @@ from ddfast.ops.installation import build_info
 from ddfast.runtime.files import replacing
 
 
+def expect_place(path: Path) -> None:
+    """FileNotFoundError, before any work, for a page in a folder that is not there."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder; create it, or choose another output")
+
+
 def write_page(template: str, path: Path, **values: Any) -> None:
     """Write the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined

@@ -7,7 +7,7 @@ from typing import Any
 from ddfast.pages.curves import charts
 from ddfast.pages.pictures import looks, steps
 from ddfast.pages.record import Record, read
-from ddfast.pages.render import write_page
+from ddfast.pages.render import expect_place, write_page
 from ddfast.run.result import ROWS
 from ddfast.runtime.forecast import words_of_time
 
@@ -33,6 +33,7 @@ def report(
     """
     record = read(run)
     path = record.path / "report.html" if output is None else Path(output)
+    expect_place(path)
     images, why_not = looks(record, neighbours, dataset, data_root)
     transfer, summary = record.transfer, record.summary
     write_page(

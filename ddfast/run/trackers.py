@@ -3,6 +3,8 @@
 import csv
 import importlib
 import logging
+import re
+import secrets
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -110,9 +112,18 @@ class Wandb(Tracker):
         self._module, self._name, self._run = importlib.import_module(name), name, run
 
     def begin(self, config: dict[str, Any], iteration: int) -> None:
-        name = self._run.path.resolve().name
+        name = self._unique_name()
         more = {"id": name, "dir": str(self._run.path)} if self._name == "wandb" else {}
         self._module.init(project=PROJECT, name=name, config=dict(config), resume="allow", **more)
+
+    def _unique_name(self) -> str:
+        """The folder's name and a random suffix, which stays in the folder: other runs may have the same name."""
+        file = self._run.path / "log_id.txt"
+        if not file.is_file():
+            folder = re.sub(r"[^\w.-]+", "-", self._run.path.resolve().name)
+            with replacing(file) as temporary:
+                temporary.write_text(f"{folder}-{secrets.token_hex(4)}\n")
+        return file.read_text().strip()
 
     def log(self, numbers: dict[str, Any], iteration: int) -> None:
         known = {name: value for name, value in numbers.items() if value is not None and name != "iteration"}
@@ -126,7 +137,7 @@ class Wandb(Tracker):
 
 
 class Guarded(Tracker):
-    """A tracker whose failure is told once, and ends no run."""
+    """A tracker whose failure is logged once and does not stop the run."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
         self._tracker: Tracker | None = tracker

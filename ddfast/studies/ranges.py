@@ -52,7 +52,9 @@ def range_study(
             accuracy = done.accuracy["distilled"]
             row |= {"accuracy": accuracy["mean"], "std": accuracy["std"]}
             row["loss"] = sum(record["loss"] for record in tail) / len(tail)
-            curves[f"{steps} steps, {epochs} epochs"] = [(one["iteration"], one["loss"]) for one in done.history]
+            curves[f"{steps} steps, expert epochs: {epochs}"] = [
+                (one["iteration"], one["loss"]) for one in done.history
+            ]
         except DistillationDivergedError:
             pass  # the row says so
         rows.append(row)
@@ -73,7 +75,7 @@ def range_study(
             size = -(-len(points) // MOST_POINTS)
             parts = [points[n : n + size] for n in range(0, len(points), size)]
             axes.plot([part[0][0] for part in parts], [median(loss for _, loss in part) for part in parts], label=words)
-        axes.set(xlabel="iteration", ylabel="distance to the target over that of the start, squared")
+        axes.set(xlabel="iteration", ylabel="squared distance to the target\nover that of the start")
         axes.legend(fontsize="small")
 
     if ranks.is_first:

@@ -29,6 +29,7 @@ from ddfast.tuning.space import Searched, counts_searched, iterations_of, longes
 
 log = logging.getLogger("ddfast.tune")
 
+UNSET = "unset"
 DEFAULTS_FILE, SPACE_FILE = "defaults.json", "space.json"
 NOT_TUNED = ("experts", "eval_every", "keep_checkpoints", "full_epochs")  # options of `distill` that trials cannot have
 MAY_DIFFER = ("device", "memory_budget", "data_root")  # between the processes of a study
@@ -140,7 +141,7 @@ def _joined(folder: Path, asked: Mapping[str, Any], data: Dataset) -> dict[str, 
     for name in sorted(had.keys() | asked.keys()):
         if had.get(name) != asked.get(name) and name not in (*MAY_DIFFER, "dataset"):
             raise ValueError(
-                f"{name}: the study in {folder} has {had.get(name, 'none')!r}, got {asked.get(name, 'none')!r}; "
+                f"{name}: the study in {folder} has {had.get(name, UNSET)!r}, got {asked.get(name, UNSET)!r}; "
                 f"choose another output folder"
             )
     if found["fingerprint"] != data.fingerprint:

@@ -77,10 +77,14 @@ def tune(
     begun = begin(dataset, output, hold_out, download, options, clock)
     study = Trials(begun.folder, begun.space, int(begun.config["seed"]))
     goes_on = True
-    while goes_on:
-        first = rung_seconds(0, {}, [seconds_of(trial) for trial in study.all()], begun.forecast)
-        with study.next(trials, new=clock.fits(first)) as trial:
-            goes_on = trial is not None and run_trial(begun, study, trial, clock)
+    try:
+        while goes_on:
+            first = rung_seconds(0, {}, [seconds_of(trial) for trial in study.all()], begun.forecast)
+            with study.next(trials, new=clock.fits(first)) as trial:
+                goes_on = trial is not None and run_trial(begun, study, trial, clock)
+    except KeyboardInterrupt:
+        log.info("stopped; the same command continues the study in %s", begun.folder)
+        raise
     rows = rows_of(study)
     if rows and all(row["state"] not in ("unfinished", "done", "stopped") for row in rows):
         raise ValueError(f"tune: none of {len(rows)} trials came to a result; the first one: {rows[0]['state']}")

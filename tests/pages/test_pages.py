@@ -171,8 +171,12 @@ def test_a_run_has_one_colour_in_all_charts(runs, tmp_path):
 def test_what_is_no_run_is_refused(runs, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="no run here"):
         ddfast.report(tmp_path)
-    with pytest.raises(ValueError, match="two or more"):
-        ddfast.compare([runs / "first"])
+    for alone in ([runs / "first"], str(runs / "first")):
+        with pytest.raises(ValueError, match="two or more folders"):
+            ddfast.compare(alone)
+    for make in (ddfast.report, lambda _, output: ddfast.compare([runs / "first"] * 2, output)):
+        with pytest.raises(FileNotFoundError, match="no such folder; create it"):
+            make(runs / "first", output=tmp_path / "none" / "page.html")
     broken = shutil.copytree(runs / "first", tmp_path / "broken")
     (broken / "transfer.json").write_text("[]")
     with pytest.raises(ValueError, match="not a transfer table"):
@@ -212,6 +216,17 @@ def test_the_commands_of_a_page_take_any_folder(runs, tmp_path, name):
     for command in commands:
         assert any(part.rstrip(".") in (str(copy), str(copy / "config.json")) for part in command), command
     assert len(commands) == (2 if name == "first" else 3)
+
+
+def test_thumbnails_that_are_no_pictures_are_left_out_and_the_last_is_of_the_checkpoint(runs, tmp_path):
+    copy = shutil.copytree(runs / "stopped", tmp_path / "copy")
+    (copy / "thumbnails" / "000001.webp").mkdir()
+    (copy / "thumbnails" / "000003.webp").write_bytes(b"")
+    record = json.loads((copy / "metrics.jsonl").read_text().splitlines()[-1]) | {"iteration": 5}
+    with open(copy / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")  # of an iteration after the last checkpoint
+    page = page_of(ddfast.report(copy, neighbours=False))
+    assert [int(i["data-iteration"]) for i in page.all("img") if "data-iteration" in i] == [0, 2, 4]
 
 
 def test_reading_a_run_changes_nothing(runs, tmp_path):

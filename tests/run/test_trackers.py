@@ -94,12 +94,22 @@ def module(monkeypatch):
 def test_wandb_and_trackio_are_called_alike(tmp_path, module, name):
     done = ddfast.distill(output=tmp_path / "run", log=name, **HOW)
     (_, how), *logged, (last, _) = module.told
-    assert how["project"] == "ddfast" and how["name"] == "run" and how["config"]["method"] == "mtt"
-    assert (how.get("id") == "run") == (name == "wandb") and last == "finish"
+    assert how["project"] == "ddfast" and how["name"].startswith("run-") and how["config"]["method"] == "mtt"
+    assert how.get("id") == (how["name"] if name == "wandb" else None) and last == "finish"
     losses = {step: numbers["loss"] for step, numbers in logged if "loss" in numbers}
     assert losses == {record["iteration"]: record["loss"] for record in metrics(done.path)}
     assert [step for step, numbers in logged if "images" in numbers] == [2, 4, 5]
     assert logged[-1][1]["accuracy/distilled"] == done.accuracy["distilled"]["mean"]
+
+
+def test_a_resumed_run_keeps_its_name_and_another_of_the_same_folder_name_has_its_own(tmp_path, module):
+    for folder in ("one", "two"):
+        output = tmp_path / folder / "my run #1"
+        with pytest.raises(KeyboardInterrupt):
+            ddfast.distill(output=output, log="wandb", progress=interrupt_after(1), **{**HOW, "iterations": 2})
+        ddfast.distill(output=output, resume=True)
+    names = [how["name"] for what, how in module.told if what == "init"]
+    assert names[0] == names[1] != names[2] == names[3] and names[0].startswith("my-run-1-")
 
 
 def test_a_tracker_that_fails_ends_no_run(tmp_path, module, caplog):
