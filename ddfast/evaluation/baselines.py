@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
 from ddfast import networks as all_networks
-from ddfast.data import Dataset, augmentation, take_statistics
+from ddfast.data import Batches, Dataset, augmentation, take_statistics
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.ipc import images_per_class, in_words
 from ddfast.data.synthetic import DEFAULT_LR
@@ -20,7 +20,16 @@ from ddfast.evaluation.cache import run_trainings
 from ddfast.evaluation.evaluate import check_evaluation, names_of
 from ddfast.evaluation.judging import Judge, accuracy
 from ddfast.evaluation.protocols import protocol_named
-from ddfast.evaluation.rates import asked_rates
+from ddfast.evaluation.rates import (
+    AUTO,
+    LEARNED,
+    RATES,
+    asked_rates,
+    best_rate,
+    held_out,
+    held_out_batches,
+    words_of_rate,
+)
 from ddfast.evaluation.result import Evaluation
 from ddfast.evaluation.schedule import schedule_of
 from ddfast.evaluation.training import train_networks
@@ -109,6 +118,7 @@ def evaluate_full_data(
     networks: Sequence[Any] = ("convnet",),
     num_eval: int = 1,
     epochs: int,
+    eval_lr: Any = None,
     dsa_strategy: str = NO_STRATEGY,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -116,26 +126,61 @@ def evaluate_full_data(
     ranks: Ranks = ALONE,
     forecast: Forecast | None = None,
 ) -> Evaluation:
-    """As `evaluate`, on all training images: learning rate 0.01, cut to a tenth after half of the epochs."""
+    """As `evaluate`, on all training images; the rate is cut to a tenth after half of the epochs.
+
+    Args:
+        eval_lr: as `evaluate` takes it; None and "learned" are 0.01, and the search of "auto" trains for all epochs at
+            every rate, without the held-out images.
+    """
     names = names_of(networks)
     schedule = schedule_of("ddfast", epochs, None, dsa_strategy, None, num_eval, device, None)
-    train, judge = dataset.train_batches(schedule.device), Judge(dataset, schedule.device)
-    protocol = replace(schedule.protocol, lr=BASELINE_LR)
-    augment, epoch_of = augmentation(dsa_strategy), partial(train.shuffled, protocol.batch)
+    judge, image = Judge(dataset, schedule.device), dataset.train_images.shape[1:]
+    augment, batch = augmentation(dsa_strategy), schedule.protocol.batch
+
+    def trained(name: str, rate: float, train: Batches, n: int | str) -> nn.Module:
+        generator = seeds.generator(seed, "full data", name, n)
+        net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(schedule.device)
+        protocol, epoch_of = replace(schedule.protocol, lr=rate), partial(train.shuffled, batch)
+        train_networks([net], [epoch_of], augment, protocol, [generator], image)
+        return net
+
+    def about(name: str) -> dict[str, Any]:
+        return {"full_data": dataset.fingerprint, "seed": seed, **schedule.describe(dataset, rates.get(name, 0.0))}
+
+    def run(about: Any, names: Sequence[str], count: int, train_each: Any) -> dict[str, list[dict[str, Any]]]:
+        return run_trainings(about, names, count, train_each, output, ranks, forecast or Forecast())
+
+    asked = asked_rates(eval_lr, names, None, schedule.protocol)
+    rates = {name: BASELINE_LR if rate == LEARNED else rate for name, rate in asked.items() if rate != AUTO}
+    if len(rates) < len(names):
+        chosen = held_out(dataset)
+        is_used = torch.ones(len(dataset.train_labels), dtype=torch.bool)
+        is_used[chosen] = False
+        parts = dataset.train_images[is_used], dataset.train_labels[is_used], dataset.preprocessing, schedule.device
+        rest, held = Batches(*parts), held_out_batches(dataset, chosen, schedule.device)
+
+        def try_each(name: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
+            for n in numbers:
+                yield {"accuracy": accuracy(trained(name, RATES[n], rest, "rate"), held, None)}
+
+        def about_rates(name: str) -> dict[str, Any]:
+            return about(name) | {"rates": RATES, "held_out": len(chosen)}
+
+        searched = [name for name in names if name not in rates]
+        for name, tried in run(about_rates, searched, len(RATES), try_each).items():
+            found = [record["accuracy"] for record in tried]
+            rates[name] = best_rate(found)
+            if ranks.is_first:
+                log.info("full data: %s", words_of_rate(name, found))
+    train = dataset.train_batches(schedule.device)
 
     def train_each(name: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
         for n in numbers:
-            generator = seeds.generator(seed, "full data", name, n)
-            net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(schedule.device)
-            train_networks([net], [epoch_of], augment, protocol, [generator], dataset.train_images.shape[1:])
-            yield judge(net, f"{name} trained at rate {BASELINE_LR:g}")
+            yield judge(trained(name, rates[name], train, n), f"{name} trained at rate {rates[name]:g}")
 
-    def about(_name: str) -> dict[str, Any]:
-        return {"full_data": dataset.fingerprint, "seed": seed, **schedule.describe(dataset, BASELINE_LR)}
-
-    records = run_trainings(about, names, num_eval, train_each, output, ranks, forecast or Forecast())
+    records = run(about, names, num_eval, train_each)
     accuracies = {name: [record["accuracy"] for record in row] for name, row in records.items()}
-    return Evaluation(accuracies, dict.fromkeys(names, BASELINE_LR), chance_of(dataset), records)
+    return Evaluation(accuracies, {name: rates[name] for name in names}, chance_of(dataset), records)
 
 
 @seeds.same_algorithms()

@@ -45,6 +45,18 @@ def asked_rates(eval_lr: Any, networks: Sequence[str], own: str | None, protocol
     return asked
 
 
+def best_rate(accuracies: Sequence[float]) -> float:
+    """Of RATES the one with the highest accuracy; of several the middle one."""
+    best = [n for n, value in enumerate(accuracies) if value == max(accuracies)]
+    return RATES[best[len(best) // 2]]
+
+
+def words_of_rate(name: str, accuracies: Sequence[float]) -> str:
+    """Which rate a network takes, and why."""
+    tried = ", ".join(f"{rate:g}: {value:.1f}%" for rate, value in zip(RATES, accuracies, strict=True))
+    return f"{name}: rate {best_rate(accuracies):g}, by held-out training images ({tried})"
+
+
 def held_out(data: Dataset) -> Tensor:  # int64 indices of training images
     """The training images that rates are chosen by: a fifth of every class, 2000 at most, always the same ones; none of
     a class that has a single image. Empty where the data set holds out images already.

@@ -13,7 +13,16 @@ from ddfast.data import Dataset
 from ddfast.data.parameterisation import PIXELS, Pixels
 from ddfast.evaluation.cache import run_trainings
 from ddfast.evaluation.judging import Judge, accuracy
-from ddfast.evaluation.rates import AUTO, LEARNED, RATES, Rate, held_out, held_out_batches
+from ddfast.evaluation.rates import (
+    AUTO,
+    LEARNED,
+    RATES,
+    Rate,
+    best_rate,
+    held_out,
+    held_out_batches,
+    words_of_rate,
+)
 from ddfast.evaluation.result import Evaluation
 from ddfast.evaluation.schedule import Schedule
 from ddfast.runtime import seeds
@@ -95,11 +104,9 @@ class Trainings:
 
         for name, records in self._run(about, searched, len(RATES), train).items():
             found = [record["accuracy"] for record in records]
-            best = [n for n, value in enumerate(found) if value == max(found)]
-            rates[name] = RATES[best[len(best) // 2]]
+            rates[name] = best_rate(found)
             if self.ranks.is_first:
-                tried = ", ".join(f"{rate:g}: {value:.1f}%" for rate, value in zip(RATES, found, strict=True))
-                log.info("%s: rate %g, by held-out training images (%s)", name, rates[name], tried)
+                log.info("%s", words_of_rate(name, found))
         return rates
 
     def _about(self, lr: float) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -121,6 +121,7 @@ def transfer_table(
         found[words] = evaluate_random_real(data, loaded.stored_ipc, **way, **how)
     if full_epochs is not None:
         of_full = {name: how[name] for name in ("networks", "seed", "device", "output", "ranks")}
+        of_full["eval_lr"] = None if isinstance(eval_lr, Mapping) else eval_lr
         found["full data"] = evaluate_full_data(data, epochs=full_epochs, dsa_strategy=strategy, **of_full)
     table: dict[str, Any] = {"own": loaded.network, "protocol": protocol, "rows": _rows(found, data)}
     others = None if loaded.network is None else found[DISTILLED].others(loaded.network)

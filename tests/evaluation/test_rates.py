@@ -8,7 +8,7 @@ import torch
 
 from ddfast import SyntheticSet
 from ddfast.data import load_dataset
-from ddfast.evaluation import PROTOCOLS, asked_rates, evaluate, evaluate_random_real
+from ddfast.evaluation import PROTOCOLS, asked_rates, evaluate, evaluate_full_data, evaluate_random_real
 from ddfast.evaluation.rates import RATES, held_out
 from ddfast.runtime import seeds
 from tests.conftest import uniform
@@ -97,3 +97,17 @@ def test_a_set_that_holds_out_images_is_searched_on_them(pair, good):
     options = {"num_eval": 1, "eval_epochs": 20, "networks": ("mlp",)}
     found, misled = (evaluate(replace(good, preprocessing=d.preprocessing), d, **options) for d in (data, other))
     assert found.records["mlp"][0]["held_out"] > 50 > misled.records["mlp"][0]["held_out"]
+
+
+def test_full_data_takes_the_best_rate_as_well_and_trains_on_all_images_with_it(data, caplog):
+    scrambled = replace(data, test_labels=data.test_labels.flip(0))
+    found = []
+    for of in (data, scrambled):
+        with caplog.at_level(logging.INFO, "ddfast"):
+            found.append(evaluate_full_data(of, networks=("mlp",), epochs=4, eval_lr="auto").rates["mlp"])
+    assert found[0] == found[1] and f"full data: mlp: rate {found[0]:g}, by held-out training images" in caplog.text
+    at_once = evaluate_full_data(data, networks=("mlp",), epochs=4, eval_lr=found[0])
+    assert at_once == evaluate_full_data(data, networks=("mlp",), epochs=4, eval_lr="auto")
+    assert evaluate_full_data(data, networks=("mlp",), epochs=1).rates == {"mlp": 0.01}
+    with pytest.raises(ValueError, match="eval_lr: expected"):
+        evaluate_full_data(data, networks=("mlp",), epochs=1, eval_lr="best")
