@@ -23,9 +23,7 @@ SIDE = 96  # pixels to which smaller ones are enlarged
 def steps(run: Record) -> list[dict[str, Any]]:
     """The images over the iterations: "iteration" and "picture"."""
     found = [] if run.initial is None else [{"iteration": 0, "picture": _sheet(run.initial)}]
-    last = max((iteration for iteration, _ in run.thumbnails), default=0)  # of the last checkpoint
-    if not run.thumbnails and run.metrics:
-        last = run.metrics[-1]["iteration"]
+    last = run.saved_iteration
     for iteration, file in run.thumbnails:
         if 0 < iteration < last:
             data = base64.b64encode(file.read_bytes()).decode()

@@ -35,6 +35,7 @@ class Record:
     initial: SyntheticSet | None
     synthetic: SyntheticSet | None
     thumbnails: list[tuple[int, Path]]  # iterations and files
+    saved_iteration: int  # of `synthetic`
 
     @property
     def name(self) -> str:
@@ -70,7 +71,10 @@ def read(run: str | Path) -> Record:
         SyntheticSet.load(path / name) if SyntheticSet.is_at(path / name) else None for name in ("initial", "synthetic")
     )
     found = [(int(file.stem), file) for file in (path / "thumbnails").glob("*.webp") if _is_picture(file)]
-    return Record(path, config, summary, metrics, evaluations, _transfer(path), initial, synthetic, sorted(found))
+    saved = RunFolder(path).saved_iteration() or (metrics[-1]["iteration"] if metrics else 0)
+    return Record(
+        path, config, summary, metrics, evaluations, _transfer(path), initial, synthetic, sorted(found), saved
+    )
 
 
 def _records(folder: RunFolder, name: str) -> list[dict[str, Any]]:

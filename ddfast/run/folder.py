@@ -203,6 +203,15 @@ class RunFolder:
             raise ValueError(f"{file}: damaged, the run cannot be resumed ({_first_line(error)})") from None
         return state
 
+    def saved_iteration(self) -> int | None:
+        """The iteration of the checkpoint, without reading all of it; None where there is none, or it is damaged."""
+        file = self.path / "checkpoint.pt"
+        try:
+            iteration = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["iteration"]
+        except Exception:  # a damaged archive raises many kinds
+            return None
+        return iteration if type(iteration) is int else None
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the results."""
         write_json(self.path / "summary.json", summary)

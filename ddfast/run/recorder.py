@@ -74,7 +74,7 @@ class Recorder:
     def end(self) -> None:
         """Save what there is, between two iterations."""
         self._save()
-        self._draw_images()
+        self._draw_images(self._distillation.iteration == self._distillation.iterations)
         self._draw(save_curves, self.history, "curves.png")
 
     def _is_due(self) -> bool:
@@ -112,9 +112,12 @@ class Recorder:
         run.prune_checkpoints(job.config["keep_checkpoints"])
         log.info("iteration %d: %.1f%% ± %.1f", done, result["mean"], result["std"])
 
-    def _draw_images(self) -> None:
+    def _draw_images(self, keeps: bool = True) -> None:
+        """Thumbnails are of checkpoints that are due and of the end: where a run was stopped leaves none."""
         iteration, synthetic = self._distillation.iteration, self._distillation.synthetic
         self._draw(save_images, synthetic, "images.png")
+        if not keeps:
+            return
         self._draw(partial(save_thumbnail, iteration=iteration), synthetic, "thumbnails")
         self._tracker.log_images(synthetic, iteration)
 

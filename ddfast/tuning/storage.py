@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ddfast.runtime.files import locking
 from ddfast.tuning.clock import FACTOR, RUNGS
 from ddfast.tuning.space import Searched
@@ -30,6 +28,8 @@ class _JournalLock:
     """What Optuna asks of the lock of its journal; the system gives it back where the process is killed."""
 
     def __init__(self, path: Path) -> None:
+        from filelock import FileLock
+
         self._lock = FileLock(path, is_singleton=False)
 
     def acquire(self) -> bool:

@@ -1,5 +1,7 @@
 """Unrolls by any inner optimiser: torch.optim's steps, exact adjoints through the moments, windows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from ddfast.adjoints import CheckpointedUnroll, DetachedUnroll, FullUnroll
@@ -94,8 +96,12 @@ def test_the_steps_are_those_of_torch(name):
 @pytest.mark.parametrize("state", [None, 3])
 def test_the_adjoint_is_that_of_plain_autograd(name, optimizer, state):
     options = {"state": state, "syn_steps": 5, "lr": RATES.clone()}
-    got = gradients(name, CheckpointedUnroll(), OPTIMIZERS[optimizer], **options)
-    assert_same(got, gradients(name, FullUnroll(), OPTIMIZERS[optimizer], **options))
+    chosen = OPTIMIZERS[optimizer]
+    if state is None and name != SMOOTH and not isinstance(chosen, SGD):
+        # a ReLU leaves gradients near 0, where the derivative of Adam's first step is 1/eps: it multiplies rounding
+        chosen = replace(chosen, eps=max(chosen.eps, 1e-6))
+    got = gradients(name, CheckpointedUnroll(), chosen, **options)
+    assert_same(got, gradients(name, FullUnroll(), chosen, **options))
 
 
 @pytest.mark.parametrize("optimizer", ["adam with decay", "adamw", "momentum"])
