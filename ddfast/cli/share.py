@@ -1,4 +1,4 @@
-"""The command `share`: a set on the Hugging Face Hub."""
+"""The command `share`: upload a set to the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from ddfast.cli.options import PATH, Command, option
 @cli.command(cls=Command)
 @click.argument("synthetic", type=PATH)
 @click.argument("repo_id")
-@option("--licence", "--license", "licence", help="Of the data that it was distilled from.  [default: by its name]")
+@option("--licence", "--license", "licence", help="Licence of the original data.  [default: looked up by its name]")
 @option("--private", is_flag=True, help="Make the repository private.")
 @option("--token", help="Access token.  [default: that of `hf auth login`]")
-@option("--folder", type=PATH, help="Only write what would be uploaded there.")
+@option("--folder", type=PATH, help="Write the files to this folder instead of uploading them.")
 def share(synthetic: Path, repo_id: str, folder: Path | None, licence: Any, **options: Any) -> None:
     """Upload SYNTHETIC, a run folder or a set's file, to REPO_ID (USER/NAME) on the Hugging Face Hub, with a card."""
     from ddfast.data import SyntheticSet

@@ -1,4 +1,4 @@
-"""The command `tune`: settings searched on held-out training images."""
+"""The command `tune`: search settings on held-out training images."""
 
 import logging
 from collections.abc import Iterator
@@ -14,34 +14,34 @@ from ddfast.run.config import run_options
 from ddfast.runtime.options import Declared
 from ddfast.tuning.begin import NOT_TUNED
 
-SHOWN = 10  # trials of the table
+SHOWN = 10  # trials in the table
 
 
 def _declared() -> list[Declared]:
-    """Those of `distill`, but for what tuning itself decides."""
+    """The options of `distill`, except those that tuning sets."""
     return declared(*(name for name in run_options() if name not in (*NOT_TUNED, "hold_out", "memory_budget")))
 
 
 @cli.command(cls=Command, declared=_declared, takes_files=True)
 @download_option
-@option("--time", required=True, help="Of the search, such as 20min or 2h.")
+@option("--time", required=True, help="Time of the search, such as 20min or 2h.")
 @option(
-    "--memory", "--memory-budget", "memory_budget", help="What a step may use: bytes, 8GiB, 0.5 or 50% of what is free."
+    "--memory", "--memory-budget", "memory_budget", help="Memory for a step: bytes, 8GiB, 0.5 or 50% of what is free."
 )
-@option("--output", type=PATH, default=Path("tuning"), help="Folder of the study; a study that is there is continued.")
+@option("--output", type=PATH, default=Path("tuning"), help="Folder of the study; an existing study is continued.")
 @option(
     "--hold-out",
     type=float,
     default=0.2,
     section="Data",
-    help="Share of the training images that trials are judged by.",
+    help="Share of the training images on which trials are scored.",
 )
-@option("--trials", type=AT_LEAST_1, help="At most so many in the study.  [default: what fits into the time]")
+@option("--trials", type=AT_LEAST_1, help="Most trials in the study.  [default: as many as fit in the time]")
 def tune(**options: Any) -> None:
-    """Search settings on held-out training images; end in a file that `ddfast distill --config` takes.
+    """Search settings on held-out training images and write a file for `ddfast distill --config`.
 
-    An option that is given stays, and is not searched. The same command in another process, or on another machine that
-    shares the folder, joins the search; after a kill it goes on.
+    Options that you set stay fixed and are not searched. The same command in another process, or on another machine
+    that shares the folder, joins the search; after a kill it continues.
     """
     import ddfast
     from ddfast.tuning.report import UNTOUCHED
@@ -58,11 +58,11 @@ def tune(**options: Any) -> None:
     print_columns(list(_table(result.rows)), left=2)
     best = result.rows[0]
     if not result.is_whole:
-        click.echo(f"\nnone came to its end: the best so far made {_share(best)} of its iterations")
+        click.echo(f"\nno trial finished: the best so far ran {_share(best)} of its iterations")
     click.echo(f"\n{UNTOUCHED}")
-    click.echo("The held-out accuracy of the best trial is the largest of many, and so a little too high.")
+    click.echo("The best held-out accuracy is the maximum of many, and therefore slightly too high.")
     if result.picture is not None:
-        click.echo(f"what mattered: {result.picture}")
+        click.echo(f"importance:    {result.picture}")
     click.echo(f"settings:      {result.config}")
     click.echo(f"next:          ddfast distill --config {result.config}")
 
@@ -72,7 +72,7 @@ def _share(row: dict[str, Any]) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
-    """The best trials, and the defaults wherever they are."""
+    """The best trials, and the defaults wherever they rank."""
     searched = list(rows[0]["params"])
     yield ["trial", "ended after", "held-out", "iterations", *searched]
     for place, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""The card of a set on the Hub: what it is, how it was made, what it reaches, and how to train on it."""
+"""The card of a set on the Hub: contents, how to train on it, accuracies, settings and licence."""
 
 import json
 import re
@@ -10,8 +10,8 @@ from ddfast.data.ipc import in_words
 from ddfast.data.synthetic import DEFAULT_LR, SyntheticSet
 
 UNKNOWN = "unknown"
-NOT_PLAIN = r"[^\w.+-]"  # in YAML a string with such characters needs quotes
-LICENCES = {  # of the data that sets are distilled from, as the Hub names them
+NOT_PLAIN = r"[^\w.+-]"  # a YAML string with such characters needs quotes
+LICENCES = {  # of the original data, by the Hub's names
     "digits": "cc-by-4.0",  # UCI, optical recognition of handwritten digits
     "mnist": "cc-by-sa-3.0",
     "fashion-mnist": "mit",
@@ -32,12 +32,12 @@ def card(
     summary: Mapping[str, Any] | None = None,
     transfer: Mapping[str, Any] | None = None,
 ) -> str:
-    """Markdown with the Hub's metadata before it.
+    """Write the card in Markdown, with the Hub's metadata at the top.
 
     Args:
-        licence: of the data that the set was distilled from; None: by their name.
-        has_table: whether data/train.parquet is in the repository.
-        config, summary, transfer: a run folder's files.
+        licence: of the data that the set was distilled from; None to look it up by the data's name.
+        has_table: whether the repository has data/train.parquet.
+        config, summary, transfer: contents of the run folder's files.
     """
     config, summary, transfer = config or {}, summary or {}, transfer or {}
     source = config.get("dataset", UNKNOWN).rsplit("/", 1)[-1]
@@ -60,8 +60,8 @@ def card(
         "## How it was made",
         _settings(config),
         "## Licence",
-        f"Of the images' source, {source}: {licence}. "
-        + ("Ask its owner before you share the set." if licence == UNKNOWN else "The set is shared under the same."),
+        f"Licence of the source images ({source}): {licence}. "
+        + ("Ask its owner before you share the set." if licence == UNKNOWN else "The set has the same licence."),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -98,9 +98,10 @@ for epoch in range(1000):
         torch.nn.functional.cross_entropy(net(images), targets).backward()
         optimizer.step()
 ```"""
-    augmented = "" if synthetic.dsa_strategy == NO_STRATEGY else f" Training images by `{synthetic.dsa_strategy}`, too."
-    test = f"Preprocess test images as the set is: `synthetic.preprocessing.apply(images)`.{augmented}"
-    return f"{code}\n\n{test} `ddfast.evaluate` does all of that; `ddfast evaluate` prints a table."
+    strategy = synthetic.dsa_strategy
+    augmented = "" if strategy == NO_STRATEGY else f" Augment training images by `{strategy}`."
+    test = f"Preprocess test images like the set: `synthetic.preprocessing.apply(images)`.{augmented}"
+    return f"{code}\n\n{test} `ddfast.evaluate` does all of this; `ddfast evaluate` prints a table."
 
 
 def _accuracies(summary: Mapping[str, Any], transfer: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A set as other libraries take it: a torch data set, numpy arrays, a Hugging Face data set, and back."""
+"""Export of a set as a torch data set, numpy arrays or a Hugging Face data set, and import of the latter."""
 
 import json
 from dataclasses import replace
@@ -16,9 +16,9 @@ VALUES, SOFT = "values", "label_logits"  # columns of a Hugging Face data set, b
 
 
 class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
-    """Preprocessed images and what cross_entropy takes: classes, or shares of soft labels.
+    """Preprocessed images and targets for cross_entropy: classes, or shares of soft labels.
 
-    Of textures every access sees another part, by torch's own generator, as torch.manual_seed has it.
+    Each access to a texture takes another random part, drawn by torch's default generator (torch.manual_seed).
     """
 
     def __init__(self, synthetic: SyntheticSet) -> None:
@@ -41,7 +41,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
 
 def to_numpy(synthetic: SyntheticSet) -> dict[str, numpy.ndarray]:
     """Arrays: "images" float32 [J, C, H, W] as networks see them, "pixels" uint8 [J, H, W, C], "labels" int64 [J] or
-    logits [J, K], "lr" where there is one."""
+    logits [J, K], "lr" if the set has one."""
     decoded = synthetic.decoded()
     arrays = {"images": decoded.images, "labels": synthetic.labels}
     arrays |= {"pixels": synthetic.preprocessing.pixels(decoded.images.detach()).movedim(1, 3)}
@@ -50,10 +50,11 @@ def to_numpy(synthetic: SyntheticSet) -> dict[str, numpy.ndarray]:
 
 
 def to_hf(synthetic: SyntheticSet) -> Any:
-    """A `datasets.Dataset`: "image" and "label" for people and other code; "values", the preprocessed images that
-    `from_hf` reads back bit for bit, and "label_logits" of soft labels.
+    """Convert to a `datasets.Dataset`: "image" and "label" for viewers and other code; "values", the preprocessed
+    images, which `from_hf` reads back bit for bit; and "label_logits" for soft labels.
 
-    Errors: ImportError where `datasets` is not installed. Parameterised sets are decoded; textures are whole canvases.
+    Parameterised sets are decoded; textures are stored as whole canvases. Errors: ImportError if `datasets` is not
+    installed.
     """
     import datasets
     from torchvision.transforms.v2.functional import to_pil_image
@@ -79,7 +80,7 @@ def to_hf(synthetic: SyntheticSet) -> Any:
 
 
 def from_hf(dataset: Any) -> SyntheticSet:
-    """The set that `to_hf` made a `datasets.Dataset` of; ValueError for another one."""
+    """Read a set from the `datasets.Dataset` that `to_hf` made; ValueError for any other data set."""
     try:
         about = json.loads(dataset.info.description)
         columns = dataset.with_format("numpy")

@@ -1,4 +1,4 @@
-"""Sets on the Hugging Face Hub: a repository of a set's files, with a card that says how to train on it."""
+"""Sets on the Hugging Face Hub: a repository with a set's files and a card that says how to train on it."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ from ddfast.runtime.files import read_json
 
 log = logging.getLogger("ddfast")
 
-NAME = "synthetic"  # of the set's files
+NAME = "synthetic"  # stem of the set's files
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -27,11 +27,11 @@ def write_repository(
     run: str | Path | None = None,
     licence: str | None = None,
 ) -> None:
-    """Write what goes to the Hub: the set's two files, README.md (the card), images.png, and train.parquet for the
-    Hub's viewer where `datasets` is installed.
+    """Write the files of a Hub repository: the set's two files, README.md (the card), images.png, and train.parquet for
+    the Hub's viewer if `datasets` is installed.
 
-    Errors: ValueError for a run folder whose files are damaged, and for a `repo_id` that is not USER/NAME;
-    FileExistsError for a folder that holds files.
+    Errors: ValueError for a run folder with damaged files, and for a `repo_id` that is not USER/NAME; FileExistsError
+    for a folder that is not empty.
     """
     _expect_name(repo_id)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -43,7 +43,7 @@ def write_repository(
     try:
         _write_table(synthetic, folder / "data" / "train.parquet")
     except ImportError:
-        log.info("train.parquet, for the Hub's viewer, is left out: it needs the package datasets")
+        log.info("skipped train.parquet (for the Hub's viewer), which needs the package datasets")
     text = card(synthetic, repo_id, licence=licence, has_table=(folder / "data").is_dir(), **known)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -69,10 +69,10 @@ def push(
     private: bool = False,
     token: str | None = None,
 ) -> str:
-    """Upload a set; its address.
+    """Upload a set and return its address.
 
-    Errors: ImportError where `huggingface_hub` is not installed; ValueError for a `repo_id` that is not USER/NAME;
-    PermissionError without access, ConnectionError where the Hub cannot be reached.
+    Errors: ImportError if `huggingface_hub` is not installed; ValueError for a `repo_id` that is not USER/NAME;
+    PermissionError without access, ConnectionError if the Hub cannot be reached.
     """
     hub = _hub()
     api = hub.HfApi(token=token)
@@ -86,10 +86,10 @@ def push(
 
 
 def pull(repo_id: str, *, revision: str | None = None, token: str | None = None) -> SyntheticSet:
-    """The set of a repository.
+    """Download the set of a repository.
 
-    Errors: ImportError where `huggingface_hub` is not installed; ValueError for a repository without one, and for a
-    `repo_id` that is not USER/NAME; PermissionError without access, ConnectionError where the Hub cannot be reached.
+    Errors: ImportError if `huggingface_hub` is not installed; ValueError for a repository without a set, and for a
+    `repo_id` that is not USER/NAME; PermissionError without access, ConnectionError if the Hub cannot be reached.
     """
     _expect_name(repo_id)
     hub = _hub()
@@ -106,11 +106,11 @@ def _expect_name(repo_id: str) -> None:
 
 @contextlib.contextmanager
 def _reaching(hub: Any, repo_id: str) -> Iterator[None]:
-    """Turn errors of the Hub into one sentence."""
+    """Turn errors of the Hub into one-sentence errors."""
     errors = hub.errors
     try:
         yield
-    except (errors.LocalEntryNotFoundError, ConnectionError) as error:  # neither there nor in the cache
+    except (errors.LocalEntryNotFoundError, ConnectionError) as error:  # neither on the Hub nor in the cache
         raise ConnectionError(f"{repo_id}: the Hugging Face Hub cannot be reached ({error})") from None
     except errors.EntryNotFoundError:
         raise ValueError(f"{repo_id}: holds no {NAME}.safetensors; expected a set that push_to_hub wrote") from None

@@ -1,4 +1,4 @@
-"""A picture of a synthetic set: its images class by class, each class under its name."""
+"""A picture of a synthetic set: its images by class, each class below its name."""
 
 import base64
 import io
@@ -9,19 +9,19 @@ from torch.nn.functional import pad
 
 from ddfast.data.synthetic import SyntheticSet
 
-SMALLEST_SIDE = 64  # pixels at which an image can be looked at; smaller ones are enlarged
+SMALLEST_SIDE = 64  # pixels; smaller images are enlarged
 PADDING = 2  # pixels between images
 CAPTION = 14  # pixels of a line of text
 IMAGES_A_ROW = 10
 MOST_IN_A_NOTEBOOK = 200
-MOST_ON_A_PICTURE = 2000  # images; of more, the first of each class are shown
+MOST_ON_A_PICTURE = 2000  # images; of larger sets only the first of each class are shown
 
 
 def sheet(synthetic: SyntheticSet, *, most: int = MOST_ON_A_PICTURE, smallest_side: int = SMALLEST_SIDE) -> Any:
-    """The images, de-whitened and de-normalised, as a PIL image.
+    """Draw the images, de-whitened and de-normalised, as a PIL image.
 
-    A row of images per class; where a class has few, several classes side by side. Images below `smallest_side` pixels
-    are enlarged without smoothing; of more than `most` images the first of each class are shown.
+    Each class has a row; classes with few images share one. Images below `smallest_side` pixels are enlarged without
+    smoothing. Of more than `most` images, only the first of each class are shown.
     """
     from PIL import Image, ImageDraw
 
@@ -46,7 +46,7 @@ def sheet(synthetic: SyntheticSet, *, most: int = MOST_ON_A_PICTURE, smallest_si
 
 
 def html_of(synthetic: SyntheticSet) -> str:
-    """The picture and a line of words, as HTML."""
+    """The picture and a line of text, as HTML."""
     file = io.BytesIO()
     sheet(synthetic, most=MOST_IN_A_NOTEBOOK).save(file, "WEBP", quality=90)
     picture = base64.b64encode(file.getvalue()).decode()
@@ -57,7 +57,7 @@ def html_of(synthetic: SyntheticSet) -> str:
 
 
 def viewable(synthetic: SyntheticSet, images: Tensor) -> Tensor:  # [N, C, H, W] preprocessed -> uint8 [N, 1 or 3, H, W]
-    """Pixels that a picture can hold: the mean of the channels where there are neither one nor three."""
+    """Pixels that can be drawn: the mean of the channels unless there are one or three."""
     pixels = synthetic.preprocessing.pixels(images)
     return pixels if pixels.shape[1] in (1, 3) else pixels.float().mean(1, keepdim=True).round().byte()
 
@@ -69,12 +69,12 @@ def _row(synthetic: SyntheticSet, images: Tensor, scale: int) -> Any:  # [N, C, 
 
     images = viewable(synthetic, images)
     enlarged = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    padded = pad(enlarged, (PADDING, 0, PADDING, 0), value=255)  # of one image make_grid pads none
+    padded = pad(enlarged, (PADDING, 0, PADDING, 0), value=255)  # make_grid does not pad a single image
     return to_pil_image(make_grid(padded, nrow=len(images), padding=0))
 
 
 def _fitting(draw: Any, text: str, width: int) -> str:
-    """As much of a text as fits into a width."""
+    """The longest beginning of a text that fits into a width."""
     while len(text) > 1 and draw.textlength(text) > width:
         text = text[:-1]
     return text

@@ -1,4 +1,4 @@
-"""Web pages of runs: one file each, which needs no network."""
+"""Web pages of runs, each one file that needs no network."""
 
 from ddfast.pages.compare import compare
 from ddfast.pages.report import report

@@ -1,4 +1,4 @@
-"""The page of several runs, side by side."""
+"""The page that compares several runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +17,11 @@ def compare(runs: Sequence[str | Path], output: str | Path = "compare.html") -> 
     """Write runs side by side as one HTML page: settings that differ, curves, accuracies, cost and images.
 
     Args:
-        runs: folders of two runs or more.
-        output: the file.
+        runs: two or more run folders.
+        output: file of the page.
 
     Returns the page's path.
-    Errors: FileNotFoundError where there is no run; ValueError for a damaged one, or fewer than two.
+    Errors: FileNotFoundError if a folder has no run; ValueError for a damaged run, or fewer than two runs.
     """
     if isinstance(runs, str | Path) or len(runs) < 2:
         raise ValueError(f"runs: expected two or more folders, got {runs!r}")
@@ -49,7 +49,7 @@ def compare(runs: Sequence[str | Path], output: str | Path = "compare.html") -> 
 
 
 def _named(runs: list[Record]) -> dict[str, Record]:
-    """By the folders' names; by whole paths where two are called the same."""
+    """Runs by folder name, or by number and full path if two names are equal."""
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return dict(zip(names, runs, strict=True))
@@ -63,7 +63,7 @@ def _note(run: Record) -> str | None:
 
 
 def _differences(runs: list[Record]) -> dict[str, list[Any]]:
-    """Settings that are not the same everywhere; None where a run has none of that name."""
+    """Settings that differ between runs; None if a run lacks the setting."""
     names = dict.fromkeys(name for run in runs for name in run.settings if name not in FACTS)
     values = {name: [run.settings.get(name) for run in runs] for name in names}
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}

@@ -1,4 +1,4 @@
-"""Curves over the iterations, as the page's charts take them."""
+"""Curves over the iterations, as data for the page's charts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,12 @@ import torch
 
 from ddfast.pages.record import Record
 
-MOST_POINTS = 1000  # of a curve; of more, the median of each group of neighbours
-MOST_ROWS = 25  # of the table beside a chart
-PEAKS = 100.0  # a loss that is so many times its median is drawn on a logarithmic axis
+MOST_POINTS = 1000  # of a curve; longer ones become medians of neighbouring values
+MOST_ROWS = 25  # of the table below a chart
+PEAKS = 100.0  # the axis is logarithmic if a value exceeds the median by this factor
 
-Curve = tuple[Sequence[float], Sequence[float | None]]  # iterations and values; None where nothing was finite
-CURVES = {  # records of metrics.jsonl, and what is shown of them
+Curve = tuple[Sequence[float], Sequence[float | None]]  # iterations and values; None if not finite
+CURVES = {  # keys of metrics.jsonl: title, unit and factor
     "loss": ("Loss", "loss", 1.0),
     "lr": ("Learned rate", "learning rate α", 1.0),
     "peak_bytes": ("Memory", "peak memory in MiB", 2.0**-20),
@@ -22,15 +22,15 @@ CURVES = {  # records of metrics.jsonl, and what is shown of them
 
 
 def charts(runs: Mapping[str, Record]) -> list[dict[str, Any]]:
-    """The charts of one run or several: id, title, unit, x, series of labels, values and colours, and whether to begin
-    with a logarithmic axis."""
+    """The charts of one or more runs: id, title, unit, x, series of labels, values and colours, whether the axis starts
+    logarithmic, and rows of the table."""
     found = []
     for key, (title, unit, factor) in CURVES.items():
         lines = {name: _of_metrics(run, key, factor) for name, run in runs.items()}
         found.append(_chart(key, title, unit, {name: line for name, line in lines.items() if line is not None}))
     lines = {name: line for name, run in runs.items() if (line := _of_evaluations(run)) is not None}
     found.append(_chart("accuracy", "Accuracy on the way", "test accuracy in %", lines))
-    colours = {name: n for n, name in enumerate(runs)}  # a run has one in all charts
+    colours = {name: n for n, name in enumerate(runs)}  # the same in all charts
     for line in (line for chart in found for line in chart["series"]):
         line["colour"] = colours[line["label"]]
     return [chart for chart in found if chart["series"]]

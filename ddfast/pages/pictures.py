@@ -1,4 +1,4 @@
-"""Images as they stand in a page: data URIs."""
+"""Images of a page, as data URIs."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from ddfast.studies.privacy_look import nearest_members
 
 log = logging.getLogger("ddfast")
 
-MOST_LOOKED_AT = 100  # images that stand beside their nearest training image
+MOST_LOOKED_AT = 100  # images shown beside their nearest training image
 SIDE = 96  # pixels to which smaller ones are enlarged
 
 
@@ -34,8 +34,8 @@ def steps(run: Record) -> list[dict[str, Any]]:
 
 
 def looks(run: Record, neighbours: bool, dataset: Any = None, data_root: Any = None) -> tuple[list[dict], str | None]:
-    """Images before and after, and the nearest training image of each: "name", "before", "after", "nearest"; and why
-    there are no nearest ones, if so."""
+    """Each image before and after, with its nearest training image ("name", "before", "after", "nearest"), and the
+    reason if nearest images are missing."""
     if run.synthetic is None:
         return [], None
     after = run.synthetic.decoded()
@@ -46,7 +46,7 @@ def looks(run: Record, neighbours: bool, dataset: Any = None, data_root: Any = N
     if neighbours:
         try:
             nearest = _nearest(run, after, chosen, dataset, data_root)
-        except (ValueError, OSError, TypeError) as error:  # the data are elsewhere: a page without them is one still
+        except (ValueError, OSError, TypeError) as error:  # the data is missing or moved; write the page without it
             why_not = str(error)
             log.warning("nearest training images: left out (%s)", error)
     pictures: list[list[Any]] = [_each(after, after.images[chosen])]
@@ -58,7 +58,7 @@ def looks(run: Record, neighbours: bool, dataset: Any = None, data_root: Any = N
 
 
 def _first_of_each(synthetic: SyntheticSet) -> torch.Tensor:  # int64 [N]
-    """Places of the images that are looked at: as many of each class."""
+    """Indices of the images shown: equally many per class."""
     classes = synthetic.classes
     present = classes.unique().tolist()
     of_each = max(1, MOST_LOOKED_AT // len(present))

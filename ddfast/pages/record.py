@@ -1,4 +1,4 @@
-"""What a run folder holds, as its page shows it."""
+"""The contents of a run folder that its page shows."""
 
 import logging
 import shlex
@@ -28,10 +28,10 @@ class Record:
 
     path: Path
     config: dict[str, Any]
-    summary: dict[str, Any]  # empty while it goes on
+    summary: dict[str, Any]  # empty until the run finishes
     metrics: list[dict[str, Any]]  # a record per iteration
-    evaluations: list[dict[str, Any]]  # on the way
-    transfer: dict[str, Any]  # what `ddfast evaluate` saved; empty where it was not called
+    evaluations: list[dict[str, Any]]  # during the run
+    transfer: dict[str, Any]  # saved by `ddfast evaluate`; empty if it was not called
     initial: SyntheticSet | None
     synthetic: SyntheticSet | None
     thumbnails: list[tuple[int, Path]]  # iterations and files
@@ -39,12 +39,12 @@ class Record:
 
     @property
     def name(self) -> str:
-        """What the run is called beside others."""
+        """The run's name in comparisons."""
         return self.path.name or str(self.path)
 
     @property
     def shell_path(self) -> str:
-        """The folder as a command takes it."""
+        """The folder, quoted for a shell command."""
         return shlex.quote(str(self.path))
 
     @property
@@ -56,14 +56,14 @@ class Record:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting."""
+        """All settings."""
         return {name: value for name, value in self.config.items() if name not in NOT_SETTINGS}
 
 
 def read(run: str | Path) -> Record:
-    """A run folder. FileNotFoundError where there is none, ValueError where it is damaged."""
+    """Read a run folder. FileNotFoundError if there is no run, ValueError if it is damaged."""
     path = Path(run)
-    folder = WatchedRunFolder(path)  # it deletes nothing
+    folder = WatchedRunFolder(path)  # which deletes nothing
     config = folder.read_config()
     summary = RunFolder(path).read_summary() or {}
     metrics, evaluations = (_records(folder, name) for name in NUMBERS)
@@ -78,7 +78,7 @@ def read(run: str | Path) -> Record:
 
 
 def _records(folder: RunFolder, name: str) -> list[dict[str, Any]]:
-    """The records whose numbers are all there; how many are not is logged."""
+    """The records with all their numbers; the number of others is logged."""
     found = folder.keep_until(name, sys.maxsize)
     whole = [record for record in found if all(isinstance(record.get(key), (int, float)) for key in NUMBERS[name])]
     if len(whole) < len(found):

@@ -1,4 +1,4 @@
-"""A template and its values, made one HTML file that needs no network."""
+"""Renders a template and its values as one HTML file that needs no network."""
 
 from importlib import resources
 from pathlib import Path
@@ -9,13 +9,13 @@ from ddfast.runtime.files import replacing
 
 
 def expect_place(path: Path) -> None:
-    """FileNotFoundError, before any work, for a page in a folder that is not there."""
+    """Raise FileNotFoundError, before any work, if the page's folder does not exist."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; create it, or choose another output")
 
 
 def write_page(template: str, path: Path, **values: Any) -> None:
-    """Write the page."""
+    """Render the template and write the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 

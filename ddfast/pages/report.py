@@ -24,12 +24,12 @@ def report(
 
     Args:
         run: the folder of a run, finished or not.
-        output: the file; None for report.html in it.
-        neighbours: also the training image nearest to each distilled one, for which the data are loaded.
-        dataset, data_root: the data, where they are not where the run had them.
+        output: file of the page; None for report.html in the run folder.
+        neighbours: show the nearest training image of each distilled one, which loads the data.
+        dataset, data_root: the data, if it has moved since the run.
 
-    Returns the page's path. The accuracies of other networks and the scores are those that `ddfast evaluate` saved.
-    Errors: FileNotFoundError where there is no run, ValueError for a damaged one.
+    Returns the page's path. Accuracies of other networks and scores come from `ddfast evaluate`.
+    Errors: FileNotFoundError if there is no run, ValueError for a damaged one.
     """
     record = read(run)
     path = record.path / "report.html" if output is None else Path(output)
@@ -65,7 +65,7 @@ def report(
 
 
 def accuracy_rows(record: Record) -> list[dict[str, Any]]:
-    """A row per network and what it was trained on: name, network, mean, std, n, lr, at_chance."""
+    """A row per training set and network: name, network, mean, std, n, lr, at_chance."""
     rows = []
     accuracy = record.summary.get("accuracy", {})
     for key, words in ROWS.items():
@@ -76,7 +76,7 @@ def accuracy_rows(record: Record) -> list[dict[str, Any]]:
 
 
 def cost(record: Record) -> dict[str, Any]:
-    """What the run took, and what its set takes."""
+    """Time, memory, versions and the size of the set."""
     found: dict[str, Any] = {"iterations": record.metrics[-1]["iteration"] if record.metrics else 0}
     seconds = [one["seconds"] for one in record.metrics]
     if seconds:
@@ -106,7 +106,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
 
 
 def _flat(scores: dict[str, Any]) -> dict[str, Any]:
-    """Scores in words, those of classes and corruptions one by one."""
+    """Scores by readable name, with one entry per class or corruption."""
     flat: dict[str, Any] = {}
     for name, value in scores.items():
         words = name.replace("_", " ")

@@ -204,7 +204,7 @@ class LoopOptions:
         AtLeast1 | None, Option(Run, "How many of the sets that eval_every evaluates stay.", "all")
     ] = None
     log: Annotated[
-        Annotated[str, OneOf(TRACKERS)] | None, Option(Run, "Where else records and images go.", "nowhere else")
+        Annotated[str, OneOf(TRACKERS)] | None, Option(Run, "Tracker that also gets records and images.", "no tracker")
     ] = None
 
 

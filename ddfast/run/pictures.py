@@ -1,4 +1,4 @@
-"""Pictures of a run: its images, its curves, and thumbnails of the images on the way."""
+"""Pictures of a run: its images, its curves, and thumbnails of intermediate images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +11,19 @@ from ddfast.data import SyntheticSet
 from ddfast.data.sheet import sheet
 from ddfast.runtime.files import replacing
 
-MOST_POINTS = 500  # of a curve, that can be told apart
-MOST_THUMBNAILS = 24  # of a run
-THUMBNAIL = {"most": 100, "smallest_side": 32}  # images on one, and pixels of their side
+MOST_POINTS = 500  # of a curve; of more, medians are drawn too
+MOST_THUMBNAILS = 24  # per run
+THUMBNAIL = {"most": 100, "smallest_side": 32}  # images per thumbnail, and their smallest side in pixels
 
 
 def save_images(synthetic: SyntheticSet, path: str | Path) -> None:
-    """Write the synthetic images as a PNG, class by class: `ddfast.data.sheet`."""
+    """Write the synthetic images as a PNG, by class: `ddfast.data.sheet`."""
     with replacing(Path(path)) as temporary:
         sheet(synthetic).save(temporary, format="PNG")
 
 
 def save_thumbnail(synthetic: SyntheticSet, folder: Path, iteration: int) -> None:
-    """Write `<iteration>.webp`. Of more than MOST_THUMBNAILS in the folder every other one is deleted."""
+    """Write `<iteration>.webp`. If the folder has more than MOST_THUMBNAILS files, delete every other one."""
     folder.mkdir(exist_ok=True)
     with replacing(folder / f"{iteration:06d}.webp") as temporary:
         sheet(synthetic, **THUMBNAIL).save(temporary, format="WEBP", quality=85)
@@ -34,10 +34,10 @@ def save_thumbnail(synthetic: SyntheticSet, folder: Path, iteration: int) -> Non
 
 
 def save_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Write the matching loss and the learning rate over the iterations as a PNG; nothing for an empty history.
+    """Write the matching loss and the learning rate over the iterations as a PNG; do nothing for an empty history.
 
-    Of many iterations the median of every group of neighbours is drawn over the values; a loss that once was a hundred
-    times its median makes its axis logarithmic.
+    For many iterations, medians of neighbouring values are drawn over the values. The loss axis is logarithmic if any
+    loss is more than a hundred times the median.
     """
     if not history:
         return

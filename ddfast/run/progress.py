@@ -1,4 +1,4 @@
-"""What shows how far a run is: a bar on a terminal, lines of the log in notebooks and files."""
+"""Progress of a run: a bar on a terminal, log lines in notebooks and files."""
 
 import logging
 import sys
@@ -10,11 +10,11 @@ from ddfast.runtime.forecast import words_of_time
 
 log = logging.getLogger("ddfast")
 
-SECONDS_BETWEEN_LINES = 10.0  # where there is no terminal
+SECONDS_BETWEEN_LINES = 10.0  # without a terminal
 
 
 def verbose() -> None:
-    """Show log messages and time left on stderr, as the command line does: in scripts and notebooks."""
+    """Show log messages and the time left on stderr, as the command line does; for scripts and notebooks."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers, log.propagate = [handler], False
@@ -22,7 +22,7 @@ def verbose() -> None:
 
 
 def progress(distillation: Any) -> Iterator[dict[str, Any]]:
-    """The records of a distillation, with a bar on a terminal, or a line now and then: for `distill(progress=…)`."""
+    """Yield the records of a distillation and show a bar or occasional log lines; for `distill(progress=…)`."""
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 

@@ -25,14 +25,14 @@ class DistillResult:
     synthetic: SyntheticSet
     history: list[dict[str, Any]]  # one record per iteration
     path: Path  # the run folder
-    # distilled, averaged where an average is kept, best where images are held out, random_real and those that
-    # `baselines` asks for, full_data: mean, std, n, and by network
+    # distilled, averaged (with ema_decay), best (with held-out images), random_real, other `baselines`, full_data:
+    # mean, std, n, and results by network
     accuracy: dict[str, dict[str, Any]]
     averaged: SyntheticSet | None = None  # with the average of the images over the iterations (ema_decay)
-    useless: str | None = None  # why, and what to change, where networks learn no more than from random real images
+    useless: str | None = None  # reason and advice if the set is no better than random real images
 
     def _repr_html_(self) -> str:
-        """For notebooks: accuracies, and the images."""
+        """Accuracies and images, for notebooks."""
         lines = []
         for key, words in ROWS.items():
             for network, row in self.accuracy.get(key, {}).get("networks", {}).items():

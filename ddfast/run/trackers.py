@@ -1,4 +1,4 @@
-"""Where else the records of a run go while it goes: TensorBoard, Weights & Biases, trackio, or one CSV file."""
+"""Trackers that receive a run's records during the run: TensorBoard, Weights & Biases, trackio, or a CSV file."""
 
 import csv
 import importlib
@@ -22,23 +22,23 @@ TRACKERS = ("csv", *PACKAGES)
 
 
 class Tracker:
-    """Takes numbers, accuracies and images of a run, by iteration; this one does nothing with them."""
+    """Receives numbers, accuracies and images of a run by iteration; this base class ignores them."""
 
     def begin(self, config: dict[str, Any], iteration: int) -> None:
-        """A run begins, or goes on after an iteration; what was taken of later ones is forgotten, where it can be."""
+        """Start, or continue after an iteration; records of later iterations are dropped if possible."""
 
     def log(self, numbers: dict[str, Any], iteration: int) -> None:
-        """Numbers by name, those that are not finite as None."""
+        """Log numbers by name; None for numbers that are not finite."""
 
     def log_images(self, synthetic: SyntheticSet, iteration: int) -> None:
-        """The images as they are."""
+        """Log the current images."""
 
     def log_accuracies(self, accuracy: dict[str, dict[str, Any]], iteration: int) -> None:
-        """As `DistillResult.accuracy` has them: the mean of every row is a number."""
+        """Log the mean of each row of `DistillResult.accuracy`."""
         self.log({f"accuracy/{name}": row["mean"] for name, row in accuracy.items()}, iteration)
 
     def finish(self) -> None:
-        """The run has ended."""
+        """End the run."""
 
 
 class CSV(Tracker):
@@ -47,7 +47,7 @@ class CSV(Tracker):
     def __init__(self, run: RunFolder) -> None:
         self._path = run.path / "log.csv"
         self._rows: dict[int, dict[str, Any]] = {}
-        self._columns = {"iteration": None}  # in order, without values
+        self._columns = {"iteration": None}  # an ordered set
         self._last = 0
 
     def begin(self, config: dict[str, Any], iteration: int) -> None:
@@ -106,7 +106,7 @@ class TensorBoard(Tracker):
 
 
 class Wandb(Tracker):
-    """Weights & Biases, or a module with the same functions, as trackio."""
+    """Weights & Biases, or a module with the same functions, such as trackio."""
 
     def __init__(self, run: RunFolder, name: str) -> None:
         self._module, self._name, self._run = importlib.import_module(name), name, run
@@ -117,7 +117,7 @@ class Wandb(Tracker):
         self._module.init(project=PROJECT, name=name, config=dict(config), resume="allow", **more)
 
     def _unique_name(self) -> str:
-        """The folder's name and a random suffix, which stays in the folder: other runs may have the same name."""
+        """The folder's name and a random suffix (other folders may have the same name), stored in the folder."""
         file = self._run.path / "log_id.txt"
         if not file.is_file():
             folder = re.sub(r"[^\w.-]+", "-", self._run.path.resolve().name)
@@ -151,7 +151,7 @@ class Guarded(Tracker):
                 return
             try:
                 call(*args)
-            except Exception as error:  # a server that is down, a full disk: the run is worth more
+            except Exception as error:  # such as a server that is down or a full disk; the run must continue
                 self._tracker = None
                 log.warning("log: %s failed, nothing more goes there (%s: %s)", name, type(error).__name__, error)
 
@@ -159,7 +159,7 @@ class Guarded(Tracker):
 
 
 def check_tracker(name: str | None) -> None:
-    """ValueError, before any work, for a tracker whose package is not installed."""
+    """Raise ValueError, before any work, if the tracker's package is not installed."""
     if name in PACKAGES:
         try:
             importlib.import_module(PACKAGES[name])
@@ -168,7 +168,7 @@ def check_tracker(name: str | None) -> None:
 
 
 def open_tracker(name: str | None, run: RunFolder) -> Tracker:
-    """The tracker of a run folder; of one that this process only watches, one that does nothing."""
+    """The tracker of a run folder; one that does nothing if this process only watches the folder."""
     if name is None or not run.writes:
         return Tracker()
     makers: dict[str, Callable[[], Tracker]] = {"csv": lambda: CSV(run), "tensorboard": lambda: TensorBoard(run)}

@@ -1,4 +1,4 @@
-"""Tuning: settings searched on images that are held out of the training data, with Optuna; `ddfast.tune`."""
+"""Tuning: search settings on held-out training images with Optuna; `ddfast.tune`."""
 
 from ddfast.tuning.tune import TuneResult, tune
 

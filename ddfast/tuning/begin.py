@@ -1,6 +1,6 @@
-"""How a study begins: the data without their test images, what the defaults derive, experts for all trials, the space.
+"""Start of a study: data without test images, derived defaults, experts for all trials, and the search space.
 
-What is found out stands in the study's folder, so that every process has the same.
+The results are stored in the study's folder, so that all processes share them.
 """
 
 import contextlib
@@ -31,37 +31,37 @@ log = logging.getLogger("ddfast.tune")
 
 UNSET = "unset"
 DEFAULTS_FILE, SPACE_FILE = "defaults.json", "space.json"
-NOT_TUNED = ("experts", "eval_every", "keep_checkpoints", "full_epochs")  # options of `distill` that trials cannot have
+NOT_TUNED = ("experts", "eval_every", "keep_checkpoints", "full_epochs")  # options of `distill`
 MAY_DIFFER = ("device", "memory_budget", "data_root")  # between the processes of a study
 OF_TRAINING = ("num_experts", "train_epochs", "train_lr", "train_dsa_strategy", *OF_EXPERTS)
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A study that trials can be drawn for."""
+    """A study that is ready for trials."""
 
     folder: Path
     data: Dataset  # its test images are the held-out ones
-    given: dict[str, Any]  # options that stay, as JSON has them
-    config: dict[str, Any]  # the defaults, every setting
+    given: dict[str, Any]  # fixed options, as JSON values
+    config: dict[str, Any]  # all settings of the defaults
     space: list[Searched]
-    images: int  # J, that networks see
-    fixed: float  # the share of an inner step's time that does not grow with its images
+    images: int  # J, the synthetic images that networks see
+    fixed: float  # share of an inner step's time that does not grow with its images
     forecast: float  # seconds of the first rung of the defaults
     experts: Path | None
 
     def options(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """Options of `distill` for a trial, with all of its iterations."""
+        """Options of `distill` for a trial that runs all of its iterations."""
         options = options_of_run(self.config)
         for name in ("dataset", *LOADED, *NOT_TUNED, *(OF_TRAINING if self.experts is not None else ())):
             options.pop(name, None)
         options |= {name: self.given[name] for name in MAY_DIFFER[:2] if name in self.given}
         if self.config["init"] not in INITS:
-            options.pop("lr_teacher", None)  # the set brings its own
+            options.pop("lr_teacher", None)  # the initial set has its own
         options |= settings_of(self.space, drawn, self.images)
         iterations = iterations_of(self.config, drawn, self.images, self.fixed)
         options |= {"iterations": iterations, "hold_out": self.config["hold_out"]}
-        if self.config.get("expansion_end") is not None:  # the same share of all iterations
+        if self.config.get("expansion_end") is not None:  # the same fraction of the iterations
             share = self.config["expansion_end"] / self.config["iterations"]
             options["expansion_end"] = max(1, int(share * iterations))
         return options | ({} if self.experts is None else {"experts": str(self.experts)})
@@ -70,10 +70,10 @@ class Begun:
 def begin(
     dataset: Any, output: str | Path, hold_out: float, download: bool, options: dict[str, Any], clock: Clock
 ) -> Begun:
-    """Begin a study, or join the one that is in the folder.
+    """Start a study, or join the one in the folder.
 
-    Errors: ValueError for options that do not fit it, or too little time; FileExistsError for a folder of something
-    else; those of `distill`.
+    Errors: ValueError for options that differ from the study's, or too little time; FileExistsError for a folder that
+    holds anything else; those of `distill`.
     """
     for name in NOT_TUNED:
         if options.get(name) is not None:
@@ -120,7 +120,7 @@ def begin(
 
 
 def _without_test_images(dataset: Any, hold_out: float, download: bool, options: Mapping[str, Any]) -> Dataset:
-    """The data with images held out, which are in the place of the test images: nothing that follows has those."""
+    """The data with held-out images in place of the test images, which no later code can access."""
     how = {name: options[name] for name in LOADED if options.get(name) is not None and name != "hold_out"}
     data = load_dataset("digits" if dataset is None else dataset, download=download, hold_out=hold_out, **how)
     line, held = data.about.get("line", data.name), len(data.held_labels)
@@ -135,7 +135,7 @@ def _as_json(given: Mapping[str, Any], dataset: Any, hold_out: float) -> dict[st
 
 
 def _joined(folder: Path, asked: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
-    """What the first process of the study wrote, once this one is known to ask for the same."""
+    """Read what the study's first process wrote; ValueError if this process asks for anything else."""
     found = read_json(folder / DEFAULTS_FILE)
     had = found["given"]
     for name in sorted(had.keys() | asked.keys()):
@@ -146,20 +146,20 @@ def _joined(folder: Path, asked: Mapping[str, Any], data: Dataset) -> dict[str, 
             )
     if found["fingerprint"] != data.fingerprint:
         raise ValueError(f"dataset: the study in {folder} is of other training images; choose another output folder")
-    log.info("the study in %s goes on", folder)
+    log.info("continuing the study in %s", folder)
     return found
 
 
 def _discard(folder: Path) -> None:
-    """Undo what was made of a study that could not begin."""
+    """Delete the files of a study that failed to start."""
     lock_of(folder / DEFAULTS_FILE).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # something else came into it
+    with contextlib.suppress(OSError):  # another process may have written to it
         (folder / "trials").rmdir()
         folder.rmdir()
 
 
 def _derive(given: dict[str, Any], data: Dataset, hold_out: float, clock: Clock) -> dict[str, Any]:
-    """Every setting of the defaults, but for rates that are probed for; ValueError where the time cannot be enough."""
+    """All settings of the defaults except probed rates; ValueError if the time is too short."""
     of_data = [name for name in LOADED if name != "hold_out"]
     asked = {name: value for name, value in given.items() if name not in of_data}
     job = resolve(asked | {"dataset": data, "hold_out": hold_out})
@@ -181,7 +181,7 @@ def _derive(given: dict[str, Any], data: Dataset, hold_out: float, clock: Clock)
 
 
 def _job(config: dict[str, Any], data: Dataset, given: Mapping[str, Any]) -> Job:
-    """The job of the defaults again, as another process has it."""
+    """Rebuild the job of the defaults from its settings."""
     options = options_of_run(config)
     for name in ("dataset", *LOADED, *config["probed"]):
         options.pop(name, None)
@@ -194,7 +194,7 @@ def _job(config: dict[str, Any], data: Dataset, given: Mapping[str, Any]) -> Job
 
 
 def _experts(job: Job, folder: Path, epochs: int, clock: Clock) -> TrajectoryStore | None:
-    """Experts that are long enough for every trial, trained once by all processes together."""
+    """Experts long enough for every trial, trained once by all processes together."""
     if not job.needs.experts:
         return None
     config = job.config
@@ -218,8 +218,8 @@ def _experts(job: Job, folder: Path, epochs: int, clock: Clock) -> TrajectorySto
 
 
 def _fixed_share(job: Job, counts: Sequence[Searched]) -> float:
-    """The share of an inner step's time that does not grow with its images, from timed steps of the fewest and the most
-    that are searched; 0 where they all have as many."""
+    """The share of an inner step's time that does not grow with its images, from timed steps at the smallest and
+    largest searched minibatch; 0 if the size is not searched."""
     batch = next((one for one in counts if one.name == "batch_syn"), None)
     if batch is None:
         return 0.0
@@ -232,7 +232,7 @@ def _fixed_share(job: Job, counts: Sequence[Searched]) -> float:
 
 
 def _probed(job: Job, store: TrajectoryStore | None) -> dict[str, Any]:
-    """The rates that the defaults probe for."""
+    """Probe the rates that the defaults need."""
     if not job.config["probed"]:
         return {"probed": []}
     job.check_experts(store)

@@ -1,4 +1,4 @@
-"""The time of a search: what is left of it, and how long a rung takes."""
+"""The time of a search: the time left, and the time that a rung takes."""
 
 import statistics
 import time
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from ddfast.runtime.forecast import parse_budget_of_time
 
-FACTOR = 3  # of successive halving: a rung has this many times the iterations of the one before
-RUNGS = (1, 3, 9)  # shares of a trial's iterations, of the last one
+FACTOR = 3  # of successive halving: iterations of a rung relative to the rung before
+RUNGS = (1, 3, 9)  # iterations of each rung, in ninths of the trial's
 
 
 class Clock:
-    """The time of one call of `tune`, such as 2h, from now on."""
+    """The time limit of one call of `tune`, such as 2h, starting now."""
 
     def __init__(self, words: str) -> None:
         self.words, self._began = words, time.monotonic()
@@ -22,12 +22,12 @@ class Clock:
         return self._seconds - (time.monotonic() - self._began)
 
     def fits(self, seconds: float) -> bool:
-        """Whether something that takes so long ends in time."""
+        """Whether work of this duration ends in time."""
         return seconds <= self.left()
 
 
 def rung_iterations(iterations: int) -> list[int]:
-    """How many iterations a trial has done at the end of each rung."""
+    """Iterations of a trial at the end of each rung."""
     return [-(-iterations * share // RUNGS[-1]) for share in RUNGS]
 
 
@@ -37,8 +37,8 @@ def rung_seconds(
     others: Sequence[Mapping[int, float]],  # of all trials
     forecast: float,  # of a first rung, from timed steps
 ) -> float:
-    """How long a rung will take: the median of those measured; before there is one, FACTOR times the trial's rung
-    before, which is an upper bound since evaluations do not grow; before that, the forecast."""
+    """Predict the time of a rung: the median of measured ones. Without any, FACTOR times the trial's previous rung (an
+    upper bound, because evaluations do not grow); without that, the forecast."""
     measured = [seconds[rung] for seconds in others if rung in seconds]
     if measured:
         return statistics.median(measured)

@@ -1,4 +1,4 @@
-"""What mattered: how much of the differences between trials each setting explains, as numbers and as a picture."""
+"""Importance of settings: how much of the variance between trials each one explains, as numbers and a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,14 @@ from ddfast.runtime.files import replacing
 from ddfast.tuning.clock import RUNGS
 
 LEAST = 4  # trials
-SHOWN = 3  # settings, each with its values
+SHOWN = 3  # settings whose values are plotted
 
 
 def importances(trials: Sequence[Any]) -> dict[str, float]:
-    """Shares of the variance of held-out accuracy after the first rung, where all trials can be compared, by functional
-    ANOVA (Hutter et al. 2014; of Optuna), the largest first; empty where too few differ."""
+    """Shares of the variance of held-out accuracy, largest first, by Optuna's functional ANOVA (Hutter et al. 2014).
+
+    Uses accuracies after the first rung, where all trials are comparable. Empty if too few trials differ.
+    """
     import optuna
 
     compared = first_rung(trials)
@@ -31,13 +33,13 @@ def importances(trials: Sequence[Any]) -> dict[str, float]:
 
 
 def first_rung(trials: Sequence[Any]) -> list[tuple[Any, float]]:
-    """Trials with what they reached in their first rung."""
+    """Trials with their accuracy after the first rung."""
     reached = [(trial, trial.intermediate_values.get(RUNGS[0])) for trial in trials]
     return [(trial, value) for trial, value in reached if value is not None]
 
 
 def draw_importances(trials: Sequence[Any], shares: dict[str, float], path: Path) -> None:
-    """Bars of all settings, and of the most important ones what their values reached."""
+    """Draw bars of all settings, and accuracies over the values of the most important ones."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, NullFormatter

@@ -1,4 +1,4 @@
-"""What a study ends in: the settings of its best trial as a file, a table, and what mattered."""
+"""Results of a study: the best trial's settings as a file, a table, and the importance of settings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +17,11 @@ from ddfast.tuning.storage import DEFAULTS, Trials, seconds_of
 from ddfast.tuning.trial import ITERATIONS, REASON
 
 CONFIG_FILE, PICTURE = "tuned.yaml", "importance.png"
-UNTOUCHED = "The test images were removed before the search began: no setting was chosen by them."
+UNTOUCHED = "The test images were removed before the search began and influenced no setting."
 
 
 def rows_of(trials: Trials) -> list[dict[str, Any]]:
-    """A row for each trial, the best first: those that went further, then those of higher held-out accuracy."""
+    """A row per trial, best first: by rungs completed, then by held-out accuracy."""
     rows = [_row(trial) for trial in trials.all()]
     return sorted(rows, key=lambda row: (-len(row["rungs"]), -(row["held_out"] or 0.0), row["trial"]))
 
@@ -42,7 +42,7 @@ def _row(trial: Any) -> dict[str, Any]:
 
 
 def tuned_config(begun: Begun, trials: Trials, best: Mapping[str, Any], dataset: Any) -> str:
-    """The settings of the best trial with all of its iterations and no images held out, as a file for `--config`."""
+    """The best trial's settings with all of its iterations and no held-out images, as text for `--config`."""
     config = RunFolder(trials.folder_of(best["trial"])).read_config()
     of_data = [name for name in LOADED if name != "hold_out"]
     given = {name: begun.given[name] for name in (*of_data, *MAY_DIFFER) if name in begun.given}
@@ -60,14 +60,14 @@ def tuned_config(begun: Begun, trials: Trials, best: Mapping[str, Any], dataset:
 
 
 def _train_epochs(config: Mapping[str, Any], training: Mapping[str, Any]) -> Any:
-    """No more than the trial looks at, where the first epochs of experts are the same however many follow."""
+    """The epochs that the trial uses, if an expert's first epochs do not depend on its total; else all epochs."""
     return config["train_epochs"] if training.get("schedule", "constant") != "constant" else training["train_epochs"]
 
 
 def save_report(
     begun: Begun, trials: Trials, rows: list[dict[str, Any]], config: str, settings: dict[str, Any]
 ) -> Table:
-    """Write the settings, `study.json` and the picture; the table."""
+    """Write the settings, `study.json` and the picture; return the table."""
     folder, every = begun.folder, trials.all()
     with replacing(folder / CONFIG_FILE) as temporary:
         temporary.write_text(config, encoding="utf-8")
@@ -86,5 +86,5 @@ def save_report(
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What `distill` takes besides the data, from the file."""
+    """Read the options of `distill` other than the data from the file."""
     return {name: value for name, value in read_config_file(path, run_options()).items() if name != "dataset"}

@@ -1,4 +1,4 @@
-"""What is searched: settings of the method around what the defaults derive, inside their valid ranges."""
+"""The search space: settings of the method around the derived defaults, within valid ranges."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from ddfast.methods.settings import LARGEST_LR
 from ddfast.run.own_data import GREY_STRATEGY
 from ddfast.runtime.options import NONE, options_of
 
-RATES = {"lr_img": 10.0, "lr_teacher": 3.0, "lr_lr": 10.0, "lr_label": 10.0, "lr_net": 5.0}  # times and parts of it
+RATES = {"lr_img": 10.0, "lr_teacher": 3.0, "lr_lr": 10.0, "lr_label": 10.0, "lr_net": 5.0}  # factors up and down
 COUNTS = {"syn_steps": 2.0, "expert_epochs": 2.0, "max_start_epoch": 2.0, "batch_syn": 2.0}
 STRATEGY = "dsa_strategy"
 MILD_STRATEGY = "crop_scale_rotate"
-DIGITS = 4  # of a rate that is tried
+DIGITS = 4  # significant digits of a searched rate
 
 
 @dataclass(frozen=True)
 class Searched:
-    """A setting that is searched: between `low` and `high`, evenly in the logarithm, or one of `choices`."""
+    """A searched setting: log-uniform between `low` and `high`, or one of `choices`."""
 
     name: str
-    default: Any  # what the first trial has
+    default: Any  # the value in the first trial
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
@@ -33,15 +33,15 @@ class Searched:
         return isinstance(self.default, int)
 
     def value(self, drawn: Any) -> Any:
-        """A drawn value as it is tried: the default as it is, another rate in few digits."""
+        """The value to use for a drawn one: rates other than the default are rounded."""
         is_rate = not self.choices and not self.is_whole
         return float(f"{drawn:.{DIGITS}g}") if is_rate and drawn != self.default else drawn
 
 
 def counts_searched(config: Mapping[str, Any], images: int, given: Sequence[str]) -> list[Searched]:
-    """Whole numbers that a method has, of a config whose rates need not be known. What is given is not searched.
+    """Searched whole numbers of a method, without options in `given`. The rates in `config` may be unknown.
 
-    images: J, the synthetic images that networks see; a minibatch of all of them is one.
+    images: J, the synthetic images that networks see, and the largest minibatch.
     """
     known, found = options_of(method_class(config["method"]).Settings), []
     for name, factor in COUNTS.items():
@@ -60,7 +60,7 @@ def counts_searched(config: Mapping[str, Any], images: int, given: Sequence[str]
 
 
 def others_searched(config: Mapping[str, Any], channels: int, given: Sequence[str]) -> list[Searched]:
-    """Rates and augmentation, of a config that has them all. What is given is not searched, nor what is zero."""
+    """Searched rates and augmentation, without options in `given` and rates of zero. `config` has all rates."""
     known, found = options_of(method_class(config["method"]).Settings), []
     brings_its_own = ("lr_teacher",) if config["init"] not in INITS else ()  # a saved set
     for name, factor in RATES.items():
@@ -74,14 +74,14 @@ def others_searched(config: Mapping[str, Any], channels: int, given: Sequence[st
 
 
 def settings_of(space: Sequence[Searched], drawn: Mapping[str, Any], images: int) -> dict[str, Any]:
-    """Options of `distill` for what was drawn; minibatches of all images are none."""
+    """Options of `distill` for drawn values; a minibatch of all images becomes no minibatch."""
     values = {one.name: one.value(drawn[one.name]) for one in space}
     return values | ({"batch_syn": NONE} if values.get("batch_syn") == images else {})
 
 
 def iterations_of(config: Mapping[str, Any], drawn: Mapping[str, Any], images: int, fixed: float = 0.0) -> int:
-    """So many iterations as take the time of the default ones: that of an inner step is `fixed`, a share of a default
-    one, and the rest grows with its images."""
+    """The number of iterations that takes as long as the defaults. Of a default inner step's time, the share `fixed` is
+    constant, and the rest grows with its images."""
     steps, batch = config.get("syn_steps") or 1, config.get("batch_syn") or images
     more = (drawn.get("syn_steps") or steps) / steps
     cost = more * (fixed + (1 - fixed) * (drawn.get("batch_syn") or batch) / batch)
@@ -89,7 +89,7 @@ def iterations_of(config: Mapping[str, Any], drawn: Mapping[str, Any], images: i
 
 
 def longest_epochs(config: Mapping[str, Any], space: Sequence[Searched], needed: int) -> int:
-    """How many epochs of an expert the trials look at, at most; `needed`: those of the defaults."""
+    """The most epochs of an expert that any trial uses; `needed`: those of the defaults."""
     most = {name: config[name] for name in ("max_start_epoch", "expert_epochs") if name in config}
     most |= {one.name: int(one.high) for one in space if one.name in most}
     return max(needed, most["max_start_epoch"] - 1 + most["expert_epochs"]) if len(most) == 2 else needed

@@ -1,5 +1,5 @@
-"""The trials of a study, in a file that several processes and machines share: Optuna's journal, behind a lock that goes
-with the process that holds it."""
+"""The trials of a study, in a file that processes and machines share: Optuna's journal, with a lock that is released
+if its process is killed."""
 
 import contextlib
 import os
@@ -13,11 +13,11 @@ from ddfast.tuning.space import Searched
 
 DEFAULTS = "defaults"  # the attribute of the first trial
 SECONDS = "seconds"  # of each rung
-RANDOM_TRIALS = 8  # before TPE draws from what the trials so far reached
+RANDOM_TRIALS = 8  # before TPE uses the results so far
 
 
 def expect_optuna() -> None:
-    """ValueError that says how to install it, where it is not."""
+    """Raise ValueError with install instructions if Optuna is not installed."""
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -25,7 +25,7 @@ def expect_optuna() -> None:
 
 
 class _JournalLock:
-    """What Optuna asks of the lock of its journal; the system gives it back where the process is killed."""
+    """The journal lock that Optuna expects; the system releases it if the process is killed."""
 
     def __init__(self, path: Path) -> None:
         from filelock import FileLock
@@ -33,20 +33,20 @@ class _JournalLock:
         self._lock = FileLock(path, is_singleton=False)
 
     def acquire(self) -> bool:
-        """Wait for it."""
+        """Wait for the lock."""
         self._lock.acquire()
         return True
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._lock.release()
 
 
 class Trials:
     """The trials of one study: drawn, handed to one process at a time, and ended.
 
-    Each is drawn from the trials so far and the seed alone. One whose process was killed, or ran out of time, is taken
-    up by the next process that looks for work.
+    A trial depends only on the trials so far and the seed. If its process is killed or runs out of time, the next
+    process that looks for work resumes the trial.
     """
 
     def __init__(self, folder: Path, space: Sequence[Searched], seed: int) -> None:
@@ -72,7 +72,7 @@ class Trials:
         return locking(self._folder / "choosing", wait=True)
 
     def all(self) -> list[Any]:
-        """All trials that were not given up, as Optuna freezes them."""
+        """All trials that were not abandoned, as Optuna's frozen trials."""
         from optuna.trial import TrialState
 
         states = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
@@ -80,8 +80,8 @@ class Trials:
 
     @contextlib.contextmanager
     def next(self, most: int | None, *, new: bool) -> Iterator[Any]:
-        """An Optuna trial that is this process's until the block ends: one to take up, else a new one; None where there
-        is none to take up and no new one is wanted, or there are `most` already."""
+        """Claim an Optuna trial until the block ends: one to resume, otherwise a new one. None if there is none to
+        resume and no new one is wanted, or `most` trials exist."""
         with contextlib.ExitStack() as held:
             with self._choosing():
                 trial = self._taken_up(held)
@@ -98,7 +98,7 @@ class Trials:
         return self._folder / "trials" / f"{number:04d}"
 
     def _taken_up(self, held: contextlib.ExitStack) -> Any:
-        """The first trial that no process is at work on; one that was killed while it was drawn is given up."""
+        """The first unfinished trial without a process; those killed while being drawn are abandoned."""
         from optuna.trial import Trial, TrialState
 
         for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -136,12 +136,12 @@ def _distribution(one: Searched) -> Any:
 
 
 def seconds_of(trial: Any) -> dict[int, float]:
-    """Measured seconds of a trial's rungs, 0, 1, …."""
+    """Measured seconds of a trial's rungs, by number from 0."""
     return {int(rung): seconds for rung, seconds in trial.user_attrs.get(SECONDS, {}).items()}
 
 
 def _cut_broken_line(journal: Path) -> None:
-    """Delete the end of a line whose writer was killed: what comes after it could not be read."""
+    """Delete an incomplete last line, whose writer was killed, because it makes later lines unreadable."""
     text = journal.read_bytes() if journal.is_file() else b""
     if text and not text.endswith(b"\n"):
         os.truncate(journal, text.rfind(b"\n") + 1)

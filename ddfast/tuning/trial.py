@@ -1,4 +1,4 @@
-"""One trial: a run that goes from rung to rung, as long as it is among the best and the time allows."""
+"""One trial: a run that continues from rung to rung while it is among the best and time remains."""
 
 import contextlib
 import logging
@@ -20,10 +20,10 @@ ACCURACIES = "accuracies.jsonl"
 
 
 def run_trial(begun: Begun, trials: Trials, trial: Any, clock: Clock) -> bool:
-    """Run a trial to its end; False where the next rung does not fit into the time, and it is left for another call.
+    """Run a trial to its end; return False if the next rung does not fit in the time, so that another call resumes it.
 
-    One whose settings cannot work, or that diverges, is pruned, but an error of the defaults is raised: what all others
-    begin with does not work.
+    A trial that diverges or has invalid settings is pruned. An error of the defaults is raised, because all trials
+    start from them.
     """
     try:
         return _run(begun, trials, trial, clock)
@@ -34,7 +34,7 @@ def run_trial(begun: Begun, trials: Trials, trial: Any, clock: Clock) -> bool:
         reason = "diverged" if diverged else " ".join(str(error).split()) or type(error).__name__
         trial.set_user_attr(REASON, reason)
         _prune(trials, trial)
-        log.info("trial %d: left out: %s", trial.number, reason)
+        log.info("trial %d: dropped: %s", trial.number, reason)
         return True
 
 
@@ -47,7 +47,7 @@ def _run(begun: Begun, trials: Trials, trial: Any, clock: Clock) -> bool:
         if held_out is None:
             others = [seconds_of(other) for other in trials.all()]
             if not clock.fits(rung_seconds(rung, seconds_of(trial), others, begun.forecast)):
-                log.info("trial %d: %d iterations do not fit into the time that is left", trial.number, count)
+                log.info("trial %d: %d iterations do not fit in the time left", trial.number, count)
                 return False
             left = clock.left()
             done = distill(begun.data, output=path, resume=True, iterations=count)
@@ -55,7 +55,7 @@ def _run(begun: Begun, trials: Trials, trial: Any, clock: Clock) -> bool:
             seconds = seconds_of(trial) | {rung: round(left - clock.left(), 2)}
             trial.set_user_attr(SECONDS, {str(key): value for key, value in seconds.items()})
             trial.report(held_out, RUNGS[rung])
-            log.info("trial %d: %.1f%% of the held-out images after %d iterations", trial.number, held_out, count)
+            log.info("trial %d: held-out accuracy %.1f%% after %d iterations", trial.number, held_out, count)
         is_newest = RUNGS[rung] == max(_reported(trial))
         if rung < len(RUNGS) - 1 and is_newest and trial.should_prune() and DEFAULTS not in trial.user_attrs:
             _prune(trials, trial)
@@ -65,8 +65,8 @@ def _run(begun: Begun, trials: Trials, trial: Any, clock: Clock) -> bool:
 
 
 def _claim(begun: Begun, trials: Trials, trial: Any) -> int:
-    """Make the trial's run folder, where there is none yet; its iterations. Errors: those of settings that cannot work,
-    before anything is written."""
+    """Create the trial's run folder if needed and return its iterations. Invalid settings raise before anything is
+    written."""
     run = RunFolder(trials.folder_of(trial.number))
     if not run.has_config or ITERATIONS not in trial.user_attrs:
         job = resolve(begun.options(trial.params) | {"dataset": begun.data})
@@ -78,11 +78,11 @@ def _claim(begun: Begun, trials: Trials, trial: Any) -> int:
 
 
 def _share_accuracies(trials: Trials, run: RunFolder) -> None:
-    """Give a run what another one knows of random real images: those of the same settings are not trained on again."""
+    """Copy another run's accuracies of random real images, so that equal trainings are not repeated."""
     known = (trials.folder_of(other.number) / ACCURACIES for other in trials.all())
     found = next((path for path in known if path.is_file()), None)
     if found is not None and not (run.path / ACCURACIES).exists():
-        with contextlib.suppress(OSError):  # they are computed, then
+        with contextlib.suppress(OSError):  # then they are computed
             shutil.copyfile(found, run.path / ACCURACIES)
 
 
@@ -97,7 +97,7 @@ def _prune(trials: Trials, trial: Any) -> None:
 
 
 def words_of(trial: Any) -> str:
-    """What a trial tries."""
+    """The settings of a trial, as text."""
     if DEFAULTS in trial.user_attrs:
         return "the defaults"
     return ", ".join(

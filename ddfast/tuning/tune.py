@@ -1,4 +1,4 @@
-"""The search: trials drawn by Optuna, run by successive halving within a time, and what they end in."""
+"""The search: trials drawn by Optuna and run by successive halving within a time limit."""
 
 import logging
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ HOLD_OUT = 0.2
 class TuneResult:
     """What `tune` returns."""
 
-    settings: dict[str, Any]  # keyword arguments of `distill` beside the data: those of the best trial
-    held_out: float  # accuracy of its images on the held-out ones, percent: the largest of many, so a little high
-    defaults: float | None  # that of the defaults; None where they have not ended a rung
-    rows: list[dict[str, Any]]  # a row for each trial, the best first
+    settings: dict[str, Any]  # keyword arguments of `distill` for the best trial, without the data
+    held_out: float  # its held-out accuracy in percent; slightly too high, as the maximum of many
+    defaults: float | None  # held-out accuracy of the defaults; None if they completed no rung
+    rows: list[dict[str, Any]]  # a row per trial, best first
     path: Path  # the study's folder
-    config: Path  # the settings as a file for `distill --config`
-    picture: Path | None  # what mattered; None where too few trials differ
-    is_whole: bool  # whether the best trial came to the end of its iterations
+    config: Path  # file of the settings for `distill --config`
+    picture: Path | None  # importance of settings; None if too few trials differ
+    is_whole: bool  # whether the best trial ran all of its iterations
 
 
 @takes_plain_numbers
@@ -44,32 +44,31 @@ def tune(
     download: bool = False,
     **options: Any,
 ) -> TuneResult:
-    """Search the settings of `distill` for a data set, by images that are held out of its training images.
+    """Search the settings of `distill` for a data set on held-out training images.
 
-    The first trial is what the defaults derive. Others differ in rates, inner steps, epochs of the segments, synthetic
-    minibatches and augmentation: log-uniform around the defaults, drawn by TPE (Bergstra et al. 2011). Each takes the
-    time of the defaults: with twice the inner steps it makes half of the iterations. All run to a ninth of their
-    iterations; of those that did, the best third goes on to a third of them, and of these the best third to the end
+    The first trial uses the derived defaults. Others differ in rates, inner steps, epochs of the segments, synthetic
+    minibatches and augmentation: log-uniform around the defaults, drawn by TPE (Bergstra et al. 2011). Each takes as
+    long as the defaults: with twice the inner steps it runs half the iterations. All run the first ninth of their
+    iterations; the best third continues to a third of the iterations, and the best third of those to the end
     (asynchronous successive halving, Li et al. 2020). The test images are removed before the search begins.
 
-    Any number of processes, on machines that share the folder, may search in one study: call it with the same arguments
-    in each. A call on the folder of a study goes on with it; a trial whose process was killed goes on where it was.
+    Any number of processes on machines that share the folder can work on one study: call `tune` with the same arguments
+    in each. A call with an existing study's folder continues the study and its unfinished trials.
 
     Args:
-        dataset: as `distill` takes it; None for digits.
-        time: of this call, such as "20min" or "2h". No rung begins that will not fit, by measured seconds.
-        output: the study's folder, with a run folder for each trial.
-        hold_out: the share of every class's training images that trials are judged by. Experts do not see them.
-        trials: at most so many in the study; None for as many as the time allows.
-        download: fetch a named data set that is not there.
-        options: those of `distill`. What is given stays, and is not searched. `budget` and `iterations` say how long
-            one distillation is, and `memory_budget` what its steps may use.
+        dataset: as for `distill`; None for digits.
+        time: limit of this call, such as "20min" or "2h". A rung starts only if it fits, by measured seconds.
+        output: the study's folder, with a run folder per trial.
+        hold_out: share of each class's training images on which trials are scored. Experts do not see them.
+        trials: most trials in the study; None for as many as the time allows.
+        download: fetch a named data set if it is missing.
+        options: those of `distill`. They stay fixed and are not searched. `budget` and `iterations` set the length of
+            one distillation, `memory_budget` the memory of its steps.
 
-    Writes tuned.yaml, study.json and importance.png. The tuned settings are for all training images: nothing is held
-    out there.
+    Writes tuned.yaml, study.json and importance.png. The tuned settings use all training images, without a hold-out.
 
-    Errors: ValueError for too little time, a study of other settings, options that are not for tuning, or where Optuna
-    is not installed; FileExistsError for a folder of something else; those of `distill`.
+    Errors: ValueError for too little time, a study with other settings, options that tuning does not support, or if
+    Optuna is not installed; FileExistsError for a folder that holds anything else; those of `distill`.
     """
     clock = Clock(time)
     expect_whole(trials=1 if trials is None else trials)
