@@ -16,24 +16,14 @@ from ddfast.data import Batches, Dataset, augmentation, take_statistics
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.ipc import images_per_class, in_words
 from ddfast.data.synthetic import DEFAULT_LR
-from ddfast.evaluation.cache import run_trainings
 from ddfast.evaluation.evaluate import check_evaluation, names_of
-from ddfast.evaluation.judging import Judge, accuracy
+from ddfast.evaluation.judging import accuracy
 from ddfast.evaluation.protocols import protocol_named
-from ddfast.evaluation.rates import (
-    AUTO,
-    LEARNED,
-    RATES,
-    asked_rates,
-    best_rate,
-    held_out,
-    held_out_batches,
-    words_of_rate,
-)
+from ddfast.evaluation.rates import asked_rates
 from ddfast.evaluation.result import Evaluation
 from ddfast.evaluation.schedule import schedule_of
 from ddfast.evaluation.training import train_networks
-from ddfast.evaluation.trainings import Pair, Trainings, chance_of
+from ddfast.evaluation.trainings import Pair, Trainings, chance_of, on_sets
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import takes_old_names
 from ddfast.runtime.devices import resolve_device
@@ -105,7 +95,7 @@ def evaluate_random_real(
 
     about = {"random_real": ipc, "seed": seed, **({} if labels is None else {"labels": "experts"})}
     trainings = Trainings(
-        schedule, dataset, (seed, "evaluate random_real"), about, set_of,
+        schedule, dataset, (seed, "evaluate random_real"), about, on_sets(schedule, dataset, set_of),
         output=output, ranks=ranks, forecast=forecast,
     )  # fmt: skip
     rates = asked_rates(eval_lr, names, None, schedule.protocol)
@@ -134,53 +124,36 @@ def evaluate_full_data(
     """
     names = names_of(networks)
     schedule = schedule_of("ddfast", epochs, None, dsa_strategy, None, num_eval, device, None)
-    judge, image = Judge(dataset, schedule.device), dataset.train_images.shape[1:]
-    augment, batch = augmentation(dsa_strategy), schedule.protocol.batch
+    augment, image = augmentation(dsa_strategy), dataset.train_images.shape[1:]
+    batches: dict[bool, Batches] = {}  # of all training images, and of those that are not held out
 
-    def trained(name: str, rate: float, train: Batches, n: int | str) -> nn.Module:
-        generator = seeds.generator(seed, "full data", name, n)
-        net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(schedule.device)
-        protocol, epoch_of = replace(schedule.protocol, lr=rate), partial(train.shuffled, batch)
-        train_networks([net], [epoch_of], augment, protocol, [generator], image)
-        return net
+    def train_on(left_out: Tensor | None) -> Batches:
+        is_whole = left_out is None
+        if is_whole not in batches:
+            batches[is_whole] = dataset.train_batches(schedule.device) if is_whole else without(left_out)
+        return batches[is_whole]
 
-    def about(name: str) -> dict[str, Any]:
-        return {"full_data": dataset.fingerprint, "seed": seed, **schedule.describe(dataset, rates.get(name, 0.0))}
+    def without(left_out: Tensor) -> Batches:
+        used = torch.ones(len(dataset.train_labels), dtype=torch.bool)
+        used[left_out] = False
+        parts = dataset.train_images[used], dataset.train_labels[used]
+        return Batches(*parts, dataset.preprocessing, schedule.device)
 
-    def run(about: Any, names: Sequence[str], count: int, train_each: Any) -> dict[str, list[dict[str, Any]]]:
-        return run_trainings(about, names, count, train_each, output, ranks, forecast or Forecast())
+    def trained(
+        name: str, rate: float, _numbers: list[int], generators: list[torch.Generator], left_out: Tensor | None
+    ) -> Iterator[nn.Module]:
+        epoch_of = partial(train_on(left_out).shuffled, schedule.protocol.batch)
+        for generator in generators:
+            net = all_networks.create(name, generator=generator, **dataset.network_arguments).to(schedule.device)
+            train_networks([net], [epoch_of], augment, replace(schedule.protocol, lr=rate), [generator], image)
+            yield net
 
-    asked = asked_rates(eval_lr, names, None, schedule.protocol)
-    rates = {name: BASELINE_LR if rate == LEARNED else rate for name, rate in asked.items() if rate != AUTO}
-    if len(rates) < len(names):
-        chosen = held_out(dataset)
-        is_used = torch.ones(len(dataset.train_labels), dtype=torch.bool)
-        is_used[chosen] = False
-        parts = dataset.train_images[is_used], dataset.train_labels[is_used], dataset.preprocessing, schedule.device
-        rest, held = Batches(*parts), held_out_batches(dataset, chosen, schedule.device)
-
-        def try_each(name: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
-            for n in numbers:
-                yield {"accuracy": accuracy(trained(name, RATES[n], rest, "rate"), held, None)}
-
-        def about_rates(name: str) -> dict[str, Any]:
-            return about(name) | {"rates": RATES, "held_out": len(chosen)}
-
-        searched = [name for name in names if name not in rates]
-        for name, tried in run(about_rates, searched, len(RATES), try_each).items():
-            found = [record["accuracy"] for record in tried]
-            rates[name] = best_rate(found)
-            if ranks.is_first:
-                log.info("full data: %s", words_of_rate(name, found))
-    train = dataset.train_batches(schedule.device)
-
-    def train_each(name: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
-        for n in numbers:
-            yield judge(trained(name, rates[name], train, n), f"{name} trained at rate {rates[name]:g}")
-
-    records = run(about, names, num_eval, train_each)
-    accuracies = {name: [record["accuracy"] for record in row] for name, row in records.items()}
-    return Evaluation(accuracies, {name: rates[name] for name in names}, chance_of(dataset), records)
+    about = {"full_data": dataset.fingerprint, "seed": seed}
+    trainings = Trainings(
+        schedule, dataset, (seed, "full data"), about, trained, "full data: ",
+        output=output, ranks=ranks, forecast=forecast,
+    )  # fmt: skip
+    return trainings.evaluation(asked_rates(eval_lr, names, None, schedule.protocol), BASELINE_LR, num_eval)
 
 
 @seeds.same_algorithms()

@@ -17,7 +17,7 @@ from ddfast.evaluation.protocols import protocol_named
 from ddfast.evaluation.rates import AUTO, RATES, Rate, asked_rates
 from ddfast.evaluation.result import Evaluation
 from ddfast.evaluation.schedule import Schedule, schedule_of
-from ddfast.evaluation.trainings import Pair, Trainings, num_trainings
+from ddfast.evaluation.trainings import Pair, Trainings, num_trainings, on_sets
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import takes_old_names, takes_plain_numbers
 from ddfast.runtime.files import digest_of_tensors
@@ -116,7 +116,7 @@ def evaluate(
     tensors = {"images": synthetic.images.cpu(), "labels": synthetic.labels.cpu()}
     about = {} if output is None else {"set": digest_of_tensors(tensors, {}), "seed": seed}
     trainings = Trainings(
-        schedule, data, (seed, "evaluate"), about, set_of, synthetic.parameterisation,
+        schedule, data, (seed, "evaluate"), about, on_sets(schedule, data, set_of, synthetic.parameterisation),
         scores=scores, best_on_test=best_on_test, output=output, ranks=ranks, forecast=forecast,
     )  # fmt: skip
     result = trainings.evaluation(asked, learned, num_eval)

@@ -2,11 +2,12 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ddfast.data import Dataset
@@ -32,18 +33,42 @@ from ddfast.runtime.ranks import ALONE, Ranks
 log = logging.getLogger("ddfast")
 
 Pair = tuple[Tensor, Tensor]  # images [I, …], targets
+# Trained networks, of: a name, a rate, numbers of trainings, their generators, and training images to leave out
+Networks = Callable[..., Iterable[nn.Module]]
+
+
+def on_sets(
+    schedule: Schedule,
+    data: Dataset,
+    set_of: Callable[[int, Tensor | None], Pair],  # of a training by number; without these training images
+    parameterisation: Pixels = PIXELS,
+) -> Networks:
+    """Networks that are trained by a schedule, each on a set of its own."""
+
+    def networks(
+        name: str,
+        rate: float,
+        numbers: list[int],
+        generators: list[torch.Generator],
+        left_out: Tensor | None,
+        **how: Any,
+    ) -> Iterable[nn.Module]:
+        sets = [set_of(n, left_out) for n in numbers]
+        return schedule.networks(name, rate, data, sets, generators, parameterisation, **how)
+
+    return networks
 
 
 @dataclass(frozen=True)
 class Trainings:
-    """Networks of several names trained by a schedule, each on a set of its own."""
+    """Networks of several names, trained at the rates that are asked for or searched, and tested."""
 
     schedule: Schedule
     data: Dataset
     words: tuple[Any, ...]  # that its generators are drawn by
     about: dict[str, Any]  # what accuracies depend on, besides the schedule and the network
-    set_of: Callable[[int, Tensor | None], Pair]  # of a training by number; without these training images
-    parameterisation: Pixels = PIXELS
+    networks: Networks
+    prefix: str = ""  # of the log's lines about rates
     scores: bool = False
     best_on_test: bool = False  # also the best test accuracy on the way, as some papers report it
     output: str | Path | None = None
@@ -61,7 +86,6 @@ class Trainings:
         judge = Judge(self.data, self.schedule.device, self.scores)
 
         def train(name: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
-            sets = [self.set_of(n, None) for n in numbers]
             generators = [seeds.generator(*self.words, name, n) for n in numbers]
             seen: dict[int, list[float]] = {place: [] for place in range(len(numbers))}
 
@@ -69,7 +93,7 @@ class Trainings:
                 seen[place].append(judge(net, None)["accuracy"])
 
             how: dict[str, Any] = {"look": look} if self.best_on_test else {}
-            nets = self.schedule.networks(name, rates[name], self.data, sets, generators, self.parameterisation, **how)
+            nets = self.networks(name, rates[name], numbers, generators, None, **how)
             for place, net in enumerate(nets):
                 record = judge(net, f"{name} trained at rate {rates[name]:g}")
                 best = {"best_on_test": max([*seen[place], record["accuracy"]])} if self.best_on_test else {}
@@ -94,9 +118,8 @@ class Trainings:
 
         def train(name: str, numbers: list[int]) -> Iterator[dict[str, Any]]:
             for n in numbers:
-                generators, sets = [seeds.generator(*self.words, name, "rate")], [self.set_of(0, chosen)]
-                how = self.parameterisation
-                for net in self.schedule.networks(name, RATES[n], self.data, sets, generators, how):
+                generators = [seeds.generator(*self.words, name, "rate")]
+                for net in self.networks(name, RATES[n], [0], generators, chosen):
                     yield {"accuracy": accuracy(net, batches, None)}
 
         def about(_name: str) -> dict[str, Any]:
@@ -106,7 +129,7 @@ class Trainings:
             found = [record["accuracy"] for record in records]
             rates[name] = best_rate(found)
             if self.ranks.is_first:
-                log.info("%s", words_of_rate(name, found))
+                log.info("%s%s", self.prefix, words_of_rate(name, found))
         return rates
 
     def _about(self, lr: float) -> dict[str, Any]:
