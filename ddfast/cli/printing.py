@@ -7,6 +7,7 @@ import click
 
 from ddfast.data.ipc import in_words
 from ddfast.run.folder import RunFolder
+from ddfast.run.result import accuracy_rows
 
 
 def words_of_storage(result: Any) -> str:
@@ -35,10 +36,9 @@ def print_table(result: Any) -> None:
     several = len({network for row in accuracy.values() for network in row["networks"]}) > 1
     width = max(44, 2 + max(map(len, rows.values())))
     click.echo(f"\n{'test accuracy of a network trained on':<{width}}{'mean':>8}{'std':>7}{'n':>4}")
-    for key, label in rows.items():
-        for network, row in accuracy[key]["networks"].items():
-            name = f"{label}: {network}" if several else label
-            click.echo(f"{name:<{width}}{row['mean']:>7.1f}%{row['std']:>7.1f}{len(row['accuracies']):>4}")
+    for row in accuracy_rows(accuracy, rows):
+        name = f"{row['name']}: {row['network']}" if several else row["name"]
+        click.echo(f"{name:<{width}}{row['mean']:>7.1f}%{row['std']:>7.1f}{row['n']:>4}")
     click.echo("")
 
 

@@ -47,13 +47,23 @@ def sheet(synthetic: SyntheticSet, *, most: int = MOST_ON_A_PICTURE, smallest_si
 
 def html_of(synthetic: SyntheticSet) -> str:
     """The picture and a line of text, as HTML."""
-    file = io.BytesIO()
-    sheet(synthetic, most=MOST_IN_A_NOTEBOOK).save(file, "WEBP", quality=90)
-    picture = base64.b64encode(file.getvalue()).decode()
+    picture = data_uri(sheet(synthetic, most=MOST_IN_A_NOTEBOOK))
     words = f"{len(synthetic)} images of {len(synthetic.class_names)} classes in {synthetic.bytes:,} bytes"
     lr = "" if synthetic.lr is None else f", learning rate {float(synthetic.lr):.4g}"
     soft = ", soft labels" if synthetic.is_soft else ""
-    return f'<p>{words}{lr}{soft}</p><img alt="{words}" src="data:image/webp;base64,{picture}">'
+    return f'<p>{words}{lr}{soft}</p><img alt="{words}" src="{picture}">'
+
+
+def data_uri(picture: Any) -> str:
+    """A PIL image as a URI that holds it."""
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=90)
+    return webp_uri(file.getvalue())
+
+
+def webp_uri(encoded: bytes) -> str:
+    """The same of a file's bytes."""
+    return f"data:image/webp;base64,{base64.b64encode(encoded).decode()}"
 
 
 def viewable(synthetic: SyntheticSet, images: Tensor) -> Tensor:  # [N, C, H, W] preprocessed -> uint8 [N, 1 or 3, H, W]

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from statistics import fmean, stdev
 from typing import Any
 
 from ddfast import networks as all_networks
+from ddfast.runtime.html import html_table
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,13 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         """For notebooks: a row per network."""
-        head = "".join(f"<th>{name}</th>" for name in ("network", "test accuracy", "n", "rate"))
-        lines = []
+        rows = []
         for name, values in self.accuracies.items():
             one, rate = self.of(name), self.rates.get(name)
             chance = " (at chance)" if name in self.at_chance else ""
             cells = (name, f"{one.mean:.1f}% ± {one.std:.1f}{chance}", str(len(values)), f"{rate:g}" if rate else "")
-            lines.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
-        return f"<table><tr>{head}</tr><tr>{'</tr><tr>'.join(lines)}</tr></table>"
+            rows.append(cells)
+        return html_table(("network", "test accuracy", "n", "rate"), rows)
 
     def _row(self, name: str) -> dict[str, Any]:
         values, one = self.accuracies[name], self.of(name)

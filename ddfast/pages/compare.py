@@ -8,7 +8,8 @@ from ddfast.pages.curves import charts
 from ddfast.pages.pictures import steps
 from ddfast.pages.record import Record, read
 from ddfast.pages.render import expect_place, write_page
-from ddfast.pages.report import accuracy_rows, cost
+from ddfast.pages.report import cost
+from ddfast.run.result import accuracy_rows
 
 FACTS = ("fingerprint", "test_fingerprint", "data", "preprocessing", "derived_settings", "probed", "probed_rates")
 
@@ -28,7 +29,9 @@ def compare(runs: Sequence[str | Path], output: str | Path = "compare.html") -> 
     path = Path(output)
     expect_place(path)
     records = _named([read(run) for run in runs])
-    rows = [row | {"name": f"{name}, {row['name']}"} for name, run in records.items() for row in accuracy_rows(run)]
+    rows = [
+        row | {"name": f"{name}, {row['name']}"} for name, run in records.items() for row in accuracy_rows(run.accuracy)
+    ]
     costs = {name: cost(run) for name, run in records.items()}
     notes = [(name, words) for name, run in records.items() if (words := _note(run)) is not None]
     pictures = {name: found[-1]["picture"] for name, run in records.items() if (found := steps(run))}

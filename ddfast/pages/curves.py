@@ -4,13 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from ddfast.pages.record import Record
+from ddfast.run.curves import has_peaks, thinned
 
 MOST_POINTS = 1000  # of a curve; longer ones become medians of neighbouring values
 MOST_ROWS = 25  # of the table below a chart
-PEAKS = 100.0  # the axis is logarithmic if a value exceeds the median by this factor
 
 Curve = tuple[Sequence[float], Sequence[float | None]]  # iterations and values; None if not finite
 CURVES = {  # keys of metrics.jsonl: title, unit and factor
@@ -38,14 +36,10 @@ def charts(runs: Mapping[str, Record]) -> list[dict[str, Any]]:
 
 def _of_metrics(run: Record, key: str, factor: float) -> Curve | None:
     records = [record for record in run.metrics if key in record]
-    values = torch.tensor([math.nan if record[key] is None else factor * record[key] for record in records])
-    if not len(records) or not values.isfinite().any():
-        return None
-    iterations = torch.tensor([float(record["iteration"]) for record in records])
-    size = -(-len(records) // MOST_POINTS)
-    middle = [float(part[len(part) // 2]) for part in iterations.split(size)]
-    medians = [float(part.nanmedian()) for part in values.split(size)]
-    return middle, [value if math.isfinite(value) else None for value in medians]
+    values = [None if record[key] is None else factor * record[key] for record in records]
+    middles, medians = thinned([record["iteration"] for record in records], values, MOST_POINTS)
+    found = [value if math.isfinite(value) else None for value in medians]
+    return None if all(value is None for value in found) else (middles, found)
 
 
 def _of_evaluations(run: Record) -> Curve | None:
@@ -64,8 +58,7 @@ def _chart(key: str, title: str, unit: str, lines: Mapping[str, Curve]) -> dict[
     for name, (iterations, values) in lines.items():
         at = dict(zip(iterations, values, strict=True))
         series.append({"label": name, "values": [at.get(n) for n in x]})
-    finite = torch.tensor([v for line in series for v in line["values"] if v is not None])
-    peaked = len(finite) > 0 and bool(finite.min() > 0) and bool(finite.max() > PEAKS * finite.median())
+    peaked = has_peaks([value for line in series for value in line["values"]])
     places = range(0, len(x), -(-len(x) // MOST_ROWS)) if x else range(0)
     rows = [[x[n], *(line["values"][n] for line in series)] for n in places]
     return {"id": key, "title": title, "unit": unit, "x": x, "series": series, "log": peaked, "rows": rows}

@@ -1,14 +1,12 @@
 """Images of a page, as data URIs."""
 
-import base64
-import io
 import logging
 from typing import Any
 
 import torch
 
 from ddfast.data import Batches, SyntheticSet
-from ddfast.data.sheet import sheet, viewable
+from ddfast.data.sheet import data_uri, sheet, viewable, webp_uri
 from ddfast.pages.record import Record
 from ddfast.run.pictures import THUMBNAIL
 from ddfast.run.transfer import set_and_data
@@ -26,8 +24,7 @@ def steps(run: Record) -> list[dict[str, Any]]:
     last = run.saved_iteration
     for iteration, file in run.thumbnails:
         if 0 < iteration < last:
-            data = base64.b64encode(file.read_bytes()).decode()
-            found.append({"iteration": iteration, "picture": f"data:image/webp;base64,{data}"})
+            found.append({"iteration": iteration, "picture": webp_uri(file.read_bytes())})
     if run.synthetic is not None and last:
         found.append({"iteration": last, "picture": _sheet(run.synthetic)})
     return found
@@ -77,7 +74,7 @@ def _nearest(run: Record, after: SyntheticSet, chosen: torch.Tensor, dataset: An
 def _each(synthetic: SyntheticSet, images: torch.Tensor) -> list[str]:  # [N, C, H, W] preprocessed
     from torchvision.transforms.v2.functional import to_pil_image
 
-    return [_uri(_enlarged(to_pil_image(pixels))) for pixels in viewable(synthetic, images.detach())]
+    return [data_uri(_enlarged(to_pil_image(pixels))) for pixels in viewable(synthetic, images.detach())]
 
 
 def _enlarged(picture: Any) -> Any:
@@ -86,10 +83,4 @@ def _enlarged(picture: Any) -> Any:
 
 
 def _sheet(synthetic: SyntheticSet) -> str:
-    return _uri(sheet(synthetic, **THUMBNAIL))
-
-
-def _uri(picture: Any) -> str:
-    file = io.BytesIO()
-    picture.save(file, "WEBP", quality=90)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(sheet(synthetic, **THUMBNAIL))

@@ -48,6 +48,11 @@ class Record:
         return shlex.quote(str(self.path))
 
     @property
+    def accuracy(self) -> dict[str, Any]:
+        """As DistillResult has it; empty until the run finishes."""
+        return self.summary.get("accuracy", {})
+
+    @property
     def title(self) -> str:
         """Method, data and images per class."""
         ipc = self.config.get("ipc")
@@ -65,13 +70,13 @@ def read(run: str | Path) -> Record:
     path = Path(run)
     folder = WatchedRunFolder(path)  # which deletes nothing
     config = folder.read_config()
-    summary = RunFolder(path).read_summary() or {}
+    summary = folder.read_summary() or {}
     metrics, evaluations = (_records(folder, name) for name in NUMBERS)
     initial, synthetic = (
         SyntheticSet.load(path / name) if SyntheticSet.is_at(path / name) else None for name in ("initial", "synthetic")
     )
     found = [(int(file.stem), file) for file in (path / "thumbnails").glob("*.webp") if _is_picture(file)]
-    saved = RunFolder(path).saved_iteration() or (metrics[-1]["iteration"] if metrics else 0)
+    saved = folder.saved_iteration() or (metrics[-1]["iteration"] if metrics else 0)
     return Record(
         path, config, summary, metrics, evaluations, _transfer(path), initial, synthetic, sorted(found), saved
     )

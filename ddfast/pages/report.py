@@ -8,7 +8,7 @@ from ddfast.pages.curves import charts
 from ddfast.pages.pictures import looks, steps
 from ddfast.pages.record import Record, read
 from ddfast.pages.render import expect_place, write_page
-from ddfast.run.result import ROWS
+from ddfast.run.result import accuracy_rows
 from ddfast.runtime.forecast import words_of_time
 
 
@@ -48,7 +48,7 @@ def report(
         done=record.metrics[-1]["iteration"] if record.metrics else 0,
         iterations=record.config.get("iterations"),
         facts=_facts(record),
-        rows=accuracy_rows(record),
+        rows=accuracy_rows(record.accuracy),
         transfer=transfer.get("rows", []),
         protocol=transfer.get("protocol", ""),
         own=transfer.get("own"),
@@ -62,17 +62,6 @@ def report(
         settings=record.settings,
     )
     return path
-
-
-def accuracy_rows(record: Record) -> list[dict[str, Any]]:
-    """A row per training set and network: name, network, mean, std, n, lr, at_chance."""
-    rows = []
-    accuracy = record.summary.get("accuracy", {})
-    for key, words in ROWS.items():
-        for network, row in accuracy.get(key, {}).get("networks", {}).items():
-            more = {"n": len(row["accuracies"]), "lr": row.get("lr"), "at_chance": row.get("at_chance", False)}
-            rows.append({"name": words, "network": network, "mean": row["mean"], "std": row["std"], **more})
-    return rows
 
 
 def cost(record: Record) -> dict[str, Any]:
@@ -91,8 +80,7 @@ def cost(record: Record) -> dict[str, Any]:
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:
-    accuracy = record.summary.get("accuracy", {})
-    found = []
+    accuracy, found = record.accuracy, []
     for key, words in (("distilled", "Distilled"), ("random_real", "Random real"), ("full_data", "Full data")):
         if key in accuracy:
             found.append((words, f"{accuracy[key]['mean']:.1f}% ± {accuracy[key]['std']:.1f}"))

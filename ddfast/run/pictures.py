@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ddfast.data import SyntheticSet
 from ddfast.data.sheet import sheet
+from ddfast.run.curves import has_peaks, thinned
 from ddfast.runtime.files import replacing
 
 MOST_POINTS = 500  # of a curve; of more, medians are drawn too
@@ -53,18 +51,11 @@ def save_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
         many = len(values) > MOST_POINTS
         axes.plot(iterations, values, linewidth=0.8, alpha=0.4 if many else 1)
         if many:
-            size = -(-len(values) // MOST_POINTS)
-            medians = [part.nanmedian().item() for part in torch.tensor(values).split(size)]
-            axes.plot(iterations[size // 2 :: size], medians[: len(iterations[size // 2 :: size])], color="C1")
-        if key == "loss" and _has_peaks(torch.tensor(values)):
+            axes.plot(*thinned(iterations, values, MOST_POINTS), color="C1")
+        if key == "loss" and has_peaks(values):
             axes.set_yscale("log")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     axes.set_xlabel("iteration")
     with replacing(Path(path)) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
-
-
-def _has_peaks(values: Tensor) -> bool:  # [N], NaN where nothing was finite
-    finite = values[values.isfinite()]
-    return len(finite) > 0 and bool(finite.min() > 0) and bool(finite.max() > 100 * finite.median())

@@ -1,11 +1,13 @@
 """What `distill` returns."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ddfast.data import SyntheticSet
+from ddfast.runtime.html import html_table
 
 ROWS = {
     "random_real": "random real images",
@@ -16,6 +18,16 @@ ROWS = {
     "best": "best iteration by held-out images",
     "full_data": "full data",
 }
+
+
+def accuracy_rows(accuracy: Mapping[str, Any], names: Mapping[str, str] = ROWS) -> list[dict[str, Any]]:
+    """Rows of `DistillResult.accuracy`, by training set and network: name, network, mean, std, n, lr, at_chance."""
+    rows = []
+    for key, name in names.items():
+        for network, row in accuracy.get(key, {}).get("networks", {}).items():
+            more = {"n": len(row["accuracies"]), "lr": row.get("lr"), "at_chance": row.get("at_chance", False)}
+            rows.append({"name": name, "network": network, "mean": row["mean"], "std": row["std"], **more})
+    return rows
 
 
 @dataclass(frozen=True)
@@ -33,12 +45,10 @@ class DistillResult:
 
     def _repr_html_(self) -> str:
         """Accuracies and images, for notebooks."""
-        lines = []
-        for key, words in ROWS.items():
-            for network, row in self.accuracy.get(key, {}).get("networks", {}).items():
-                cells = (words, network, f"{row['mean']:.1f}% ± {row['std']:.1f}", str(len(row["accuracies"])))
-                lines.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
-        head = "".join(f"<th>{name}</th>" for name in ("trained on", "network", "test accuracy", "n"))
-        table = f"<table><tr>{head}</tr><tr>{'</tr><tr>'.join(lines)}</tr></table>"
+        rows = [
+            (row["name"], row["network"], f"{row['mean']:.1f}% ± {row['std']:.1f}", str(row["n"]))
+            for row in accuracy_rows(self.accuracy)
+        ]
+        table = html_table(("trained on", "network", "test accuracy", "n"), rows)
         useless = "" if self.useless is None else f"<p><b>useless:</b> {escape(self.useless)}</p>"
         return f"{table}{useless}{self.synthetic._repr_html_()}<p>run: <code>{escape(str(self.path))}</code></p>"

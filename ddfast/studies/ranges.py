@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from ddfast.run.curves import thinned
 from ddfast.run.distill import distill
 from ddfast.run.loop import DistillationDivergedError
 from ddfast.runtime.arguments import expect_whole
@@ -41,7 +41,7 @@ def range_study(
     expect_whole(**{"syn_steps": min(syn_steps, default=0), "expert_epochs": min(expert_epochs, default=0)})
     folder = study_folder(output)
     rows: list[dict[str, Any]] = []
-    curves: dict[str, list[tuple[int, float]]] = {}
+    curves: dict[str, tuple[list[int], list[float | None]]] = {}
     for steps, epochs in counted("run", list(product(syn_steps, expert_epochs))):
         run = folder / "runs" / f"{steps:03d}-{epochs:02d}"
         row: dict[str, Any] = {"syn_steps": steps, "expert_epochs": epochs, "accuracy": None, "std": None, "loss": None}
@@ -52,9 +52,8 @@ def range_study(
             accuracy = done.accuracy["distilled"]
             row |= {"accuracy": accuracy["mean"], "std": accuracy["std"]}
             row["loss"] = sum(record["loss"] for record in tail) / len(tail)
-            curves[f"{steps} steps, expert epochs: {epochs}"] = [
-                (one["iteration"], one["loss"]) for one in done.history
-            ]
+            points = [one["iteration"] for one in done.history], [one["loss"] for one in done.history]
+            curves[f"{steps} steps, expert epochs: {epochs}"] = points
         except DistillationDivergedError:
             pass  # the row says so
         rows.append(row)
@@ -72,9 +71,7 @@ def range_study(
 
     def draw_distances(axes: Any) -> None:
         for words, points in curves.items():
-            size = -(-len(points) // MOST_POINTS)
-            parts = [points[n : n + size] for n in range(0, len(points), size)]
-            axes.plot([part[0][0] for part in parts], [median(loss for _, loss in part) for part in parts], label=words)
+            axes.plot(*thinned(*points, MOST_POINTS), label=words)
         axes.set(xlabel="iteration", ylabel="squared distance to the target\nover that of the start")
         axes.legend(fontsize="small")
 
