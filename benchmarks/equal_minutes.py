@@ -20,6 +20,7 @@ from statistics import fmean
 from types import SimpleNamespace
 
 import ddfast
+from benchmarks.lines import read_lines
 from benchmarks.measure import described
 from benchmarks.plain_mtt import PlainMTT
 from ddfast.methods import MTT
@@ -114,7 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     file = options.folder / "results.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = read_lines(file)
     for method in options.methods.split(","):
         if method == "plain_mtt":  # a run of MTT, with another unroll
             MTT.unrolled = PlainMTT.unrolled

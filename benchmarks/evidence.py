@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy
 
+from benchmarks.lines import append_line, read_lines
 from benchmarks.measure import described
 
 EVALUATION = ["--num-eval", "3", "--eval-epochs", "300"]
@@ -163,7 +164,7 @@ def run(row: Row, seed: int, folder: Path) -> dict:
     if row.data == "mnist" and row.ipc == 10 and row.method in OTHERS_OF and row.init == "real":
         file = folder / "others.jsonl"
         ddfast(folder, "evaluate", str(output), *OTHERS, "--seed", str(seed), "--output", str(file))
-        line["others"] = [json.loads(text) for text in file.read_text().splitlines()]
+        line["others"] = read_lines(file)
         file.unlink()
     shutil.rmtree(output)
     return line
@@ -207,7 +208,7 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     file, began = options.folder / "results.jsonl", time.perf_counter()
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = read_lines(file)
     for seed in map(int, options.seeds.split(",")):
         for row in rows():
             key = {"name": row.name, "seed": seed}
@@ -217,8 +218,7 @@ def main() -> None:
                 break
             line = key | run(row, seed, options.folder) | {"cores": os.cpu_count()}
             lines.append(line)
-            with open(file, "a") as results:
-                results.write(json.dumps(line) + "\n")
+            append_line(file, line)
             print(line, flush=True)
     text = f"{described(' '.join(['python -m benchmarks.evidence', *sys.argv[1:]]))}\n\n{tables(lines)}"
     (options.folder / "table.md").write_text(text)

@@ -6,7 +6,6 @@ A line of results.jsonl per method, seed and images per class; what is there alr
 lines is printed, and written to table.md.
 """
 
-import json
 import sys
 import time
 from argparse import ArgumentParser
@@ -16,6 +15,7 @@ from statistics import fmean, stdev
 import torch
 
 import ddfast
+from benchmarks.lines import append_line, read_lines
 from benchmarks.measure import described
 from ddfast.data import Dataset, load_dataset
 from ddfast.evaluation import evaluate_random_real
@@ -130,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     file = options.folder / "results.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = read_lines(file)
     data = subset()
     for seed in map(int, options.seeds.split(",")):
         for name in options.methods.split(";"):
@@ -140,8 +140,7 @@ def main() -> None:
             began = time.perf_counter()
             line = key | accuracies(data, name, options.ipc, seed) | {"seconds": time.perf_counter() - began}
             lines.append(line)
-            with open(file, "a") as results:
-                results.write(json.dumps(line) + "\n")
+            append_line(file, line)
             print(line, flush=True)
     text = f"{described(' '.join(['python -m benchmarks.methods', *sys.argv[1:]]))}\n\n{table(lines)}"
     (options.folder / "table.md").write_text(text)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps
 
+from benchmarks.lines import append_line, read_lines
 from ddfast.data import load_dataset
 
 Pictures = Iterator[tuple[str, str, Image.Image]]  # split, class, picture
@@ -138,7 +139,7 @@ def main() -> None:
     asked.output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DDFAST_CACHE", str((asked.work / "cache").resolve()))
     results = asked.output / "results.jsonl"
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    rows = read_lines(results)
     for name, pictures in sets(asked.imagenette).items():
         if (asked.only and name not in asked.only.split(",")) or (name, asked.ipc) in [
             (r["set"], r["ipc"]) for r in rows
@@ -148,8 +149,7 @@ def main() -> None:
         if not (folder / "written").exists():
             write(pictures(), folder)
         rows.append(run(name, folder, asked.work, asked.ipc))
-        with results.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+        append_line(results, rows[-1])
         print(table(rows[-1:]), flush=True)
     print(table(rows))
 

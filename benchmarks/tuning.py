@@ -8,7 +8,6 @@ What was done is not done again; what was stopped goes on.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -22,6 +21,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import ddfast
+from benchmarks.lines import append_line, read_lines
 
 Arrays = tuple[numpy.ndarray, numpy.ndarray]  # images [N, H, W] or [N, H, W, 3] in [0, 1], labels [N]
 SEEDS, SEARCH_SEED, TESTED = (0, 1, 2), 7, 597
@@ -153,12 +153,11 @@ def main() -> None:
     asked.output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("DDFAST_CACHE", str((asked.work / "cache").resolve()))
     results = asked.output / "results.jsonl"
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    rows = read_lines(results)
     for name in SETS:
         if name not in [row["set"] for row in rows]:
             rows.append(run(name, asked.work, asked.time))
-            with results.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            append_line(results, rows[-1])
             print(table(rows[-1:]), flush=True)
     print(table(rows))
 

@@ -16,10 +16,11 @@ from benchmarks.gpu import runner
 from benchmarks.gpu.cases import all_cases, tensors_of
 from benchmarks.gpu.correctness import judged
 from benchmarks.gpu.kernels import predicted, predictions
-from benchmarks.gpu.lines import Lines, read_lines
+from benchmarks.gpu.lines import Lines
 from benchmarks.gpu.pack import pack
 from benchmarks.gpu.report import problems, write
 from benchmarks.gpu.runner import DONE, LIMIT, PARTS, limits, run_within
+from benchmarks.lines import read_lines
 from benchmarks.predicted import SPEEDS
 from ddfast.ops import EXTENSION, op_names
 

@@ -16,7 +16,8 @@ import numpy
 
 import ddfast
 from benchmarks.before_after import picture
-from benchmarks.gpu.lines import Work, read_lines
+from benchmarks.gpu.lines import Work
+from benchmarks.lines import read_lines
 from benchmarks.measure import DEVICE
 
 PRESET, EPOCHS = "mtt/cifar10/ipc1", 4  # of experts, of which a run uses 3

@@ -1,9 +1,10 @@
 """Results line by line, so that what a part measured is kept when it is killed."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from benchmarks.lines import append_line
 
 
 class Lines:
@@ -15,20 +16,8 @@ class Lines:
     def write(self, name: str, **values: Any) -> None:
         """Append a line, and show it. `ok=False` is a failed check, `why` says of what."""
         line = {"name": name, **values}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_line(self._path, line)
         print(line, flush=True)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of such a file; one that was cut off by a kill is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
 
 
 class Work(NamedTuple):

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.lines import read_lines
 from benchmarks.gpu.runner import FAILED, INTERRUPTED, PARTS
+from benchmarks.lines import read_lines
 
 CHECKS = ("suite", "correctness")  # parts that must have checked something
 Lines = list[dict[str, Any]]
