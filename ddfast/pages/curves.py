@@ -58,7 +58,7 @@ def _chart(key: str, title: str, unit: str, lines: Mapping[str, Curve]) -> dict[
     for name, (iterations, values) in lines.items():
         at = dict(zip(iterations, values, strict=True))
         series.append({"label": name, "values": [at.get(n) for n in x]})
-    peaked = has_peaks([value for line in series for value in line["values"]])
+    peaked = key == "loss" and has_peaks([value for line in series for value in line["values"]])  # it has a switch
     places = range(0, len(x), -(-len(x) // MOST_ROWS)) if x else range(0)
     rows = [[x[n], *(line["values"][n] for line in series)] for n in places]
     return {"id": key, "title": title, "unit": unit, "x": x, "series": series, "log": peaked, "rows": rows}

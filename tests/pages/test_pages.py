@@ -229,6 +229,15 @@ def test_thumbnails_that_are_no_pictures_are_left_out_and_the_last_is_of_the_che
     assert [int(i["data-iteration"]) for i in page.all("img") if "data-iteration" in i] == [0, 2, 4]
 
 
+def test_only_the_loss_is_drawn_on_a_logarithmic_axis_for_only_it_has_a_switch(runs, tmp_path):
+    copy = shutil.copytree(runs / "first", tmp_path / "copy")
+    records = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    records[-1] |= {"loss": 1e4, "seconds": 1e4}
+    (copy / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    charts = charts_of(ddfast.report(copy, neighbours=False))
+    assert {name for name, chart in charts.items() if chart["log"]} == {"loss"}
+
+
 def test_reading_a_run_changes_nothing(runs, tmp_path):
     copy = shutil.copytree(runs / "stopped", tmp_path / "copy")
     with open(copy / "metrics.jsonl", "a") as file:
