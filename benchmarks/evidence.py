@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy
 
 from benchmarks.lines import append_line, read_lines
-from benchmarks.measure import described
+from benchmarks.measure import machine
 
 NETWORKS = {1: "3", 10: "1"}  # a set is tested on, by images per class; seeds are what counts
 OTHERS = [
@@ -203,6 +203,9 @@ def tables(lines: list[dict]) -> str:
             cells = (*cells, minutes, f"{peak:.0f}", f"{of[0]['bytes']:,}")
             text.append(f"| {' | '.join(map(str, cells))} |")
         text.append("")
+        for where in dict.fromkeys(line["machine"] for line in lines if line["name"] in names):
+            of_where = (name for name in names if any((li["name"], li["machine"]) == (name, where) for li in lines))
+            text += [f"{where}: {', '.join(' '.join(name.split()[2:]) for name in of_where)}", ""]
     return "\n".join(text)
 
 
@@ -224,11 +227,11 @@ def main() -> None:
                 continue
             if time.perf_counter() - began > 3600 * options.hours:
                 break
-            line = key | run(row, seed, options.folder) | {"cores": os.cpu_count()}
+            line = key | run(row, seed, options.folder) | {"machine": machine()}
             lines.append(line)
             append_line(file, line)
             print(line, flush=True)
-    text = f"{described(' '.join(['python -m benchmarks.evidence', *sys.argv[1:]]))}\n\n{tables(lines)}"
+    text = tables(lines)
     (options.folder / "table.md").write_text(text)
     print(text)
 

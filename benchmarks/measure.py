@@ -60,19 +60,24 @@ def _measure(call) -> int:
     return status("VmHWM") - idle
 
 
-def described(command: str) -> str:
-    """Device, versions, date and what was run, for above a table."""
+def machine() -> str:
+    """Device, versions and date."""
     if DEVICE == "cuda":
         device = torch.cuda.get_device_name()
     else:
         model = next((line for line in open("/proc/cpuinfo") if line.startswith("model name")), ": unknown")
-        device = f"{model.split(':')[1].strip()}, {torch.get_num_threads()} thread(s)"
+        capability = torch.backends.cpu.get_cpu_capability()
+        device = f"{model.split(':')[1].strip()} ({capability}), {torch.get_num_threads()} thread(s)"
     versions = f"torch {torch.__version__}, ddfast {ddfast.build_info()['versions']['ddfast']}"
+    return f"{device}; {versions}, Python {platform.python_version()}; {datetime.date.today()}"
+
+
+def described(command: str) -> str:
+    """Device, versions, date and what was run, for above a table."""
     settings = (
         f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(("MALLOC_", "THP_", STRICT))
     )
-    command = " ".join([*settings, command])
-    return f"{device}; {versions}, Python {platform.python_version()}; {datetime.date.today()}; `{command}`"
+    return f"{machine()}; `{' '.join([*settings, command])}`"
 
 
 def relative_error(got: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
