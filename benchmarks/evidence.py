@@ -111,7 +111,7 @@ def _short(data: str, ipc: int) -> tuple[str, ...]:
     last = "1" if data == "mnist" else "4"
     unroll = ("--syn-steps", "20", "--expert-epochs", "1", "--max-start-epoch", last, "--no-zca", "--batch-syn")
     plain = ("--current-max-start-epoch", "none", "--expansion-end", "none", "--threshold", "none")
-    return ("--iterations", "200", *unroll, str(min(10 * ipc, 50)), *plain)
+    return ("--iterations", "200" if ipc == 1 else "50", *unroll, str(min(10 * ipc, 50)), *plain)
 
 
 def made(folder: Path, data: str) -> str:
