@@ -32,7 +32,7 @@ OTHERS = [
     "--num-eval",
     "1",
     "--eval-epochs",
-    "300",
+    "200",
     "--eval-lr",
     "0.01",
     "--no-random-real",
@@ -43,28 +43,21 @@ CORESETS = ("random", "herding", "k_center", "forgetting", "el2n", "grand")
 TRAIN_EPOCHS = {"mnist": "3"}  # after which its experts hardly move; ten of others
 OF_TRAJECTORIES = ("mtt", "datm", "att", "mct")  # all from the same experts, which FTD's are not
 FEW = "cifar10-5000"
-_WINDOW = ("--total-steps", "60", "--window", "20", "--batch-real", "512", "--lr-img", "0.01", "--iterations", "100")
-_SHORT = ("--total-steps", "20", "--batch-real", "512", "--iterations", "60")
-THROUGH_TIME = {
-    "rat_bptt": _WINDOW,
-    "at_bptt": (*_WINDOW, "--reach", "6"),
-    "at_bptt_pp": (*_WINDOW, "--reach", "6", "--lr-label", "0.01"),
-    "bptt": (*_SHORT, "--lr-img", "0.01"),
-    "remember": _SHORT,
-    "dd": (
-        "--total-steps",
-        "5",
-        "--distill-epochs",
-        "5",
-        "--batch-real",
-        "512",
-        "--halve-every",
-        "120",
-        "--iterations",
-        "300",
-    ),
-    "ld": ("--batch-real", "512", "--lr-label", "0.01", "--iterations", "200"),
-    "kip": ("--iterations", "100"),
+_WINDOW = ("--total-steps", "60", "--window", "20", "--batch-real", "512", "--lr-img", "0.01")
+_SHORT = ("--total-steps", "20", "--batch-real", "512")
+_DD = ("--total-steps", "5", "--distill-epochs", "5", "--batch-real", "512", "--halve-every", "120")
+OTHER_METHODS = {  # iterations at 1 and at 10 per class, and what makes one of them shorter
+    "kip": (100, 40, ()),
+    "rat_bptt": (60, 15, _WINDOW),
+    "at_bptt": (60, 15, (*_WINDOW, "--reach", "6")),
+    "at_bptt_pp": (60, 15, (*_WINDOW, "--reach", "6", "--lr-label", "0.01")),
+    "bptt": (60, 15, (*_SHORT, "--lr-img", "0.01")),
+    "remember": (60, 15, _SHORT),
+    "dd": (200, 40, _DD),
+    "ld": (200, 100, ("--batch-real", "512", "--lr-label", "0.01")),
+    "ncfm": (100, 50, ("--batch-real", "256", "--num-frequencies", "1024")),
+    "idc": (5, 2, ("--inner-loop", "20")),
+    "cafe": (5, 2, ("--batch-real", "64")),
 }
 
 
@@ -87,21 +80,18 @@ def rows() -> list[Row]:
     """All rows, the quick ones first."""
     found = []
     for data, ipc in (("mnist", 1), ("mnist", 10), (FEW, 1), (FEW, 10), ("cifar10", 1), ("cifar10", 10)):
+        one = ipc == 1
         found += [Row(data, ipc, method, "real") for method in CORESETS]
-        found += [Row(data, ipc, "dm", init, ("--iterations", "500")) for init in ("real", "noise")]
+        found += [Row(data, ipc, "dm", init, ("--iterations", "300" if one else "150")) for init in ("real", "noise")]
         if data == "cifar10":
             continue
         found += [Row(data, ipc, method, "real", _short(data, ipc)) for method in OF_TRAJECTORIES]
         found.append(Row(data, ipc, "datm", "noise", _short(data, ipc)))
-        for method in ("dc", "dsa"):
-            iterations = ("--iterations", "200" if ipc == 1 else "20")
-            found += [Row(data, ipc, method, init, iterations) for init in ("real", "noise")]
-        found += [Row(data, ipc, method, "real", options) for method, options in THROUGH_TIME.items()]
-        found.append(Row(data, ipc, "rat_bptt", "noise", THROUGH_TIME["rat_bptt"]))
-        ncfm = ("--iterations", "200", "--batch-real", "256", "--num-frequencies", "1024")
-        found.append(Row(data, ipc, "ncfm", "real", ncfm))
-        found.append(Row(data, ipc, "idc", "real", ("--iterations", "5", "--inner-loop", "20")))
-        found.append(Row(data, ipc, "cafe", "real", ("--iterations", "5", "--batch-real", "64")))
+        few = ("--iterations", "60") if one else ("--iterations", "5", "--inner-loop", "5")
+        found += [Row(data, ipc, method, init, few) for method in ("dc", "dsa") for init in ("real", "noise")]
+        for method, (iterations, at_10, shorter) in OTHER_METHODS.items():
+            options = ("--iterations", str(iterations if one else at_10), *shorter)
+            found += [Row(data, ipc, method, init, options) for init in ("real", "noise")[: 1 + (method == "rat_bptt")]]
     return found
 
 

@@ -9,15 +9,14 @@ from ddfast.evaluation import evaluation_seconds, num_trainings, schedule_of
 from ddfast.run.job import Job
 from ddfast.run.loop import Distillation
 from ddfast.run.own_data import PLANNED
-from ddfast.runtime.forecast import Forecast, words_of_time
+from ddfast.runtime.forecast import LONG_ENOUGH, TIMED, Forecast, words_of_time
 
 EXPERTS, IMAGES, EVALUATION = "experts", "images", "evaluation"  # stages
-TIMED = 3  # steps, of which the first one warms up
-LONG_ENOUGH = 5.0  # seconds, after which no further step is timed
 
 
-def forecast_of(job: Job, iterations: int) -> Forecast:
-    """The forecast of a run with so many iterations to go; what experts take, their training fills in.
+def forecast_of(job: Job, iterations: int, *, begins: bool = False) -> Forecast:
+    """The forecast of a run with so many iterations to go; what experts take, their training fills in. Of a run that
+    `begins` with a method's own steps none is timed beforehand: its first ones tell.
 
     Only the first process of a run has one.
     """
@@ -30,9 +29,11 @@ def forecast_of(job: Job, iterations: int) -> Forecast:
     every = config["eval_every"]
     on_the_way = max(0, iterations - 1) // every * sets * evaluation if every else 0.0
     if not job.matches_trajectories:
-        seconds = iterations * seconds_a_step(job) if iterations else 0.0
+        tell = begins and iterations and not job.trains_experts
+        seconds = iterations * seconds_a_step(job) if iterations and not tell else 0.0
         parts = {IMAGES: seconds + on_the_way, EVALUATION: sets * evaluation + baselines}
-        return Forecast(({EXPERTS: 0.0} if job.needs.experts else {}) | parts)
+        experts = {EXPERTS: 0.0} if job.needs.experts else {}
+        return Forecast(experts | parts, told_by_units=IMAGES if tell else None)
     batch = min(settings.batch_syn or count, count)
     stored = 2 * plan.stored_steps > settings.syn_steps
     sizes, augment = job.data.network_arguments, DSA(settings.dsa_strategy)

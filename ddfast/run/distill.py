@@ -128,7 +128,7 @@ def distill(
         run.write_config(job.config)
         try:
             forecast = _forecast(run, job)
-            store = _train_experts(job, forecast) if job.needs.experts and job.experts is None else job.experts
+            store = _train_experts(job, forecast) if job.trains_experts else job.experts
             distillation = _distillation(run, job, store, goes_on)
         except Exception:
             if not goes_on:
@@ -255,10 +255,10 @@ def _probed_rates(job: Job, initial: SyntheticSet, store: TrajectoryStore) -> di
 
 
 def _forecast(run: RunFolder, job: Job) -> Forecast:
-    """How long the run takes; told here where no experts are to be trained."""
-    done = (run.read_state() or {"iteration": 0})["iteration"]
-    forecast = forecast_of(job, job.config["iterations"] - done)
-    if job.experts is not None or not job.needs.experts:
+    """How long the run takes; told here where no experts are to be trained, and no step has to be seen for it."""
+    left = job.config["iterations"] - (run.read_state() or {"iteration": 0})["iteration"]
+    forecast = forecast_of(job, left, begins=True)
+    if not job.trains_experts:
         forecast.say()
     return forecast
 

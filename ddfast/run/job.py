@@ -44,6 +44,11 @@ class Job:
         return replace(kind.needs, experts=kind.needs.experts or kind.Settings.judges(self.config) > 0)
 
     @property
+    def trains_experts(self) -> bool:
+        """Whether the run begins with them."""
+        return self.needs.experts and self.experts is None
+
+    @property
     def matches_trajectories(self) -> bool:
         """Whether the method's own steps are on experts' segments, so that its Settings are TrajectorySettings."""
         return method_class(self.config["method"]).needs.experts

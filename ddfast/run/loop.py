@@ -106,6 +106,7 @@ class Distillation:
             cost = {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes(self.device)}
             record = {"iteration": self.iteration, **record, **cost}
             self.on_record(record)
+            self.forecast.saw(cost["seconds"])
             self._mark()  # from here on the iteration happened: what is logged without it, a resumed run logs anew
             yield record
             self._tell(record)

@@ -37,8 +37,9 @@ def progress(distillation: Any) -> Iterator[dict[str, Any]]:
             bar.set_postfix(state)
             now, done = time.monotonic(), record["iteration"]
             if bar.disable and (now - said > SECONDS_BETWEEN_LINES or done in (first + 1, last)):
-                left = words_of_time(distillation.forecast.left())
                 words = ", ".join(f"{name} {value}" for name, value in state.items())
-                log.info("iteration %d of %d: %s, about %s left in all", done, last, words, left)
+                if distillation.forecast.is_known:
+                    words += f", about {words_of_time(distillation.forecast.left())} left in all"
+                log.info("iteration %d of %d: %s", done, last, words)
                 said = now
             yield record

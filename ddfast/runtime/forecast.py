@@ -9,6 +9,8 @@ from typing import TypeVar
 log = logging.getLogger("ddfast")
 
 SECONDS_BETWEEN_LINES = 60.0
+TIMED = 3  # steps, of which the first one warms up
+LONG_ENOUGH = 5.0  # seconds, after which no further step is timed
 Item = TypeVar("Item")
 UNITS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400}
 
@@ -44,11 +46,17 @@ class Forecast:
     """Seconds left of a job, stage by stage: expected ones until a stage begins, then what its progress shows.
 
     A stage that takes r times as long as expected makes the stages after it r times as long. One without stages says
-    nothing.
+    nothing. `told_by_units`: the stage whose seconds lack those of its units, which its first ones tell.
     """
 
-    def __init__(self, stages: dict[str, float] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stages = dict(stages or {})
+    def __init__(
+        self,
+        stages: dict[str, float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        told_by_units: str | None = None,
+    ) -> None:
+        self._stages, self._told_by_units = dict(stages or {}), told_by_units
+        self._seen: list[float] = []
         self._clock, self._pace = clock, 1.0
         self._now: str | None = None
         self._ended: set[str] = set()
@@ -66,9 +74,24 @@ class Forecast:
         if stage in self._stages:
             self._stages[stage] = seconds
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it has the seconds of every stage."""
+        return self._told_by_units is None
+
+    def saw(self, seconds: float) -> None:
+        """Another unit of the stage took so long; tell the forecast once that is known of enough."""
+        if self._now is None or self._now != self._told_by_units:
+            return
+        self._seen.append(seconds)
+        if len(self._seen) == min(TIMED, self._units) or sum(self._seen) >= LONG_ENOUGH:
+            self._told_by_units = None
+            self._stages[self._now] += self._units * min(self._seen)
+            self.say()
+
     def say(self) -> None:
-        """Tell it, before the job begins."""
-        if any(self._stages.values()):
+        """Tell it, once all of it is known."""
+        if any(self._stages.values()) and self.is_known:
             log.info("time: %s (from timed steps)", self.words())
 
     def begin(self, stage: str, units: int) -> None:
@@ -88,10 +111,8 @@ class Forecast:
 
     def did(self, units: int = 1) -> None:
         """So much more of the stage is done; now and then a line tells what is left."""
-        if not self._stages.get(self._now or ""):
-            return
         self._done = min(self._units, self._done + units)
-        if self._clock() - self._said >= SECONDS_BETWEEN_LINES:
+        if self._stages.get(self._now or "") and self._clock() - self._said >= SECONDS_BETWEEN_LINES:
             self._said = self._clock()
             log.info("%s: %.0f%%, about %s left in all", self._now, self.share * 100, words_of_time(self.left()))
 

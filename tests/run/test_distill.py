@@ -1,6 +1,7 @@
 """The whole job in small: the outer loop, the run folder, the evaluation."""
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from torch.nn.functional import one_hot
 import ddfast
 from ddfast import networks, ops
 from ddfast.data import load_dataset
-from ddfast.methods import MTT, Resources, TrajectorySettings
+from ddfast.methods import MTT, Resources, TrajectorySettings, method_class
 from ddfast.methods.descent import LR_FLOOR
 from ddfast.run.loop import MOST_SKIPS, Distillation, DistillationDivergedError
 from ddfast.run.resolve import resolve
@@ -222,6 +223,20 @@ def test_a_folder_that_holds_a_run_is_never_overwritten(pair, tmp_path):
     ddfast.distill(pair, output=tmp_path / "run", **SMALL)
     with pytest.raises(FileExistsError, match="holds a run already"):
         ddfast.distill(pair, output=tmp_path / "run", **SMALL)
+
+
+@pytest.mark.parametrize("method", ["dc", "idc", "dm", "ld"])
+def test_a_run_takes_no_step_but_its_own_to_tell_how_long_it_takes(pair, tmp_path, monkeypatch, caplog, method):
+    taken, kind = [], method_class(method)
+    step = kind.step
+    monkeypatch.setattr(kind, "step", lambda self: taken.append(self) or step(self))
+    options = {"iterations": 4, "ipc": 1, "num_eval": 1, "eval_epochs": 1, "output": tmp_path / "run"}
+    options |= {"inner_loop": 1} if method in ("dc", "idc") else {}
+    with caplog.at_level(logging.INFO, "ddfast"):
+        ddfast.distill(pair, method=method, **options)
+        assert len(taken) == 4 and caplog.text.count("time: about ") == 1
+        ddfast.distill(pair, method=method, resume=True, **options | {"iterations": 6})
+    assert len(taken) == 6 and caplog.text.count("time: about ") == 2
 
 
 def test_the_default_output_is_the_next_number(pair, tmp_path, monkeypatch):

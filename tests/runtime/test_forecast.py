@@ -103,3 +103,29 @@ def test_a_long_stage_tells_what_is_left_now_and_then(clock, caplog):
         "images: 15%, about 17 min left in all",
         "images: 20%, about 16 min left in all",
     ]
+
+
+def test_a_stage_that_its_first_units_tell_is_told_after_them(clock, caplog):
+    forecast = Forecast({"images": 10.0, "evaluation": 5.0}, clock, told_by_units="images")
+    with caplog.at_level(logging.INFO, "ddfast"):
+        forecast.say()
+        forecast.begin("images", 100)
+        for seconds in (3.0, 1.0):  # the first one warms up
+            forecast.saw(seconds)
+            clock.now += seconds
+            forecast.did()
+        assert not caplog.text and not forecast.is_known
+        forecast.saw(1.5)
+    assert "about 2 min in all: images 2 min, evaluation 5 s" in caplog.text and caplog.text.count("time: ") == 1
+    forecast.did()
+    assert forecast.is_known and forecast.share == 0.03
+    assert forecast.left() == pytest.approx(4 / 0.03 - 4 + 5 * (4 / 0.03) / 110)
+
+
+@pytest.mark.parametrize(("units", "seconds"), [(100, 5.0), (1, 0.1)])
+def test_one_unit_tells_a_stage_when_it_is_long_or_the_only_one(clock, units, seconds):
+    forecast = Forecast({"images": 0.0}, clock, told_by_units="images")
+    forecast.saw(seconds)  # of no stage
+    forecast.begin("images", units)
+    forecast.saw(seconds)
+    assert forecast.is_known and forecast.left() == pytest.approx(units * seconds)
