@@ -76,22 +76,73 @@ def test_dd_rankings_scores_are_shares():
     assert label_robust_score(0.2, 0.4, weight=1) > label_robust_score(0.2, 0.4, weight=0.5)
 
 
+@pytest.fixture
+def smooth():
+    """Makes images of so many channels in [0, 1], of whole shades."""
+    wave = torch.linspace(0, 9, 20).sin() / 4 + 0.4
+    shades = torch.rand(3, 4, 1, 1, generator=seeds.generator(0)) / 9
+    return lambda channels: (255 * ((wave[:, None] * wave) + shades[:, :channels])).round() / 255
+
+
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_corruptions_harm_more_the_stronger_they_are(name, channels):
-    """Of smooth images in [0, 1], uint8 or float; the same every time."""
-    wave = torch.linspace(0, 9, 20).sin() / 4 + 0.4
-    images = (wave[:, None] * wave).expand(3, channels, 20, 20) + torch.rand(3, channels, 1, 1) / 9
-    harms = []
+def test_corrupted_images_are_images_and_the_same_every_time(smooth, name, channels):
+    """Of uint8 or float."""
+    images = smooth(channels)
     for severity in (1, 3, 5):
         found = corrupted(images, name, severity, seeds.generator(0))
         assert found.shape == images.shape and found.min() >= 0 and found.max() <= 1
         assert torch.equal(found, corrupted(images, name, severity, seeds.generator(0)))
+        assert (found - images).square().mean() > 1e-6
+        as_bytes = corrupted((255 * images).round().to(torch.uint8), name, severity, seeds.generator(0))
+        assert (found - as_bytes).abs().max() < 0.005  # a shade of JPEG's, at most
+
+
+@pytest.mark.parametrize("name", [name for name in CORRUPTIONS if name not in ("glass_blur", "elastic")])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_corruptions_harm_more_the_stronger_they_are(smooth, name, channels):
+    """Glass and elastic do other harm at other strengths."""
+    images = smooth(channels)
+    harms = []
+    for severity in (1, 3, 5):
+        found = corrupted(images, name, severity, seeds.generator(0))
         harms.append(float((found - images).square().mean()))
     assert 0 < harms[0] <= harms[1] <= harms[2] and harms[0] < harms[2]
-    as_bytes = (255 * images).round().to(torch.uint8)
-    difference = corrupted(as_bytes, name, 1, seeds.generator(0)) - corrupted(images, name, 1, seeds.generator(0))
-    assert difference.abs().mean() < 0.01
+
+
+@pytest.mark.parametrize(("severity", "reach"), [(1, 1), (4, 2)])
+def test_glass_moves_pixels_as_far_as_it_reaches(severity, reach):
+    columns = (torch.arange(20) / 255).expand(2, 1, 20, 20)
+    moved = 255 * corrupted(columns, "glass_blur", severity, seeds.generator(0)) - torch.arange(20)
+    assert reach - 0.6 < moved.abs().max() < reach + 0.01
+    if severity == 1:  # hardly blurred
+        assert (moved - moved.round()).abs().max() < 1e-3 and len(moved.round().unique()) == 3
+
+
+@pytest.mark.parametrize(("severity", "is_plane"), [(1, True), (3, False), (5, False)])
+def test_elastic_is_an_affine_map_at_first_and_a_rough_one_later(severity, is_plane):
+    columns = (torch.arange(32) / 64).expand(2, 1, 32, 32)
+    found = 64 * corrupted(columns, "elastic", severity, seeds.generator(0))[:, :, 8:24, 8:24]
+    bends = found.diff(2, -1).abs().max() + found.diff(2, -2).abs().max()
+    assert (found - 64 * columns[:, :, 8:24, 8:24]).abs().max() > 0.3
+    assert bends < 1e-3 if is_plane else bends > 0.05
+
+
+def test_blurs_are_larger_in_larger_images():
+    edge = (torch.arange(128) >= 64).float().expand(1, 1, 128, 128)
+    for name in ("gaussian_blur", "defocus_blur", "motion_blur"):
+        small = corrupted(edge[..., 48:80, 48:80], name, 5, seeds.generator(0))[0, 0, 16]
+        large = corrupted(edge, name, 5, seeds.generator(0))[0, 0, 64]
+        widths = [float((row * (1 - row)).sum()) for row in (small, large)]
+        assert 3 < widths[1] / widths[0] < 5.5, (name, widths)
+
+
+def test_zoom_blur_is_a_mean_of_magnified_images():
+    one = torch.zeros(1, 1, 33, 33)
+    one[..., 16, 16] = one[..., 16, 26] = 1
+    found = corrupted(one, "zoom_blur", 5, seeds.generator(0))[0, 0]
+    assert found[16, 16] > 0.9 and float(found[16, 24:].sum()) == pytest.approx(1, abs=0.15)
+    assert found[16, 25] < 1e-6 and found[16, 27:29].min() > 0.1 and found[16, 31:].max() < 1e-6
 
 
 @pytest.mark.parametrize("name", ["idc", "ncfm"])
