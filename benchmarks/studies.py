@@ -1,6 +1,6 @@
 """The studies at a small scale, and the tables of docs/studies.md.
 
-python -m benchmarks.studies benchmarks/results/studies
+python -m benchmarks.studies benchmarks/results/studies [--only federated]
 
 Sets of digits, 10 images per class, by DM and MTT, and random real ones, are studied on digits; clients hold parts of
 MNIST. What is done is kept in the folder and not done again.
@@ -112,11 +112,15 @@ def main() -> None:
     """Run what is missing; print the tables, and write each as soon as it is known."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--only", default="", help="what a table's function contains in its name")
+    options = parser.parse_args()
+    folder = options.folder
     work = folder / "work"
     sets, data = sets_of(work), load_dataset("digits")
     parts = [f"{described(' '.join(['python -m benchmarks.studies', *sys.argv[1:]]))}\n"]
     for study in (privacy_look, error_of_trajectories, continual_learning, architecture_search, federated_learning):
+        if options.only not in study.__name__:
+            continue
         parts.append(study(sets, data, work))
         (folder / "table.md").write_text("\n".join(parts))
         print(parts[-1], flush=True)
