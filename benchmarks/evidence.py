@@ -47,7 +47,7 @@ _WINDOW = ("--total-steps", "60", "--window", "20", "--batch-real", "512", "--lr
 _SHORT = ("--total-steps", "20", "--batch-real", "512")
 _DD = ("--total-steps", "5", "--distill-epochs", "5", "--batch-real", "512", "--halve-every", "120")
 OTHER_METHODS = {  # iterations at 1 and at 10 per class, and what makes one of them shorter
-    "kip": (100, 40, ()),
+    "kip": (1000, 400, ()),
     "rat_bptt": (60, 15, _WINDOW),
     "at_bptt": (60, 15, (*_WINDOW, "--reach", "6")),
     "at_bptt_pp": (60, 15, (*_WINDOW, "--reach", "6", "--lr-label", "0.01")),
