@@ -46,19 +46,36 @@ FEW = "cifar10-5000"
 _WINDOW = ("--total-steps", "60", "--window", "20", "--batch-real", "512", "--lr-img", "0.01")
 _SHORT = ("--total-steps", "20", "--batch-real", "512")
 _DD = ("--total-steps", "5", "--distill-epochs", "5", "--batch-real", "512", "--halve-every", "120")
-OTHER_METHODS = {  # iterations at 1 and at 10 per class, and what makes one of them shorter
-    "kip": (1000, 400, ()),
-    "rat_bptt": (60, 15, _WINDOW),
-    "at_bptt": (60, 15, (*_WINDOW, "--reach", "6")),
-    "at_bptt_pp": (60, 15, (*_WINDOW, "--reach", "6", "--lr-label", "0.01")),
-    "bptt": (60, 15, (*_SHORT, "--lr-img", "0.01")),
-    "remember": (60, 15, _SHORT),
-    "dd": (200, 40, _DD),
-    "ld": (200, 100, ("--batch-real", "512", "--lr-label", "0.01")),
-    "ncfm": (100, 50, ("--batch-real", "256", "--num-frequencies", "1024")),
-    "idc": (5, 2, ("--inner-loop", "20")),
-    "cafe": (5, 2, ("--batch-real", "64")),
+ITERATIONS = {  # about three minutes of one core, at 1 and at 10 per class
+    **dict.fromkeys(OF_TRAJECTORIES, (150, 25)),
+    "dm": (100, 100),
+    "dc": (40, 3),
+    "dsa": (20, 3),
+    "kip": (1000, 400),
+    "rat_bptt": (60, 12),
+    "at_bptt": (60, 12),
+    "at_bptt_pp": (60, 12),
+    "bptt": (60, 15),
+    "remember": (60, 15),
+    "dd": (150, 30),
+    "ld": (150, 75),
+    "ncfm": (75, 50),
+    "idc": (4, 2),
+    "cafe": (4, 2),
 }
+SHORTER = {  # iterations than the published ones
+    "rat_bptt": _WINDOW,
+    "at_bptt": (*_WINDOW, "--reach", "6"),
+    "at_bptt_pp": (*_WINDOW, "--reach", "6", "--lr-label", "0.01"),
+    "bptt": (*_SHORT, "--lr-img", "0.01"),
+    "remember": _SHORT,
+    "dd": _DD,
+    "ld": ("--batch-real", "512", "--lr-label", "0.01"),
+    "ncfm": ("--batch-real", "256", "--num-frequencies", "1024"),
+    "idc": ("--inner-loop", "20"),
+    "cafe": ("--batch-real", "64"),
+}
+FROM_NOISE = ("dm", "datm", "dc", "dsa", "rat_bptt")
 
 
 class Row(NamedTuple):
@@ -77,30 +94,26 @@ class Row(NamedTuple):
 
 
 def rows() -> list[Row]:
-    """All rows, the quick ones first."""
+    """All rows, those of all of CIFAR-10 last."""
     found = []
     for data, ipc in (("mnist", 1), ("mnist", 10), (FEW, 1), (FEW, 10), ("cifar10", 1), ("cifar10", 10)):
-        one = ipc == 1
         found += [Row(data, ipc, method, "real") for method in CORESETS]
-        found += [Row(data, ipc, "dm", init, ("--iterations", "300" if one else "150")) for init in ("real", "noise")]
-        if data == "cifar10":
-            continue
-        found += [Row(data, ipc, method, "real", _short(data, ipc)) for method in OF_TRAJECTORIES]
-        found.append(Row(data, ipc, "datm", "noise", _short(data, ipc)))
-        few = ("--iterations", "60") if one else ("--iterations", "5", "--inner-loop", "5")
-        found += [Row(data, ipc, method, init, few) for method in ("dc", "dsa") for init in ("real", "noise")]
-        for method, (iterations, at_10, shorter) in OTHER_METHODS.items():
-            options = ("--iterations", str(iterations if one else at_10), *shorter)
-            found += [Row(data, ipc, method, init, options) for init in ("real", "noise")[: 1 + (method == "rat_bptt")]]
+        for method in ITERATIONS if data != "cifar10" else ("dm",):
+            options = ("--iterations", str(ITERATIONS[method][ipc == 10]), *_shorter(method, data, ipc))
+            found += [Row(data, ipc, method, init, options) for init in ("real", "noise")[: 1 + (method in FROM_NOISE)]]
     return found
 
 
-def _short(data: str, ipc: int) -> tuple[str, ...]:
-    """Unrolls of 20 steps, of experts of few epochs: a preset's are of 50 epochs and more. On MNIST, of their first."""
-    last = "1" if data == "mnist" else "4"
-    unroll = ("--syn-steps", "20", "--expert-epochs", "1", "--max-start-epoch", last, "--no-zca", "--batch-syn")
-    plain = ("--current-max-start-epoch", "none", "--expansion-end", "none", "--threshold", "none")
-    return ("--iterations", "200" if ipc == 1 else "50", *unroll, str(min(10 * ipc, 50)), *plain)
+def _shorter(method: str, data: str, ipc: int) -> tuple[str, ...]:
+    """What makes an iteration shorter. Unrolls are of 20 steps, of experts of few epochs, where a preset's have 50 and
+    more; on MNIST, of their first."""
+    if method in ("dc", "dsa"):
+        return () if ipc == 1 else ("--inner-loop", "5")
+    if method not in OF_TRAJECTORIES:
+        return SHORTER.get(method, ())
+    last, batch = "1" if data == "mnist" else "4", str(min(10 * ipc, 50))
+    unroll = ("--syn-steps", "20", "--expert-epochs", "1", "--max-start-epoch", last, "--batch-syn", batch, "--no-zca")
+    return (*unroll, "--current-max-start-epoch", "none", "--expansion-end", "none", "--threshold", "none")
 
 
 def made(folder: Path, data: str) -> str:
