@@ -1,6 +1,7 @@
 """Every method on real data: accuracy, time and peak memory, the tables of docs/methods.md.
 
 python -m benchmarks.evidence benchmarks/results/evidence [--only "mnist ipc1 dm"] [--seeds 0,1,2] [--hours 2]
+python -m benchmarks.evidence benchmarks/results/evidence --others  # VGG11 and AlexNet on MNIST's sets of DC, DM, DATM
 
 Each row is `ddfast distill` in a process of its own, with its preset's settings but for the iterations, which are what
 two cores do in minutes. Two experts serve all rows of a data set. "cifar10-5000" has the first 500
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -26,18 +28,8 @@ from benchmarks.lines import append_line, read_lines
 from benchmarks.measure import machine
 
 NETWORKS = {1: "3", 10: "1"}  # a set is tested on, by images per class; seeds are what counts
-OTHERS = [
-    "--networks",
-    "VGG11,AlexNet",
-    "--num-eval",
-    "1",
-    "--eval-epochs",
-    "200",
-    "--eval-lr",
-    "0.01",
-    "--no-random-real",
-]
-OTHERS_OF = ("random", "dc", "dm", "datm")  # on MNIST, 10 per class, from real images: a page of docs/methods.md
+OTHERS = ("VGG11", "AlexNet")
+OTHERS_OF = [f"mnist ipc10 {method} real" for method in ("dc", "dm", "datm")]  # the sets that are kept for them
 ACCURACIES = "accuracies.jsonl"  # in a run folder
 CORESETS = ("random", "herding", "k_center", "forgetting", "el2n", "grand")
 TRAIN_EPOCHS = {"mnist": "3"}  # after which its experts hardly move; ten of others
@@ -172,13 +164,30 @@ def run(row: Row, seed: int, folder: Path) -> dict:
     line |= {"bytes": summary["bytes"], "seconds_of_iterations": summary["seconds"]}
     line |= {"iterations": summary["iterations"], "peak_mib": peak}
     line["seconds"] = None if goes_on else time.perf_counter() - began  # of a row that was stopped they are not known
-    if row.data == "mnist" and row.ipc == 10 and row.method in OTHERS_OF and row.init == "real":
-        file = folder / "others.jsonl"
-        ddfast(folder, "evaluate", str(output), *OTHERS, "--seed", str(seed), "--output", str(file))
-        line["others"] = read_lines(file)
-        file.unlink()
+    if row.name in OTHERS_OF:
+        (folder / "sets").mkdir(exist_ok=True)
+        for file in output.glob("synthetic.*"):
+            shutil.copy(file, folder / "sets" / f"{output.name}{file.suffix}")
     shutil.rmtree(output)
     return line
+
+
+def on_others(folder: Path, seeds: list[int]) -> list[dict]:
+    """Accuracies of other networks on the sets that are kept: one of each, 200 epochs at 0.01."""
+    found = []
+    how = ["--num-eval", "1", "--eval-epochs", "200", "--eval-lr", "0.01", "--no-random-real"]
+    for name, seed, network in product(OTHERS_OF, seeds, OTHERS):
+        kept, file = (
+            folder / "sets" / f"{name.replace(' ', '-')}-{seed}",
+            folder / f"others-{network}-{name}-{seed}.jsonl",
+        )
+        if not kept.with_suffix(".json").exists():
+            continue
+        given = [str(kept), "--dataset", "mnist", "--networks", network, *how, "--seed", str(seed)]
+        ddfast(folder, "evaluate", *given, "--output", str(file))
+        found.append({"name": name, "seed": seed, "network": network, "accuracy": read_lines(file)[0]["accuracy"]})
+        print(found[-1], flush=True)
+    return found
 
 
 def tables(lines: list[dict]) -> str:
@@ -218,12 +227,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="", help="what a row's name contains")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--others", action="store_true", help="test other networks on the sets that are kept")
     parser.add_argument("--hours", type=float, default=float("inf"), help="begin no row after so long")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     file, began = options.folder / "results.jsonl", time.perf_counter()
-    lines = read_lines(file)
-    for seed in map(int, options.seeds.split(",")):
+    lines, numbers = read_lines(file), [int(seed) for seed in options.seeds.split(",")]
+    if options.others:
+        for line in on_others(options.folder, numbers):
+            append_line(options.folder / "others.jsonl", line | {"machine": machine()})
+        return
+    for seed in numbers:
         for row in rows():
             key = {"name": row.name, "seed": seed}
             if options.only not in row.name or any(line.items() >= key.items() for line in lines):
