@@ -13,7 +13,7 @@ from benchmarks.measure import DEVICE, relative_error
 from ddfast.engine.adjoints import CheckpointedUnroll
 from ddfast.engine.planner import Plan
 from ddfast.engine.students import student_of
-from ddfast.networks import ConvNet, create
+from ddfast.networks import Conv3x3, ConvNet, create
 
 IMAGES, STEPS, SIDE = 10, 20, 32
 ROWS = {
@@ -31,12 +31,16 @@ NETWORKS = {
 }
 
 
-def network_of(name) -> nn.Module:
-    """A width: the field's ConvNet of PyTorch's own layers; else a name of networks.NETWORKS."""
+def network_of(name, plain) -> nn.Module:
+    """A width: the field's ConvNet of PyTorch's own layers; else a name of networks.NETWORKS, where it is `plain` with
+    PyTorch's own convolutions."""
     if isinstance(name, str):
-        return create(
-            name, channels=3, num_classes=10, image_size=(SIDE, SIDE), generator=torch.Generator().manual_seed(0)
-        )
+        generator = torch.Generator().manual_seed(0)
+        network = create(name, channels=3, num_classes=10, image_size=(SIDE, SIDE), generator=generator)
+        for part in network.modules():
+            if plain and isinstance(part, Conv3x3):
+                part.__class__ = nn.Conv2d
+        return network
     blocks = []
     for block in range(3):
         convolution = nn.Conv2d(name if block else 3, name, 3, padding=1)
@@ -48,7 +52,7 @@ def make(variant, network, small=False, dtype="float32"):
     """A call that computes the loss's gradients in images and learning rate."""
     dtype, steps = getattr(torch, dtype), 1 if small else STEPS
     torch.manual_seed(0)
-    plain = network_of(network)
+    plain = network_of(network, variant == "eager")
     start = parameters_to_vector(plain.parameters()).detach().double()
     target = start + 0.003 * torch.randn(len(start), dtype=torch.float64)
     pixels = torch.randn(IMAGES, 3, SIDE, SIDE, dtype=torch.float64)

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
+from ddfast.networks.convnet import Conv3x3
 from ddfast.runtime.arguments import expect_one_of, expect_whole
 
 NORMALISATIONS = {"instancenorm": lambda width: nn.GroupNorm(width, width), "batchnorm": nn.BatchNorm2d}
@@ -44,9 +45,9 @@ def alexnet(channels: int = 3, num_classes: int = 10, image_size: tuple[int, int
     return nn.Sequential(
         nn.Conv2d(channels, 128, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(128, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(192, 256, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(256, 192, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(192, 192, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        Conv3x3(192, 256), nn.ReLU(),
+        Conv3x3(256, 192), nn.ReLU(),
+        Conv3x3(192, 192), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(192 * H * W, num_classes),
     )  # fmt: skip
 
@@ -90,7 +91,7 @@ def vgg11(
         if block == "pool":
             layers.append(nn.MaxPool2d(2))
             continue
-        layers += [nn.Conv2d(width, block, 3, padding=1), NORMALISATIONS[norm](block), nn.ReLU()]
+        layers += [Conv3x3(width, block), NORMALISATIONS[norm](block), nn.ReLU()]
         width = block
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
 
@@ -117,8 +118,8 @@ def smallvgg(
     _expect_a_map("smallvgg", image_size, min(H, W), 4)
     layers: list[nn.Module] = []
     for inputs, first, second in ((channels, width, 2 * width), (2 * width, 4 * width, 4 * width)):
-        layers += [nn.Conv2d(inputs, first, 3, padding=1), NORMALISATIONS[norm](first), nn.ReLU()]
-        layers += [nn.Conv2d(first, second, 3, padding=1), NORMALISATIONS[norm](second), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [Conv3x3(inputs, first), NORMALISATIONS[norm](first), nn.ReLU()]
+        layers += [Conv3x3(first, second), NORMALISATIONS[norm](second), nn.ReLU(), nn.MaxPool2d(2)]
     layers += [nn.Flatten(), nn.Linear(4 * width * H * W, 512), nn.ReLU(), nn.Dropout(dropout / 100)]
     return nn.Sequential(*layers, nn.Linear(512, num_classes))
 

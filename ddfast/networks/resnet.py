@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
+from ddfast.networks.convnet import Conv3x3
 from ddfast.runtime.arguments import expect_one_of
 
 NORMS = {"instancenorm": lambda width: nn.GroupNorm(width, width), "batchnorm": nn.BatchNorm2d}
@@ -33,7 +35,17 @@ def resnet18(
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.reset_parameters()
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Conv2d) and (module.kernel_size, module.stride) == ((3, 3), (1, 1)):
+            network.set_submodule(name, _fast(module))
     return network
+
+
+def _fast(convolution: nn.Conv2d) -> Conv3x3:
+    with torch.device("meta"):
+        fast = Conv3x3(convolution.in_channels, convolution.out_channels, bias=False)
+    fast.weight = convolution.weight
+    return fast
 
 
 def resnet18_ap(
@@ -57,7 +69,7 @@ class _PooledResNet18(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, image_size: Any, norm: Any) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, STAGES[0], 3, padding=1, bias=False)
+        self.conv1 = Conv3x3(channels, STAGES[0], bias=False)
         self.bn1 = norm(STAGES[0])
         width = STAGES[0]
         for number, planes in enumerate(STAGES, start=1):
@@ -80,9 +92,9 @@ class _PooledBlock(nn.Module):
     def __init__(self, inputs: int, planes: int, halves: bool, norm: Any) -> None:
         super().__init__()
         self.halves = halves
-        self.conv1 = nn.Conv2d(inputs, planes, 3, padding=1, bias=False)
+        self.conv1 = Conv3x3(inputs, planes, bias=False)
         self.bn1 = norm(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.conv2 = Conv3x3(planes, planes, bias=False)
         self.bn2 = norm(planes)
         around = [nn.Conv2d(inputs, planes, 1, bias=False), nn.AvgPool2d(2), norm(planes)] if halves else []
         self.shortcut = nn.Sequential(*around)

@@ -1,6 +1,7 @@
 """The networks: sizes, options, and that the fused layer changes nothing."""
 
 import itertools
+from copy import deepcopy
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn.utils import parameters_to_vector
 
 from ddfast import match_trajectory
 from ddfast.engine.adjoints import CheckpointedUnroll, FullUnroll
-from ddfast.networks import NETWORKS, ConvNet, NormReLUPool, create, resnet18
+from ddfast.networks import NETWORKS, Conv3x3, ConvNet, NormReLUPool, create, resnet18
 from ddfast.runtime import seeds
 from tests.conftest import normal, relative_error, uniform
 from tests.networks_for_tests import PlainConvNet
@@ -299,3 +300,17 @@ def test_a_start_of_a_network_that_pads_more_is_refused_with_what_to_give(wrappe
     ours.classifier = nn.Sequential(nn.Flatten(), ours.classifier)  # changed by its user
     with pytest.raises(ValueError, match=r"start: expected .* with P = \d+, got \[\d+\]$"):
         match_trajectory(student, start, start + 1, **rest)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "smallvgg", "resnet18", "resnet18:norm=batchnorm", "resnet18_ap"])
+def test_3x3_convolutions_of_stride_1_are_the_fast_ones_and_compute_the_same(name):
+    network = create(name, channels=3, num_classes=10, image_size=(32, 32)).eval()
+    plain, found = deepcopy(network), 0
+    for of_fast, of_plain in zip(network.modules(), plain.modules(), strict=True):
+        if isinstance(of_fast, nn.Conv2d) and (of_fast.kernel_size, of_fast.stride) == ((3, 3), (1, 1)):
+            assert type(of_fast) is Conv3x3, of_fast
+            of_plain.__class__, found = nn.Conv2d, found + 1
+    x = normal(2, 3, 32, 32, dtype=torch.float32)
+    with torch.no_grad():
+        expected = plain.double()(x.double())
+        assert found >= 3 and relative_error(network(x), expected) < 1e-3
