@@ -199,9 +199,9 @@ def tables(lines: list[dict]) -> str:
         text += [
             f"{data}, {ipc} per class",
             "",
-            "| method | from | accuracy | seeds | iterations | their minutes | peak MiB | bytes |",
+            "| method | from | accuracy | random real | seeds | iterations | their minutes | peak MiB | bytes |",
         ]
-        text.append("|---|---|---|---|---|---|---|---|")
+        text.append("|---|---|---|---|---|---|---|---|---|")
         for name in names:
             of = [line for line in lines if line["name"] == name]
             values = [line["accuracy"] for line in of]
@@ -209,7 +209,8 @@ def tables(lines: list[dict]) -> str:
             *_, method, init = name.split()
             minutes = f"{fmean(line['seconds_of_iterations'] for line in of) / 60:.1f}"
             peak = max(line["peak_mib"] for line in of)
-            cells = (method, init, f"{fmean(values):.1f}{spread}", len(values), of[0]["iterations"])
+            random_real = f"{fmean(line['random_real'] for line in of):.1f}"
+            cells = (method, init, f"{fmean(values):.1f}{spread}", random_real, len(values), of[0]["iterations"])
             cells = (*cells, minutes, f"{peak:.0f}", f"{of[0]['bytes']:,}")
             text.append(f"| {' | '.join(map(str, cells))} |")
         text.append("")
