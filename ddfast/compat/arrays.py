@@ -1,6 +1,5 @@
 """Images and labels by name in one file: .npz, .safetensors, or a dict of tensors in a .pt file."""
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from ddfast.compat.placing import placing_file
 from ddfast.compat.tensors import VALUES, Use, as_images, as_lr, read_lr, synthetic_set, tensors_of
 from ddfast.compat.torch_files import load, save
 from ddfast.data import Dataset, SyntheticSet
-from ddfast.runtime.files import write_safetensors
+from ddfast.runtime.files import UNREADABLE, not_whole, write_safetensors
 
 SUFFIXES = {"npz": ".npz", "safetensors": ".safetensors", "tensors": ".pt"}
 IMAGES = ("images", "image", "x", "x_train", "train_images", "image_syn", "images_syn", "syn_images", "data")
@@ -94,14 +93,12 @@ def _of_npz(path: Path) -> dict[str, Any]:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # a damaged file raises many kinds, zlib's and struct's among them
         if "allow_pickle" in str(error):
             raise ValueError(
                 f"{path}: holds arrays of objects, whose code would be run; save arrays of numbers instead"
             ) from None
-        raise ValueError(f"{path}: not a whole .npz file ({error})") from None
-    except Exception as error:  # zlib's and struct's, of damaged files
-        raise ValueError(f"{path}: not a whole .npz file ({error})") from None
+        raise not_whole(path, ".npz file", error) from None
     arrays = {name: array for name, array in arrays.items() if isinstance(array, numpy.ndarray)}  # others are bytes
     words = {name: str(array) for name, array in arrays.items() if array.dtype.kind == "U" and array.ndim == 0}
     try:
@@ -124,5 +121,5 @@ def _of_safetensors(path: Path) -> dict[str, Any]:
             return tensors | (file.metadata() or {})
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a whole file of safetensors ({error})") from None
+    except (SafetensorError, *UNREADABLE) as error:
+        raise not_whole(path, "file of safetensors", error) from None

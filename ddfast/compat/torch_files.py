@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfast.runtime.files import write_archive
+from ddfast.runtime.files import fault_of_machine, write_archive
 
 log = logging.getLogger("ddfast")
 
@@ -36,6 +36,8 @@ def load(path: Path) -> Any:
         with torch.serialization.safe_globals(_numbers_of_numpy()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged file raises many kinds
+        if fault := fault_of_machine(path, error):
+            raise fault from None
         said = str(error).strip() or type(error).__name__
         if named := re.search(r"GLOBAL ([\w.]+)|(?:class|function) ([\w.]*\w\.\w+)", said):
             raise ValueError(

@@ -9,6 +9,8 @@ from typing import Any
 import numpy
 import torch
 
+from ddfast.runtime.files import fault_of_machine
+
 ENDINGS = (".npz", ".npy", ".pt", ".pth")
 PARTS = {"train": "train", "training": "train", "tr": "train", "test": "test", "testing": "test", "te": "test"}
 PARTS |= {name: "validation" for name in ("val", "valid", "validation", "dev")}
@@ -59,6 +61,8 @@ def read_array_file(path: str | Path) -> Any:
         files = [file for file in sorted(folder.glob("*.npy")) if _role(file.stem)]
         return {file.stem: numpy.load(file, mmap_mode="c", allow_pickle=False) for file in files}
     except Exception as error:  # a damaged file raises many kinds
+        if fault := fault_of_machine(path, error):
+            raise fault from None
         reason = (" ".join(str(error).split()) or type(error).__name__).split(". ")[0][:200]
         raise ValueError(f"{path}: expected arrays or tensors, cannot be read ({reason})") from None
 

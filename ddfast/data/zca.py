@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from ddfast.data.images import to_unit
-from ddfast.runtime.files import cache_folder, expect_writable, locking, remove_leftovers, write_safetensors
+from ddfast.runtime.files import (
+    UNREADABLE,
+    cache_folder,
+    expect_writable,
+    fault_of_machine,
+    locking,
+    remove_leftovers,
+    write_safetensors,
+)
 
 log = logging.getLogger("ddfast")
 
@@ -140,7 +148,7 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file; None where it is not there or not as it was written."""
+    """The tensors of a file; None where it is not there or not as it was written; else the fault of the machine."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -151,5 +159,9 @@ def _read(path: Path) -> dict[str, Tensor] | None:
                 if tensors[name].shape != shape or tensors[name].dtype != torch.float32:
                     return None
             return tensors if (file.metadata() or {}).get("checksum") == _checksum(tensors) else None
-    except (SafetensorError, OSError, ValueError, KeyError, IndexError, RuntimeError):
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, *UNREADABLE) as error:
+        if fault := fault_of_machine(path, error):
+            raise fault from None
         return None

@@ -23,8 +23,10 @@ from ddfast.experts.snapshots import (
 )
 from ddfast.experts.state_dicts import state_dict
 from ddfast.runtime.files import (
+    UNREADABLE,
     lock_of,
     locking,
+    not_whole,
     read_json,
     read_tensors,
     remove_leftovers,
@@ -38,14 +40,6 @@ log = logging.getLogger("ddfast")
 PLAIN = "ddfast-trajectories-1"  # all epochs, float32
 FORMAT = "ddfast-trajectories-2"  # of those in the settings
 CHECKSUMS, ABOUT = "sha256", "about"  # the one entry of a file's metadata (their order is not fixed): plain or rounded
-FOREIGN = (
-    OSError,
-    KeyError,
-    TypeError,
-    ValueError,
-    IndexError,
-    RuntimeError,
-)  # what reading another program's file may raise
 
 
 class TrajectoryStore:
@@ -274,7 +268,7 @@ class TrajectoryStore:
         return read
 
     def _read(self, expert: int, read: Callable[[Any], Any]) -> Any:
-        """What `read` finds in an expert's file; ValueError that names the file."""
+        """What `read` finds in an expert's file; errors are those of `not_whole`."""
         from safetensors import SafetensorError, safe_open
 
         path = self._file(expert)
@@ -283,8 +277,8 @@ class TrajectoryStore:
                 return read(file)
         except _DamagedError as error:
             raise ValueError(f"{path}: {error}") from None
-        except (SafetensorError, *FOREIGN) as error:
-            raise ValueError(f"{path}: not a whole trajectory file ({error})") from None
+        except (SafetensorError, *UNREADABLE) as error:
+            raise not_whole(path, "trajectory file", error) from None
 
     def _about(self, expert: int, name: str) -> Any:
         return self._read(expert, lambda file: _said(file, name))
@@ -317,7 +311,7 @@ class TrajectoryStore:
                 raise ValueError("of another training, or without a checksum")
         except FileNotFoundError:
             return None
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             log.warning("%s: damaged, so expert %d is trained again (%s)", file, expert, error)
             return None
         return state

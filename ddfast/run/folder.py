@@ -16,6 +16,7 @@ import torch
 from ddfast.data import SyntheticSet
 from ddfast.runtime.files import (
     expect_writable,
+    fault_of_machine,
     lock_of,
     locking,
     read_json,
@@ -200,6 +201,8 @@ class RunFolder:
             if not isinstance(state, dict) or type(state.get("iteration")) is not int:
                 raise ValueError("not the state of a run")
         except Exception as error:  # a damaged archive raises many kinds
+            if fault := fault_of_machine(file, error):
+                raise fault from None
             raise ValueError(f"{file}: damaged, the run cannot be resumed ({_first_line(error)})") from None
         return state
 

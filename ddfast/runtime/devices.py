@@ -10,7 +10,7 @@ from ddfast.runtime.memory_limits import left_by_limits
 
 # PyTorch's allocator on a CPU, oneDNN (whose "primitive descriptor" cannot be made of what it does not know), CUDA
 OUT_OF_MEMORY = re.compile(
-    r"can't allocate memory|could not create a (primitive|memory)(?! desc)"
+    r"can't allocate memory|Cannot allocate memory|could not create a (primitive|memory)(?! desc)"
     r"|CUDA error: out of memory|_STATUS_ALLOC_FAILED"
 )
 

@@ -21,12 +21,18 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ddfast.runtime.devices import free_bytes, is_out_of_memory
+
 log = logging.getLogger("ddfast")
 
 CHECKSUM = "sha256"  # the entry of a JSON file that holds it
 METADATA = "ddfast"  # the entry of a tensor file's metadata that is ours; a single one, for their order is not fixed
 TEMPORARY = re.compile(r"\..*\.([^.]*)-(\d+)\.tmp")  # host and process
 LOCK = ".lock"  # ending of the files that locks are on
+OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+# What reading a damaged file, or one of another program, may raise.
+UNREADABLE = (OSError, KeyError, TypeError, ValueError, IndexError, RuntimeError, MemoryError)
+ROOM_TO_READ, MOST_EXPANDED = 2**26, 8  # bytes that reading any file may take, and times its size
 CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -51,9 +57,34 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = OSError(f"{path}: cannot be written ({error.strerror or error})")
-        named.errno = error.errno
-        raise named from error
+        raise _numbered(error.errno, f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _numbered(number: int | None, sentence: str) -> OSError:
+    """An error of the system that says just the sentence."""
+    error = OSError(sentence)
+    error.errno = number
+    return error
+
+
+def fault_of_machine(path: Path, error: Exception) -> Exception | None:
+    """What to raise where a file could not be read for lack of memory, permission or the like, so that nobody takes it
+    for a damaged one; None where the file is to blame, which may ask for more memory than anything it can hold."""
+    if not isinstance(error, MemoryError | OSError | RuntimeError) and type(error).__name__ != "SafetensorError":
+        return None
+    said = re.search(r"\((?:os error )?(\d+)\)$", str(error))  # Rust's words, and PyTorch's
+    number = getattr(error, "errno", None) or (int(said[1]) if said else 0)
+    if number == errno.ENOMEM or is_out_of_memory(error):
+        size = path.stat().st_size if path.is_file() else 0
+        is_short = free_bytes(torch.device("cpu")) < ROOM_TO_READ + MOST_EXPANDED * size
+        return MemoryError(f"{path}: memory ran out while it was read") if is_short else None
+    return _numbered(number, f"{path}: cannot be read ({os.strerror(number)})") if number in OF_THE_MACHINE else None
+
+
+def not_whole(path: Path, what: str, error: Exception) -> Exception:
+    """What to raise for a file that could not be read: a ValueError, which says that it is not a whole `what`, or the
+    fault of the machine."""
+    return fault_of_machine(path, error) or ValueError(f"{path}: not a whole {what} ({error})")
 
 
 @contextlib.contextmanager
@@ -276,7 +307,8 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The tensors of a file, and what is said about them: None where the file has no metadata, and so no checksum.
 
-    Errors: FileNotFoundError; ValueError that names the file, for one that is truncated, altered or of another program.
+    Errors: FileNotFoundError; ValueError that names the file, for one that is truncated, altered or of another program;
+    as not_whole has it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -289,8 +321,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         about, checksum = said["about"], said[CHECKSUM]
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a whole file of ddfast ({error})") from None
+    except (SafetensorError, *UNREADABLE) as error:
+        raise not_whole(path, "file of ddfast", error) from None
     if not isinstance(about, dict) or checksum != digest_of_tensors(tensors, about):
         raise ValueError(f"{path}: damaged: its checksum differs")
     return tensors, about

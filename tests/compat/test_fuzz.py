@@ -3,6 +3,7 @@
 `DDFAST_FUZZ=1000` tries as many damaged files of each kind with each reader, in a new random order.
 """
 
+import errno
 import json
 import os
 import pickle
@@ -306,3 +307,43 @@ def test_the_harness_notices_what_it_should(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file that the pickle left open
         del damaged
+
+
+FAULTS = {  # of a machine, as the libraries that read files raise them
+    "no memory to map": RuntimeError("unable to mmap 296744 bytes from file </a>: Cannot allocate memory (12)"),
+    "no memory": MemoryError(),
+    "no memory, of the system": OSError(errno.ENOMEM, "Cannot allocate memory"),
+    "no memory, of safetensors": safetensors.SafetensorError("I/O error: Cannot allocate memory (os error 12)"),
+    "not permitted": PermissionError(errno.EACCES, "Permission denied"),
+    "a bad disk": OSError(errno.EIO, "Input/output error"),
+    "too many open files": OSError(errno.EMFILE, "Too many open files"),
+}
+OPENED_BY = {
+    "safetensors.safe_open": ("tensors", "trajectory", "unfinished expert", "whitening", "safetensors of others"),
+    "torch.load": ("checkpoint", "replay buffer", "mtt images", "dd-ranking", "state dicts", "dc", "dict of tensors"),
+    "numpy.load": ("npz",),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("opener, name", [(opener, name) for opener, names in OPENED_BY.items() for name in names])
+def test_what_the_machine_lacks_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch, opener, name, fault):
+    """Not even where damaged files are made anew, as unfinished experts are."""
+
+    def fails(*_, **__):
+        raise FAULTS[fault]
+
+    reader = READERS[name]
+    reader.write(tmp_path)
+    monkeypatch.setattr(opener, fails)
+    monkeypatch.setattr("ddfast.runtime.files.free_bytes", lambda device: 2**20)
+    with pytest.raises((MemoryError, OSError)) as found:
+        reader.read(tmp_path)
+    assert str(found.value).startswith(f"{tmp_path}/")
+    assert ("memory ran out while it was read" in str(found.value)) == fault.startswith("no memory")
+    if fault.startswith("no memory"):  # a file that asks for more than there can be is a damaged one
+        monkeypatch.setattr("ddfast.runtime.files.free_bytes", lambda device: 2**40)
+        try:
+            assert reader.read(tmp_path) is None
+        except ValueError as error:
+            assert str(error).startswith(f"{tmp_path}/") and "\n" not in str(error)
