@@ -174,7 +174,7 @@ def on_others(folder: Path, seeds: list[int]) -> list[dict]:
     """Accuracies of other networks on the sets that are kept: one of each, 200 epochs at 0.01."""
     found = []
     how = ["--num-eval", "1", "--eval-epochs", "200", "--eval-lr", "0.01", "--no-random-real"]
-    for name, seed, network in product(OTHERS_OF, seeds, OTHERS):
+    for network, name, seed in product(OTHERS, OTHERS_OF, seeds):
         kept, file = (
             folder / "sets" / f"{name.replace(' ', '-')}-{seed}",
             folder / f"others-{network}-{name}-{seed}.jsonl",

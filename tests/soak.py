@@ -23,8 +23,8 @@ from statistics import linear_regression
 from tests.fault_jobs import Command, Running, begin, differing, finish, leftovers, results_of_files
 from tests.full_disk import disk
 
-OPTIONS = "--method mtt --ipc 1 --network convnet:width=32 --num-experts 2 --train-epochs 4 --max-start-epoch 3"
-OPTIONS += " --expert-epochs 1 --syn-steps 10 --batch-syn 5 --dsa-strategy color_crop_cutout_scale_rotate"
+OPTIONS = "--method mtt --ipc 1 --network convnet:width=16 --num-experts 2 --train-epochs 4 --max-start-epoch 3"
+OPTIONS += " --expert-epochs 1 --syn-steps 5 --batch-syn 5 --dsa-strategy color_crop_cutout_scale_rotate"
 OPTIONS += " --num-eval 1 --eval-epochs 20 --checkpoint-every 50 --eval-every 1000"
 SIZE = 2**26  # bytes of the disk
 LEFT = 4096  # bytes that a full disk still has
