@@ -1,11 +1,11 @@
-"""Every method on real data: accuracy, time and peak memory, the tables of docs/methods.md.
+"""Every method on real data: accuracy, time and peak memory, the tables of docs/comparison.md.
 
 python -m benchmarks.evidence benchmarks/results/evidence [--only "mnist ipc1 dm"] [--seeds 0,1,2] [--hours 2]
 python -m benchmarks.evidence benchmarks/results/evidence --others  # VGG11 and AlexNet on MNIST's sets of DC, DM, DATM
 
 Each row is `ddfast distill` in a process of its own, with its preset's settings but for the iterations, which are what
-two cores do in minutes. Two experts serve all rows of a data set. "cifar10-5000" has the first 500
-training images of each class, and all test images. A line of results.jsonl per row and seed; what is there already is
+one core does in minutes. Two experts serve all rows of a data set. "cifar10-5000" has the first 500 training images of
+each class, and all test images. A line of results.jsonl per row and seed; what is there already is
 not run again, and a row that was stopped goes on. The tables of all lines are printed, and written to table.md.
 """
 
@@ -175,10 +175,8 @@ def on_others(folder: Path, seeds: list[int]) -> list[dict]:
     found = []
     how = ["--num-eval", "1", "--eval-epochs", "200", "--eval-lr", "0.01", "--no-random-real"]
     for network, name, seed in product(OTHERS, OTHERS_OF, seeds):
-        kept, file = (
-            folder / "sets" / f"{name.replace(' ', '-')}-{seed}",
-            folder / f"others-{network}-{name}-{seed}.jsonl",
-        )
+        kept = folder / "sets" / f"{name.replace(' ', '-')}-{seed}"
+        file = folder / f"others-{network}-{kept.name}.jsonl"
         if not kept.with_suffix(".json").exists():
             continue
         given = [str(kept), "--dataset", "mnist", "--networks", network, *how, "--seed", str(seed)]

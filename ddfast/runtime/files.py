@@ -72,8 +72,9 @@ def fault_of_machine(path: Path, error: Exception) -> Exception | None:
     for a damaged one; None where the file is to blame, which may ask for more memory than anything it can hold."""
     if not isinstance(error, MemoryError | OSError | RuntimeError) and type(error).__name__ != "SafetensorError":
         return None
-    said = re.search(r"\((?:os error )?(\d+)\)$", str(error))  # Rust's words, and PyTorch's
-    number = getattr(error, "errno", None) or (int(said[1]) if said else 0)
+    number = getattr(error, "errno", None)
+    if number is None:  # Rust and PyTorch say it in words
+        number = next((n for n in (errno.ENOMEM, *OF_THE_MACHINE) if os.strerror(n) in str(error)), None)
     if number == errno.ENOMEM or is_out_of_memory(error):
         size = path.stat().st_size if path.is_file() else 0
         is_short = free_bytes(torch.device("cpu")) < ROOM_TO_READ + MOST_EXPANDED * size

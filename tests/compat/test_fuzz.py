@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddfast.data import load_dataset
+from ddfast.runtime.files import fault_of_machine
 from tests.readers import READERS, Reader, same
 
 EXAMPLES = int(os.environ.get("DDFAST_FUZZ", 0))
@@ -314,6 +315,7 @@ FAULTS = {  # of a machine, as the libraries that read files raise them
     "no memory": MemoryError(),
     "no memory, of the system": OSError(errno.ENOMEM, "Cannot allocate memory"),
     "no memory, of safetensors": safetensors.SafetensorError("I/O error: Cannot allocate memory (os error 12)"),
+    "a bad disk, of PyTorch": RuntimeError("unable to mmap 296744 bytes from file </a>: Input/output error (5)"),
     "not permitted": PermissionError(errno.EACCES, "Permission denied"),
     "a bad disk": OSError(errno.EIO, "Input/output error"),
     "too many open files": OSError(errno.EMFILE, "Too many open files"),
@@ -347,3 +349,8 @@ def test_what_the_machine_lacks_is_not_taken_for_a_damaged_file(tmp_path, monkey
             assert reader.read(tmp_path) is None
         except ValueError as error:
             assert str(error).startswith(f"{tmp_path}/") and "\n" not in str(error)
+
+
+def test_a_number_at_the_end_of_a_damaged_files_error_is_not_taken_for_a_fault_of_the_machine(tmp_path):
+    for number in (errno.ENOMEM, errno.EIO, errno.EACCES):
+        assert fault_of_machine(tmp_path / "file", RuntimeError(f"the record has no shape ({number})")) is None
