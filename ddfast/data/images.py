@@ -24,7 +24,7 @@ from ddfast.data.pixels import (
     scale_to_unit,
 )
 from ddfast.runtime.devices import free_bytes
-from ddfast.runtime.files import cache_folder, mapped_tensor
+from ddfast.runtime.files import cache_folder, mapped_tensor, shortage_of_machine
 
 log = logging.getLogger("ddfast")
 
@@ -162,7 +162,7 @@ class _Reader:
         """The images of the files that are not broken, and which these are; adds those that turn out to be."""
         kept = [n for n, file in enumerate(files) if file not in broken]
         images = _allocate((len(kept), self.channels, *self.image_size), torch.float32 if self.is_deep else torch.uint8)
-        found = _in_threads(lambda row: self._read_one(files[kept[row]], images[row]), range(len(kept)))
+        found = _in_threads(lambda row, file: self._read_one(file, images[row]), [files[n] for n in kept])
         whole = []
         for row, result in enumerate(found):
             if isinstance(result, str):
@@ -196,21 +196,23 @@ class _Reader:
         return [f"{counted(self.transparent, 'picture')} with transparency over white"] if self.transparent else []
 
 
-def _in_threads(function: Callable, items: Sequence) -> list:
-    """The results of a function over all items; of those where it fails the reason, as text."""
+def _in_threads(function: Callable[[int, Path], Any], files: Sequence[Path]) -> list:
+    """The results of a function over all files and their numbers; of files where it fails the reason, as text."""
 
-    def tried(item: Any) -> Any:
+    def tried(number: int, file: Path) -> Any:
         try:
-            return function(item)
+            return function(number, file)
         except Exception as error:  # a damaged file raises many kinds; each is named
+            if shortage := shortage_of_machine(file, error):
+                raise shortage from None
             return _reason(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(tried, items))
+        return list(pool.map(tried, range(len(files)), files))
 
 
 def _headers(files: Sequence[Path]) -> list[Header | str]:
-    return _in_threads(read_header, files)
+    return _in_threads(lambda _, file: read_header(file), files)
 
 
 def _refuse(broken: dict[Path, str], count: int, may_skip: bool = False) -> None:

@@ -15,6 +15,7 @@ from ddfast.data.archives import IMAGENET_SUBSETS, imagenet_subset_files, releas
 from ddfast.data.folders import Split
 from ddfast.data.images import read_pictures, resized
 from ddfast.data.listing import listed
+from ddfast.runtime.devices import is_out_of_memory
 from ddfast.runtime.files import cache_folder, replacing
 
 DIGITS_SIDE = 16
@@ -58,6 +59,8 @@ class _Torchvision:
             try:
                 parts.append(getattr(torchvision.datasets, self.cls)(str(root), **split, download=download))
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise MemoryError(f"{name}: memory ran out while it was read") from None
                 if download:
                     raise OSError(f"{name}: cannot be downloaded ({error}); put {by_hand} there by hand") from None
                 raise FileNotFoundError(f"{name}: not found or damaged; expected {by_hand}, or --download") from None
@@ -65,6 +68,8 @@ class _Torchvision:
                 if download:
                     raise OSError(f"{name}: cannot be downloaded ({error}); put {by_hand} there by hand") from None
                 raise
+            except MemoryError:
+                raise MemoryError(f"{name}: memory ran out while it was read") from None
             except Exception as error:  # MNIST's files have no checksum, and damaged ones raise many kinds
                 raise ValueError(f"{name}: damaged; see {by_hand} ({type(error).__name__})") from None
         images = [self._images(part.data) for part in parts]

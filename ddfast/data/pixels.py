@@ -10,6 +10,8 @@ from typing import Any
 import numpy
 from torch import Tensor
 
+from ddfast.runtime.files import shortage_of_machine
+
 BYTE, INTEGER, FLOAT = "8-bit", "integer", "float"  # kinds of pixels
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "SPIDER", "WMF"}  # Pillow names them, or runs programs
 BY_CONTENT = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP", "HEIF")  # whatever the ending
@@ -51,7 +53,9 @@ def is_picture(file: str | Path) -> bool:
     try:
         with Image.open(file, formats=[name for name in BY_CONTENT if name in _formats()]):
             return True
-    except Exception:  # of a damaged file many kinds
+    except Exception as error:  # of a damaged file many kinds
+        if shortage := shortage_of_machine(Path(file), error):
+            raise shortage from None
         return False
 
 

@@ -30,6 +30,7 @@ METADATA = "ddfast"  # the entry of a tensor file's metadata that is ours; a sin
 TEMPORARY = re.compile(r"\..*\.([^.]*)-(\d+)\.tmp")  # host and process
 LOCK = ".lock"  # ending of the files that locks are on
 OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+OF_EVERY_FILE = (errno.EMFILE, errno.ENFILE)
 # What reading a damaged file, or one of another program, may raise.
 UNREADABLE = (OSError, KeyError, TypeError, ValueError, IndexError, RuntimeError, MemoryError)
 ROOM_TO_READ, MOST_EXPANDED = 2**26, 8  # bytes that reading any file may take, and times its size
@@ -80,6 +81,12 @@ def fault_of_machine(path: Path, error: Exception) -> Exception | None:
         is_short = free_bytes(torch.device("cpu")) < ROOM_TO_READ + MOST_EXPANDED * size
         return MemoryError(f"{path}: memory ran out while it was read") if is_short else None
     return _numbered(number, f"{path}: cannot be read ({os.strerror(number)})") if number in OF_THE_MACHINE else None
+
+
+def shortage_of_machine(path: Path, error: Exception) -> Exception | None:
+    """`fault_of_machine` where the next file would meet it as well: no reason to leave out this one."""
+    fault = fault_of_machine(path, error)
+    return fault if isinstance(fault, MemoryError) or getattr(fault, "errno", None) in OF_EVERY_FILE else None
 
 
 def not_whole(path: Path, what: str, error: Exception) -> Exception:

@@ -1,5 +1,6 @@
 """Pictures of every format and depth, damaged ones, and what is told of them."""
 
+import errno
 import io
 import json
 import os
@@ -9,9 +10,10 @@ import numpy
 import pytest
 import tifffile
 import torch
+import torchvision
 from PIL import Image
 
-from ddfast.data import Preprocessing, SyntheticSet, load_dataset
+from ddfast.data import Preprocessing, SyntheticSet, images, load_dataset
 from ddfast.data.images import read_files, read_pictures
 from ddfast.evaluation import data_for
 from ddfast.run.expert_options import expert_options
@@ -304,6 +306,71 @@ def test_bombs_floats_that_are_not_finite_and_files_without_permission_are_unrea
     with pytest.raises(ValueError, match=f"^{len(expected)} of 9 ") as caught:
         load_dataset(tmp_path)
     assert all(word in str(caught.value) for word in expected)
+
+
+SHORTAGES = {
+    "memory": MemoryError(),
+    "memory, in the system's words": OSError(errno.ENOMEM, "Cannot allocate memory"),
+    "handles": OSError(errno.EMFILE, "Too many open files"),
+}
+
+
+@pytest.mark.parametrize("fails_in", ["read_header", "read_pixels"])
+@pytest.mark.parametrize("lacks", SHORTAGES)
+def test_no_picture_is_left_out_for_a_lack_of_memory_or_handles(tmp_path, monkeypatch, lacks, fails_in):
+    classes(tmp_path, "ab")
+    read, calls = getattr(images, fails_in), []
+
+    def fails_once(file, *args):
+        calls.append(file)
+        if len(calls) == 3:
+            raise SHORTAGES[lacks]
+        return read(file, *args)
+
+    monkeypatch.setattr(images, fails_in, fails_once)
+    monkeypatch.setattr("ddfast.runtime.files.free_bytes", lambda device: 2**20)
+    with pytest.raises(MemoryError if "memory" in lacks else OSError) as found:
+        load_dataset(tmp_path, skip_unreadable=True)
+    assert str(found.value).startswith(f"{tmp_path}/")
+
+
+def test_a_file_of_another_ending_is_not_left_out_for_a_lack_of_handles(tmp_path, monkeypatch):
+    classes(tmp_path, "ab")
+    picture(tmp_path / "a" / "photo.png").rename(tmp_path / "a" / "photo.x")
+    opened = Image.open
+
+    def fails(file, *args, **kwargs):
+        if str(file).endswith(".x"):
+            raise SHORTAGES["handles"]
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(OSError, match=r"photo\.x: cannot be read .Too many open files"):
+        load_dataset(tmp_path)
+
+
+def test_a_picture_on_a_bad_spot_of_the_disk_may_be_skipped(tmp_path, monkeypatch):
+    classes(tmp_path, "ab")
+    read, bad = images.read_pixels, sorted((tmp_path / "a").iterdir())[0]
+
+    def fails(file, *args):
+        if file == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(file, *args)
+
+    monkeypatch.setattr(images, "read_pixels", fails)
+    assert load_dataset(tmp_path, skip_unreadable=True).about["skipped"] == [f"{bad} (Input/output error)"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize("name, cls", [("mnist", "MNIST"), ("cifar10", "CIFAR10"), ("svhn", "SVHN")])
+def test_a_named_set_that_memory_does_not_hold_is_not_called_damaged(tmp_path, monkeypatch, name, cls, error):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets, cls, fails)
+    with pytest.raises(MemoryError, match=f"^{name}: memory ran out while it was read$"):
+        load_dataset(name, data_root=tmp_path)
 
 
 def test_pictures_in_a_pair_keep_16_bits_too():
