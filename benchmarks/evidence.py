@@ -132,7 +132,9 @@ def pictures(root: Path, names: list[str]) -> tuple[numpy.ndarray, numpy.ndarray
 def ddfast(folder: Path, *arguments: str) -> float:
     """The command in a process of its own; its peak in MiB. Exit status 3 is a result as well: a useless set."""
     with open(folder / "log.txt", "w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "ddfast", *arguments], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.processor_time", *arguments], stdout=log, stderr=log
+        )
         _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status) not in (0, 3):
         raise RuntimeError(f"ddfast {' '.join(arguments)}: {(folder / 'log.txt').read_text()[-2000:]}")
@@ -170,20 +172,21 @@ def run(row: Row, seed: int, folder: Path) -> dict:
     return line
 
 
-def on_others(folder: Path, seeds: list[int]) -> list[dict]:
-    """Accuracies of other networks on the sets that are kept: one of each, 200 epochs at 0.01."""
-    found = []
+def test_on_others(folder: Path, seeds: list[int]) -> None:
+    """Accuracies of other networks on the sets that are kept, as lines: one of each, 200 epochs at 0.01."""
+    there = read_lines(folder / "others.jsonl")
     how = ["--num-eval", "1", "--eval-epochs", "200", "--eval-lr", "0.01", "--no-random-real"]
     for network, name, seed in product(OTHERS, OTHERS_OF, seeds):
         kept = folder / "sets" / f"{name.replace(' ', '-')}-{seed}"
         file = folder / f"others-{network}-{kept.name}.jsonl"
-        if not kept.with_suffix(".json").exists():
+        key = {"name": name, "seed": seed, "network": network}
+        if not kept.with_suffix(".json").exists() or any(line.items() >= key.items() for line in there):
             continue
         given = [str(kept), "--dataset", "mnist", "--networks", network, *how, "--seed", str(seed)]
         ddfast(folder, "evaluate", *given, "--output", str(file))
-        found.append({"name": name, "seed": seed, "network": network, "accuracy": read_lines(file)[0]["accuracy"]})
-        print(found[-1], flush=True)
-    return found
+        line = key | {"accuracy": read_lines(file)[0]["accuracy"], "machine": machine()}
+        append_line(folder / "others.jsonl", line)
+        print(line, flush=True)
 
 
 def tables(lines: list[dict]) -> str:
@@ -231,8 +234,7 @@ def main() -> None:
     file, began = options.folder / "results.jsonl", time.perf_counter()
     lines, numbers = read_lines(file), [int(seed) for seed in options.seeds.split(",")]
     if options.others:
-        for line in on_others(options.folder, numbers):
-            append_line(options.folder / "others.jsonl", line | {"machine": machine()})
+        test_on_others(options.folder, numbers)
         return
     for seed in numbers:
         for row in rows():

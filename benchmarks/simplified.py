@@ -51,6 +51,8 @@ ROWS = {
     "all of these": ALL,
     "all but instance norm": {k: v for k, v in ALL.items() if k not in INSTANCE_NORM},
     "all but early starts": {k: v for k, v in ALL.items() if k not in EARLY},
+    "all but DSA": {k: v for k, v in ALL.items() if k not in DSA},
+    "all but SGD on the images": {k: v for k, v in ALL.items() if k not in SGD},
 }
 
 
