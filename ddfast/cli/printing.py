@@ -18,7 +18,10 @@ def words_of_storage(result: Any) -> str:
 
 
 def print_table(result: Any) -> None:
-    """The accuracies of a run."""
+    """The accuracies of a run, where it was evaluated."""
+    if not result.accuracy:
+        click.echo("\nnot evaluated (num_eval 0)\n")
+        return
     accuracy, full = result.accuracy, result.accuracy.get("full_data", {"epochs": "", "source": ""})
     ipc = RunFolder(result.path).read_config()["ipc"]
     count, best = in_words(ipc), accuracy.get("best", {}).get("iteration")

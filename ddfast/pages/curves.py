@@ -46,7 +46,7 @@ def _of_evaluations(run: Record) -> Curve | None:
     points = [(record["iteration"], record["mean"]) for record in run.evaluations]
     if not points:
         return None
-    if run.summary:
+    if run.summary.get("accuracy"):
         points.append((run.summary["iterations"], run.summary["accuracy"]["distilled"]["mean"]))
     iterations, values = zip(*points, strict=True)
     return [float(n) for n in iterations], list(values)

@@ -215,7 +215,9 @@ class EvaluationOptions:
     networks: Annotated[
         Networks | None, Option(Evaluation, "To evaluate on, separated by commas.", "the network", "NAMES")
     ] = None
-    num_eval: Annotated[AtLeast1, Option(Evaluation, "Networks trained from scratch, of each name.")] = 5
+    num_eval: Annotated[
+        AtLeast0, Option(Evaluation, "Networks trained from scratch, of each name; of `distill` also 0: none.")
+    ] = 5
     eval_epochs: Annotated[
         AtLeast1 | None, Option(Evaluation, "1001 for MTT's epoch_eval_train 1000.", "the protocol's")
     ] = None

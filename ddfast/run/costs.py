@@ -73,6 +73,8 @@ def iterations_within(job: Job, budget: float) -> tuple[int, str]:  # seconds
 def evaluation_seconds_of(job: Job, count: int) -> float:
     """Of the evaluation of one set of so many images."""
     config = job.config
+    if not config["num_eval"]:
+        return 0.0
     schedule = schedule_of(
         config["protocol"],
         config["eval_epochs"],

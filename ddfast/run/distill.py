@@ -146,13 +146,15 @@ def distill(
         measured = ranks.first(lambda: distillation.method.at_end(job.data))
         for name, value in measured.items():
             log.info("%s on test images: %.2f", name.replace("_", " "), value)
-        log.info("evaluating")
         synthetic, averaged = distillation.synthetic, distillation.averaged
-        forecast.begin(EVALUATION, trainings(job))
-        accuracy = _accuracy({"distilled": synthetic, "averaged": averaged}, job, store, run, forecast)
-        accuracy |= ranks.first(lambda: _best_of(run, job, accuracy["distilled"]))
+        accuracy: dict[str, dict[str, Any]] = {}
+        if job.config["num_eval"]:
+            log.info("evaluating")
+            forecast.begin(EVALUATION, trainings(job))
+            accuracy = _accuracy({"distilled": synthetic, "averaged": averaged}, job, store, run, forecast)
+            accuracy |= ranks.first(lambda: _best_of(run, job, accuracy["distilled"]))
         forecast.end()
-        useless = verdict(job, accuracy, history)
+        useless = verdict(job, accuracy, history) if accuracy else None
         ranks.first(
             lambda: run.write_summary(
                 _summary(run, job, synthetic, accuracy, history) | {"useless": useless, **measured}
@@ -208,10 +210,12 @@ def _summary(
     run: RunFolder, job: Job, synthetic: SyntheticSet, accuracy: dict[str, Any], history: list[dict[str, Any]]
 ) -> dict[str, Any]:
     iterations = job.config["iterations"]
-    distilled = {name: accuracy["distilled"][name] for name in ("mean", "std")}
-    on_the_way = run.keep_until("evaluations", iterations)
-    evaluations = [*on_the_way, {"iteration": iterations, **distilled}]
-    best = max(evaluations, key=lambda record: record["mean"])
+    on_the_way = run.keep_until("evaluations", iterations) if accuracy else []
+    best: dict[str, Any] = {}
+    if on_the_way:
+        distilled = {name: accuracy["distilled"][name] for name in ("mean", "std")}
+        best = max([*on_the_way, {"iteration": iterations, **distilled}], key=lambda record: record["mean"])
+        best = {"best_on_test": {key: best[key] for key in ("iteration", "mean", "std")}}
     return {
         "accuracy": accuracy,
         "seconds": sum(record["seconds"] for record in history),
@@ -219,7 +223,7 @@ def _summary(
         "bytes": synthetic.bytes,
         "peak_bytes": max((record["peak_bytes"] for record in history), default=0),
         "evaluation": _evaluation_settings(job),
-        **({"best_on_test": {key: best[key] for key in ("iteration", "mean", "std")}} if on_the_way else {}),
+        **best,
     }
 
 
@@ -321,7 +325,8 @@ def _evaluation_settings(job: Job) -> dict[str, Any]:
 
 
 def _finished(run: RunFolder, job: Job) -> DistillResult | None:
-    """The result of a run that had ended, with these iterations and evaluated like this; None for others."""
+    """The result of a run that had ended with these iterations, evaluated like this where it is to be evaluated; None
+    for others."""
     try:
         summary = run.read_summary()
     except ValueError as error:
@@ -330,7 +335,7 @@ def _finished(run: RunFolder, job: Job) -> DistillResult | None:
     if summary is None or summary.get("iterations") != job.config["iterations"]:
         return None
     had = {"eval_lr": None, "baselines": "labelled"} | (summary.get("evaluation") or {})  # before they were options
-    if had != _evaluation_settings(job):
+    if job.config["num_eval"] and had != _evaluation_settings(job):
         return None
     history = run.keep_until("metrics", job.config["iterations"])
     averaged = SyntheticSet.load(run.path / "averaged") if "averaged" in summary["accuracy"] else None

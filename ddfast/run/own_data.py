@@ -180,7 +180,8 @@ def _amounts(
 
     def cost(network: str, amounts: tuple[int, int, tuple[int, int]]) -> tuple[float, ...]:
         n, i, (k, epochs) = amounts
-        return costs.of(network, experts or n, iterations or i, (evaluation[0] or k, evaluation[1] or epochs))
+        networks = k if evaluation[0] is None else evaluation[0]
+        return costs.of(network, experts or n, iterations or i, (networks, evaluation[1] or epochs))
 
     networks = [given["network"]] if "network" in given else [f"convnet:width={width}" for width in widths]
     network = next((name for name in networks if sum(cost(name, LEAST)) <= room), networks[-1])

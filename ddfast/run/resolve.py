@@ -178,7 +178,8 @@ def derived_for(given: dict[str, Any], data: Dataset, preset: Preset, store: Tra
     count = sum(counts_of(given["ipc"], data.num_classes))
     device, experts = resolve_device(given.get("device")), None if store is None else store.kept_epochs
     given = {name: value for name, value in given.items() if value is not None}
-    expect_whole(**{name: given[name] for name in AMOUNTS if name in given and given[name] != NEEDED})
+    asked = {name: given[name] for name in AMOUNTS if name in given and given[name] != NEEDED}
+    expect_whole(**{name: value for name, value in asked.items() if (name, value) != ("num_eval", 0)})
     unrolls = method_class(preset.method).needs.experts
     if is_own(data, preset, given) and not unrolls:
         return derive_without_unroll(data, given, preset.settings)
@@ -264,6 +265,9 @@ def checked_job(
         _check_experts(config | asdict(settings))
     known = run_options(method)
     _check_values({n: v for n, v in config.items() if n in known and n not in names}, known)
+    for name in ("eval_every", "full_epochs"):
+        if not config["num_eval"] and config.get(name) is not None:
+            raise ValueError(f"{name}: trains networks to test them, of which num_eval 0 wants none; give num_eval")
     if config.get("keep_checkpoints") is not None and config.get("eval_every") is None:
         raise ValueError(
             "keep_checkpoints: says how many of the sets that eval_every evaluates stay; give eval_every too"

@@ -37,8 +37,8 @@ class DistillResult:
     synthetic: SyntheticSet
     history: list[dict[str, Any]]  # one record per iteration
     path: Path  # the run folder
-    # distilled, averaged (with ema_decay), best (with held-out images), random_real, other `baselines`, full_data:
-    # mean, std, n, and results by network
+    # empty with num_eval 0; distilled, averaged (with ema_decay), best (with held-out images), random_real, other
+    # `baselines`, full_data: mean, std, n, and results by network
     accuracy: dict[str, dict[str, Any]]
     averaged: SyntheticSet | None = None  # with the average of the images over the iterations (ema_decay)
     useless: str | None = None  # reason and advice if the set is no better than random real images

@@ -64,7 +64,7 @@ def continual(
         memory = memory if step else []
         new = classes[step * K // steps : (step + 1) * K // steps]
         how = {"method": method, "ipc": ipc, "network": network, "seed": seed + order, "device": device}
-        how |= {"num_eval": 1, "eval_epochs": 1, "baselines": "none"} | options
+        how |= {"num_eval": 0} | options
         run = folder / "runs" / f"{order:02d}-{step:02d}"
         done = distill(data.of_classes(new), output=run, resume=True, ranks=ranks, **how)
         memory.append(done.synthetic)

@@ -61,14 +61,7 @@ def federated(
     expect_whole(clients=clients, ipc=ipc, num_eval=num_eval, eval_epochs=eval_epochs, workers=workers)
     data, folder = load_dataset(dataset, data_root=data_root), study_folder(output)
     parts = split(data.train_labels, data.num_classes, clients, classes_per_client, seed)
-    how = {
-        "method": method,
-        "ipc": ipc,
-        "device": device,
-        "num_eval": 1,
-        "eval_epochs": 1,
-        "baselines": "none",
-    } | options
+    how = {"method": method, "ipc": ipc, "device": device, "num_eval": 0} | options
     jobs = []
     for client, (classes, indices) in enumerate(parts):
         shard = data.of_classes(classes, indices)

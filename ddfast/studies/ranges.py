@@ -39,6 +39,7 @@ def range_study(
     Source: Cazenavette et al. 2022 (MTT), figure 5; its sizes there could not be verified.
     """
     expect_whole(**{"syn_steps": min(syn_steps, default=0), "expert_epochs": min(expert_epochs, default=0)})
+    expect_whole(num_eval=options.get("num_eval", 1))
     folder = study_folder(output)
     rows: list[dict[str, Any]] = []
     curves: dict[str, tuple[list[int], list[float | None]]] = {}

@@ -21,7 +21,7 @@ from ddfast.run.job import EXPERT_TRAINING, Job
 from ddfast.run.loop import initial_of
 from ddfast.run.probe import probe_rates
 from ddfast.run.resolve import LOADED, OF_EXPERTS, by_name, resolve
-from ddfast.runtime.arguments import is_number
+from ddfast.runtime.arguments import expect_whole, is_number
 from ddfast.runtime.files import expect_writable, lock_of, locking, read_json, write_json
 from ddfast.runtime.forecast import words_of_time
 from ddfast.tuning.clock import Clock, rung_iterations
@@ -80,6 +80,8 @@ def begin(
             raise ValueError(
                 f"{name}: is not for tuning; give it to `ddfast distill` beside the settings that are found"
             )
+    if options.get("num_eval") is not None:
+        expect_whole(num_eval=options["num_eval"])
     if not (is_number(hold_out) and 0 < hold_out < 1):
         raise ValueError(f"hold_out: expected a number above 0 and below 1, got {hold_out!r}")
     data = _without_test_images(dataset, hold_out, download, options)

@@ -76,6 +76,32 @@ def test_a_run_writes_its_folder_and_returns_what_is_in_it(pair, tmp_path):
     assert torch.equal(initial.images, real) and not torch.equal(saved.images, real)
 
 
+@pytest.mark.parametrize("how", [{}, {"ema_decay": 0.5}, {"method": "herding", "iterations": 0}, {"hold_out": 0.25}])
+def test_without_networks_to_train_a_run_ends_with_its_images(pair, tmp_path, monkeypatch, how):
+    """Until it is resumed with some; an evaluation that is there is kept."""
+    options = {k: v for k, v in SMALL.items() if k not in ("num_eval", "eval_epochs")} | how
+    options = options if "method" not in how else {"ipc": 1, **how}
+    given = {"output": tmp_path / "run", "resume": True, **options}
+    with monkeypatch.context() as patched:
+        patched.setattr("ddfast.run.distill.evaluate", None)
+        result = ddfast.distill(pair, num_eval=0, **given)
+    assert result.accuracy == {} and result.useless is None and "<table" in result._repr_html_()
+    assert json.loads((result.path / "summary.json").read_text())["accuracy"] == {}
+    assert ddfast.report(result.path).is_file()
+    evaluated = ddfast.distill(pair, num_eval=1, eval_epochs=2, **given)
+    assert (
+        torch.equal(evaluated.synthetic.images, result.synthetic.images) and evaluated.accuracy["distilled"]["n"] == 1
+    )
+    assert ddfast.distill(pair, num_eval=0, **given).accuracy == evaluated.accuracy
+
+
+@pytest.mark.parametrize("name", ["eval_every", "full_epochs"])
+def test_without_networks_to_train_none_is_tested(pair, tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: trains networks to test them, of which num_eval 0 wants none"):
+        ddfast.distill(pair, output=tmp_path / "run", **SMALL | {"num_eval": 0, name: 1})
+    assert not (tmp_path / "run").exists()
+
+
 def test_images_and_learning_rate_change_and_the_loss_is_that_of_the_segment(data, experts):
     run = distillation(data, experts)
     before = run.synthetic

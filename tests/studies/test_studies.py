@@ -115,6 +115,7 @@ def test_a_server_learns_from_what_clients_send(digits, tmp_path):
     (row,) = table["rows"]
     assert row["last"] > 40 and row["best"] >= row["last"]
     files = sorted(tmp_path.glob("client-*/synthetic.safetensors"))
+    assert not list(tmp_path.glob("client-*/accuracies.jsonl"))  # a client tests nothing
     assert len(files) == 5 and table["findings"]["images_sent"] == 5 * 6 * 4
     assert table["findings"]["bytes_sent"] == sum(file.stat().st_size for file in files)
     times = [file.stat().st_mtime_ns for file in files]
@@ -200,6 +201,8 @@ def test_a_range_study_runs_every_cell_once(tmp_path):
     times = [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("runs/*/metrics.jsonl"))]
     assert range_study("digits", tmp_path, syn_steps=(1, 2), expert_epochs=(1, 2), **how)["rows"] == table["rows"]
     assert [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("runs/*/metrics.jsonl"))] == times
+    with pytest.raises(ValueError, match="num_eval: expected a whole number of at least 1, got 0"):
+        range_study("digits", tmp_path, num_eval=0)
     with pytest.raises(ValueError, match="syn_steps: expected a whole number of at least 1, got 0"):
         range_study("digits", tmp_path, syn_steps=(0, 2))
 

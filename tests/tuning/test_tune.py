@@ -318,6 +318,7 @@ def test_the_command_prints_a_table_and_writes_a_file_that_distill_takes(file, t
         ({"time": "soon"}, "time: expected a time such as 90s, 20min or 2h, got 'soon'"),
         ({"hold_out": 0.0}, "hold_out: expected a number above 0 and below 1, got 0.0"),
         ({"trials": 0}, "trials: expected a whole number of at least 1, got 0"),
+        ({"num_eval": 0}, "num_eval: expected a whole number of at least 1, got 0"),
         ({"eval_every": 3}, "eval_every: is not for tuning"),
         ({"experts": "folder"}, "experts: is not for tuning"),
         ({"method": "herding"}, "herding selects images and learns nothing"),
