@@ -154,7 +154,7 @@ def distill(
             accuracy = _accuracy({"distilled": synthetic, "averaged": averaged}, job, store, run, forecast)
             accuracy |= ranks.first(lambda: _best_of(run, job, accuracy["distilled"]))
         forecast.end()
-        useless = verdict(job, accuracy, history) if accuracy else None
+        useless = verdict(job, accuracy, history, distillation.moved) if accuracy else None
         ranks.first(
             lambda: run.write_summary(
                 _summary(run, job, synthetic, accuracy, history) | {"useless": useless, **measured}

@@ -48,7 +48,7 @@ class Distillation:
             job.check_experts(experts)
         self._job = job
         config, settings = job.config, job.settings
-        initial = initial_of(job, experts) if initial is None else initial
+        self._initial = initial = initial_of(job, experts) if initial is None else initial
         self.iterations, self.iteration, self.device = config["iterations"], 0, job.device
         self._skips = 0  # updates skipped in a row
         self._told_of_floor = False
@@ -82,6 +82,13 @@ class Distillation:
     def averaged(self) -> SyntheticSet | None:
         """The set with the average of its images over the iterations; None where none is kept."""
         return self.method.averaged()
+
+    @property
+    def moved(self) -> float | None:
+        """How far the images are from those it began with, as a share of the norm of these; None where they are other
+        ones, as many for each step are."""
+        first, now = self._initial.images.to("cpu"), self.synthetic.images.to("cpu")
+        return float((now - first).norm() / first.norm().clamp(min=1e-12)) if first.shape == now.shape else None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Run to the end.

@@ -19,6 +19,8 @@ JUDGED_EXPERTS = 3
 JUDGED_IMAGES = 2000
 DEVIATIONS = 3.0  # above chance, for an expert to have learned something
 FEW_ITERATIONS = 100
+FAR, NEAR = 10.0, 0.01  # that images went, over their norm; 0.2 to 3 where they learn well
+TOO_LONG = 1.5  # a first loss: the student went past its target
 AS_GOOD = 1.0  # percentage points
 CHANCES = 150.0  # percent: half as good again as chance
 
@@ -67,8 +69,13 @@ def is_better(distilled: dict[str, Any], random_real: dict[str, Any]) -> bool:
     return distilled["mean"] - random_real["mean"] > error
 
 
-def verdict(job: Job, accuracy: dict[str, dict[str, Any]], history: list[dict[str, Any]]) -> str | None:
-    """One sentence where the distilled images are no better than random real ones, with what to change; else None."""
+def verdict(
+    job: Job, accuracy: dict[str, dict[str, Any]], history: list[dict[str, Any]], moved: float | None = None
+) -> str | None:
+    """One sentence where the distilled images are no better than random real ones, with what to change; else None.
+
+    `moved`: how far the images went, as a share of their norm, where that is known.
+    """
     if job.settings.init == "real" and not job.needs.steps:
         return None  # it is random real images itself
     best = max((accuracy[name] for name in ("distilled", "averaged") if name in accuracy), key=lambda row: row["mean"])
@@ -85,12 +92,12 @@ def verdict(job: Job, accuracy: dict[str, dict[str, Any]], history: list[dict[st
     elif not history:
         advice = "give iterations" if job.needs.steps else "take another selection, or a method that learns images"
     else:
-        advice = _advice(job, full, history)
+        advice = _advice(job, full, history, moved)
     made = "distilled" if job.needs.steps else "selected"
     return f"the {made} images are no better than random real ones ({numbers}): {advice}"
 
 
-def _advice(job: Job, full: dict[str, Any] | None, history: list[dict[str, Any]]) -> str:
+def _advice(job: Job, full: dict[str, Any] | None, history: list[dict[str, Any]], moved: float | None) -> str:
     """What most probably helps, by what the run shows."""
     settings, chance = job.settings, 100 / job.data.num_classes
     losses = [record["loss"] for record in history if math.isfinite(record["loss"])]
@@ -99,16 +106,25 @@ def _advice(job: Job, full: dict[str, Any] | None, history: list[dict[str, Any]]
     unrolls = job.matches_trajectories
     if unrolls and full is not None and full["mean"] < 1.2 * chance:
         return f"the experts themselves reach {full['mean']:.1f}%; train them longer (train_epochs) or on more images"
+    if unrolls and settings.distance == "squared" and losses and losses[0] > TOO_LONG:
+        return (
+            f"the first student ended farther from its target than it began (loss {losses[0]:.3g}); let segments begin "
+            f"where experts still go far (min_start_epoch, max_start_epoch), or lower lr_teacher"
+        )
     if floored > len(history) / 4:
         return f"the student's rate was at its floor in {floored} of {len(history)} iterations; lower lr_lr"
     if left_out > len(history) / 4:
         return f"{left_out} of {len(history)} updates were left out; lower {'lr_teacher or ' if unrolls else ''}lr_img"
+    if moved is not None and moved > FAR:
+        return f"the images moved {moved:.0f} times as far as they are large; lower lr_img"
     if len(history) < FEW_ITERATIONS:
         return f"{len(history)} iterations are few; give more (iterations, or a longer budget)"
+    if moved is not None and moved < NEAR and getattr(settings, "lr_img", 0.0):
+        return f"the images hardly moved, by {moved:.2%} of their size; raise lr_img"
     tenth = max(1, len(losses) // 10)
     if losses and sum(losses[-tenth:]) > 0.95 * sum(losses[:tenth]):
         other = ", or give more syn_steps" if unrolls else ""
-        return f"the loss did not fall; raise lr_img where the images look as at first, else lower it{other}"
+        return f"the loss did not fall; try another lr_img{other}"
     if not job.needs.experts:
         return "give more iterations, or another lr_img"
     if job.config["num_experts"] < 3:

@@ -263,19 +263,23 @@ def test_better_is_more_than_the_standard_error_of_the_difference(distilled, ran
 
 
 @pytest.mark.parametrize(
-    ("records", "full", "advice"),
+    ("records", "full", "moved", "advice"),
     [
-        ([{"loss": 1.0, "lr": 1e-6}] * 150, 90, "lower lr_lr"),
-        ([{"loss": 1.0, "lr": 0.1, "updated": False}] * 150, 90, "lower lr_teacher or lr_img"),
-        ([{"loss": 1.0, "lr": 0.1}] * 10, 90, "give more (iterations"),
-        ([{"loss": 1.0, "lr": 0.1}] * 150, 90, "the loss did not fall"),
-        ([{"loss": 1.0, "lr": 0.1}] * 150, 50, "the experts themselves reach 50.0%"),
-        ([{"loss": 1.0 / n, "lr": 0.1} for n in range(1, 151)], 90, "the experts are few"),
+        ([{"loss": 1.0, "lr": 1e-6}] * 150, 90, 300.0, "lower lr_lr"),
+        ([{"loss": 2.2, "lr": 1e-6}] * 150, 90, 6.0, "farther from its target than it began (loss 2.2); let segments"),
+        ([{"loss": 1.0, "lr": 0.1, "updated": False}] * 150, 90, 1.0, "lower lr_teacher or lr_img"),
+        ([{"loss": 1.0, "lr": 0.1}] * 10, 90, 1.0, "give more (iterations"),
+        ([{"loss": 1.0, "lr": 0.1}] * 10, 90, 252.0, "the images moved 252 times as far as they are large; lower"),
+        ([{"loss": 1.0, "lr": 0.1}] * 150, 90, 0.0025, "the images hardly moved, by 0.25% of their size; raise lr_img"),
+        ([{"loss": 1.0, "lr": 0.1}] * 150, 90, 1.0, "the loss did not fall"),
+        ([{"loss": 1.0, "lr": 0.1}] * 150, 90, None, "the loss did not fall"),
+        ([{"loss": 1.0, "lr": 0.1}] * 150, 50, 1.0, "the experts themselves reach 50.0%"),
+        ([{"loss": 1.0 / n, "lr": 0.1} for n in range(1, 151)], 90, 1.0, "the experts are few"),
     ],
 )
-def test_the_verdict_says_what_to_change(job, records, full, advice):
+def test_the_verdict_says_what_to_change(job, records, full, moved, advice):
     accuracy = {"distilled": row(40), "random_real": row(50), "full_data": row(full)}
-    sentence = verdict.verdict(job, accuracy, records)
+    sentence = verdict.verdict(job, accuracy, records, moved)
     assert "no better than random real ones (40.0% ± 1.0 against 50.0% ± 1.0)" in sentence and advice in sentence
 
 
