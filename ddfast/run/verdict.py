@@ -106,6 +106,8 @@ def _advice(job: Job, full: dict[str, Any] | None, history: list[dict[str, Any]]
     unrolls = job.matches_trajectories
     if unrolls and full is not None and full["mean"] < 1.2 * chance:
         return f"the experts themselves reach {full['mean']:.1f}%; train them longer (train_epochs) or on more images"
+    if moved is not None and moved < NEAR and len(history) >= FEW_ITERATIONS and getattr(settings, "lr_img", 0.0):
+        return f"the images hardly moved, by {moved:.2%} of their size; raise lr_img"
     if unrolls and settings.distance == "squared" and losses and losses[0] > TOO_LONG:
         return (
             f"the first student ended farther from its target than it began (loss {losses[0]:.3g}); let segments begin "
@@ -119,8 +121,6 @@ def _advice(job: Job, full: dict[str, Any] | None, history: list[dict[str, Any]]
         return f"the images moved {moved:.0f} times as far as they are large; lower lr_img"
     if len(history) < FEW_ITERATIONS:
         return f"{len(history)} iterations are few; give more (iterations, or a longer budget)"
-    if moved is not None and moved < NEAR and getattr(settings, "lr_img", 0.0):
-        return f"the images hardly moved, by {moved:.2%} of their size; raise lr_img"
     tenth = max(1, len(losses) // 10)
     if losses and sum(losses[-tenth:]) > 0.95 * sum(losses[:tenth]):
         other = ", or give more syn_steps" if unrolls else ""

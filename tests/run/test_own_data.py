@@ -271,6 +271,7 @@ def test_better_is_more_than_the_standard_error_of_the_difference(distilled, ran
         ([{"loss": 1.0, "lr": 0.1}] * 10, 90, 1.0, "give more (iterations"),
         ([{"loss": 1.0, "lr": 0.1}] * 10, 90, 252.0, "the images moved 252 times as far as they are large; lower"),
         ([{"loss": 1.0, "lr": 0.1}] * 150, 90, 0.0025, "the images hardly moved, by 0.25% of their size; raise lr_img"),
+        ([{"loss": 2.9, "lr": 0.1}] * 150, 90, 0.0025, "raise lr_img"),
         ([{"loss": 1.0, "lr": 0.1}] * 150, 90, 1.0, "the loss did not fall"),
         ([{"loss": 1.0, "lr": 0.1}] * 150, 90, None, "the loss did not fall"),
         ([{"loss": 1.0, "lr": 0.1}] * 150, 50, 1.0, "the experts themselves reach 50.0%"),
