@@ -98,7 +98,8 @@ def federated_learning(_sets: dict[str, SyntheticSet], _data: Dataset, work: Pat
     """Accuracies of the server, by how clients distil and what they hold."""
     rows = []
     for classes in (None, 2):
-        for method, more in (("random", {}), ("kip", {"iterations": 100})):
+        for method in ("random", "herding", "kip"):
+            more = {"select_on": "pixels"} if method == "herding" else {}
             how = {"clients": 10, "classes_per_client": classes, "workers": 1, "num_eval": 3, "zca": False} | more
             found = federated("mnist", work / f"federated {method} {classes}", method=method, **how)
             (row,), sent = found["rows"], found["findings"]

@@ -123,6 +123,15 @@ def test_a_server_learns_from_what_clients_send(digits, tmp_path):
     assert [file.stat().st_mtime_ns for file in files] == times
 
 
+def test_clients_of_kip_have_fedd3s_settings_unless_told_otherwise(digits, tmp_path):
+    how = {"clients": 2, "networks": ("mlp",), "num_eval": 1, "eval_epochs": 1, "iterations": 2, "kernel_depth": 2}
+    federated(digits, tmp_path, **how)
+    for client in range(2):
+        config = json.loads((tmp_path / f"client-00{client}" / "config.json").read_text())
+        assert (config["method"], config["lr_img"], config["batch_real"]) == ("kip", 0.004, 10)
+        assert (config["kernel_depth"], config["iterations"], config["ipc"]) == (2, 2, 1)
+
+
 def test_copies_are_found_and_noise_is_not(digits, real, tmp_path):
     table = privacy(real, digits, tmp_path, eval_epochs=40, most=2000)
     found = table["findings"]
