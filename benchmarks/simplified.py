@@ -1,13 +1,13 @@
 """Why the simplified variant fails, and what repairs it: the table of docs/simplified.md.
 
-python -m benchmarks.simplified benchmarks/results/simplified
+python -m benchmarks.simplified benchmarks/results/simplified [--only "all but"]
 
 Run folders, one per row; a row that is there is not run again, one that was stopped goes on. The table is printed, and
 written to table.md.
 """
 
 import json
-import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 import torch
@@ -64,14 +64,20 @@ def subset() -> Dataset:
     return load_dataset((train, (data.test_images[:TEST], data.test_labels[:TEST])))
 
 
-def main(folder: Path) -> None:
+def main() -> None:
     """Run what is missing, and write the table."""
-    data = subset()
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", default="", help="what a row's name contains")
+    options = parser.parse_args()
+    folder, data = options.folder, subset()
     rows = [
         "| changed | expert | random real | distilled | loss: first 15, last 15 iterations |",
         "|---|---|---|---|---|",
     ]
     for number, (name, change) in enumerate(ROWS.items()):
+        if options.only not in name:
+            continue
         output = folder / f"{number:02d}"
         result = ddfast.distill(data, output=output, resume=True, **BASE | change)
         cells = [f"{result.accuracy['full_data']['mean']:.1f}"]
@@ -83,10 +89,11 @@ def main(folder: Path) -> None:
         cells.append(f"{sum(losses[:15]) / 15:.3f}, {sum(losses[-15:]) / 15:.3f}")
         rows.append(f"| {name} | {' | '.join(cells)} |")
         print(json.dumps({"name": name, "cells": cells}), flush=True)
-    text = f"{described(f'python -m benchmarks.simplified {folder}')}\n\n" + "\n".join(rows) + "\n"
+    command = f'python -m benchmarks.simplified {folder} --only "{options.only}"'
+    text = f"{described(command)}\n\n" + "\n".join(rows) + "\n"
     (folder / "table.md").write_text(text)
     print(text)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    main()
