@@ -70,6 +70,10 @@ def _without_cutout(data: Dataset, net: nn.Module) -> str:
     return _of_dsa(data, net).replace("_cutout", "")
 
 
+def _of_none(_data: Dataset, _net: nn.Module) -> str:
+    return NO_STRATEGY
+
+
 PROTOCOLS = {
     "ddfast": Protocol(1000, BATCH, _at_half, searches=True),
     "mtt": Protocol(1001, BATCH, _as_mtt, loses_momentum=True),
@@ -82,7 +86,7 @@ PROTOCOLS = {
     "ncfm": Protocol(2000, 64, _never, lr=1e-3, optimizer="adamw", cutmix=0.5, strategy=_of_dsa),
     "ddranking": Protocol(1000, 128, _at_half, searches=True),
     "bptt": Protocol(1000, BATCH, _never, lr=1e-3, optimizer="adam"),
-    "fedd3": Protocol(500, 50, _never, lr=1e-3, optimizer="adam", weight_decay=1e-4),
+    "fedd3": Protocol(500, 50, _never, lr=1e-3, optimizer="adam", weight_decay=1e-4, strategy=_of_none),
     "recipe": Protocol(1, BATCH, _never, lr=1.0, recipe=True),
     "simplified": Protocol(200, 100, _at_half_and_three_quarters, lr=0.01),
 }

@@ -155,7 +155,7 @@ def test_cutmix_and_adamw_train_networks(data, good, name):
     assert evaluate(soft, data, protocol=name, eval_epochs=60, **options).mean > 80
 
 
-def test_dc_and_dsa_bring_their_augmentation(data, good, monkeypatch):
+def test_protocols_of_papers_bring_their_augmentation(data, good, monkeypatch):
     used = []
     original = ddfast.evaluation.schedule.augmentation
     monkeypatch.setattr(ddfast.evaluation.schedule, "augmentation", lambda s: used.append(s) or original(s))
@@ -163,12 +163,13 @@ def test_dc_and_dsa_bring_their_augmentation(data, good, monkeypatch):
     for name, network, of in (
         ("dc", "mlp", data), ("dc", "mlp", digits), ("dc", "convnet:norm=batchnorm:width=8", data),
         ("dsa", "mlp", data), ("dsa", "mlp", digits), ("idc", "mlp", data), ("ddfast", "mlp", data),
+        ("fedd3", "mlp", data),
     ):  # fmt: skip
         evaluate(good, of, protocol=name, networks=(network,), num_eval=1, eval_epochs=1, eval_lr=0.01)
     evaluate_random_real(data, 1, protocol="dsa", networks=("mlp",), num_eval=1, eval_epochs=1, augmented=False)
     assert used == [
         "none", "dc:crop_scale_rotate", "dc:crop_noise", "dsa:color_crop_cutout_flip_scale_rotate",
-        "dsa:color_crop_cutout_scale_rotate", "dsa:color_crop_flip_scale_rotate", "flip_scale", "none",
+        "dsa:color_crop_cutout_scale_rotate", "dsa:color_crop_flip_scale_rotate", "flip_scale", "none", "none",
     ]  # fmt: skip
 
 
