@@ -1,5 +1,6 @@
 """The command `study`: what distilled sets are for, and what they tell of a method."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ DATASET = option("--dataset", help="Real data.  [default: the run's]")
 ROOT = option("--data-root", type=PATH, help="Where named data sets are.  [default: DDFAST_DATA, or the cache]")
 SEED = option("--seed", type=int, default=0, help="Same seed, same result.")
 DEVICE = option("--device", help="cpu, cuda, ….  [default: a GPU if there is one]")
+SIZE = OptionType(run_options()["image_size"])
 METHOD_OPTION = option(
     "--set", "options", multiple=True, metavar="NAME=VALUE", help="An option of ddfast distill, as iterations=100."
 )
@@ -71,7 +73,7 @@ def continual(output: Path | None, options: tuple[str, ...], dataset: Any, **how
 
     with launched() as ranks:
         folder = _folder(output, "continual")
-        table = continual(dataset, folder, ranks=ranks, **how, **_options(options))
+        table = continual(dataset, folder, ranks=ranks, **how, **_options(options, how))
     if ranks.is_first:
         _print(table, folder)
 
@@ -97,7 +99,7 @@ def federated(output: Path | None, options: tuple[str, ...], dataset: Any, netwo
     from ddfast.studies import federated
 
     folder = _folder(output, "federated")
-    _print(federated(dataset, folder, networks=tuple(networks.split(",")), **how, **_options(options)), folder)
+    _print(federated(dataset, folder, networks=tuple(networks.split(",")), **how, **_options(options, how)), folder)
 
 
 @study.command(cls=Command)
@@ -107,7 +109,7 @@ def federated(output: Path | None, options: tuple[str, ...], dataset: Any, netwo
 @ROOT
 @option("--network", help="Whose features and losses are looked at.  [default: the set's]")
 @option("--eval-epochs", type=AT_LEAST_1, default=300, help="Epochs on the set.")
-@option("--most", type=AT_LEAST_1, default=10000, help="Training and test images that are looked at.")
+@option("--most", type=AT_LEAST_1, default=10000, help="Training and test images that the attack looks at.")
 @SEED
 @DEVICE
 def privacy(synthetic: Path, output: Path | None, dataset: Any, data_root: Any, **options: Any) -> None:
@@ -160,7 +162,7 @@ def range_of(output: Path | None, dataset: Any, data_root: Any, options: tuple[s
 
     folder = _folder(output, "range")
     counts = {name: _numbers(name, text) for name, text in numbers.items()}
-    how = _options(options) | ({} if data_root is None else {"data_root": data_root})
+    how = _options(options, counts) | ({} if data_root is None else {"data_root": data_root})
     with launched() as ranks:
         table = range_study(dataset, folder, ranks=ranks, **counts, **how)
     if ranks.is_first:
@@ -178,6 +180,11 @@ def range_of(output: Path | None, dataset: Any, data_root: Any, options: tuple[s
 @option("--lr", type=POSITIVE, default=0.01, help="The student's rate.")
 @option("--dsa-strategy", default="none", help="Augmentation.")
 @option("--expert-epochs", type=AT_LEAST_1, default=2, help="Of a segment.")
+@option(
+    "--image-size",
+    type=OptionType(run_options()["image_size"]),
+    help="That the experts were trained at.  [default: the images' own]",
+)
 def gradient_error(output: Path | None, dataset: Any, experts: Path, steps: str, **options: Any) -> None:
     """How far TESLA's approximate gradient is from the exact one."""
     from ddfast.studies import gradient_error
@@ -210,15 +217,20 @@ def _folder(output: Path | None, name: str) -> Path:
     return Path("studies") / name if output is None else output
 
 
-def _options(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Options of `distill`, from NAME=VALUE; ValueError for unknown ones."""
+def _options(texts: tuple[str, ...], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `distill`, from NAME=VALUE; ValueError for unknown ones, and for those that the study has itself."""
     known, found = run_options(), {}
     for text in texts:
         name, _, value = text.partition("=")
         name = name.replace("-", "_")
         if name not in known or not value:
             raise ValueError(f"--set: expected an option of ddfast distill as NAME=VALUE, got {text!r}")
-        found[name] = OptionType(known[name]).convert(value, None, None)
+        if name in ("dataset", "networks", "output", *own):
+            raise ValueError(f"--set {name}: expected as an option of the study, --{name.replace('_', '-')} {value}")
+        try:
+            found[name] = OptionType(known[name]).convert(value, None, None)
+        except click.BadParameter as error:
+            raise ValueError(f"--set {name}: {error.message}") from None
     return found
 
 

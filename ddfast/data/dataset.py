@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from ddfast.data.zca import ZCA
 
 log = logging.getLogger("ddfast")
 
+SOME_CLASSES = re.compile(r", \d+ classes$")  # of the name that `of_classes` gives
 MOST_HASHED = 2**30  # bytes of images that a fingerprint reads; of more, evenly spaced ones
 
 
@@ -122,6 +124,11 @@ class Dataset:
             self, train_images=parts[0], train_labels=parts[1], held_images=held_parts[0], held_labels=held_parts[1]
         )
 
+    @property
+    def origin(self) -> str:
+        """The name of the data set that these are some classes of, or all."""
+        return SOME_CLASSES.sub("", self.name)
+
     def of_classes(self, classes: Sequence[int], among: Tensor | None = None) -> "Dataset":
         """The images of some classes, which become classes 0, 1, … in the order that they are given in; preprocessed as
         all are. `among`: indices of the training images that are kept, int64; None for all.
@@ -138,7 +145,7 @@ class Dataset:
                 chosen, new = labels_among(labels, classes)
                 parts |= {f"{part}_images": images[chosen], f"{part}_labels": new}
         names = tuple(self.class_names[k] for k in classes)
-        name = self.name if names == self.class_names else f"{self.name}, {len(classes)} classes"
+        name = self.name if names == self.class_names else f"{self.origin}, {len(classes)} classes"
         return replace(self, name=name, class_names=names, **parts)
 
     def whitened(self) -> "Dataset":

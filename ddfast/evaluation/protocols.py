@@ -59,11 +59,11 @@ def _never(_epochs: int) -> tuple[int, ...]:
 def _of_dc(data: Dataset, net: nn.Module) -> str:
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules()):
         return BATCH_NORM_OF_DC
-    return MNIST_OF_DC if data.name == "mnist" else NO_STRATEGY
+    return MNIST_OF_DC if data.origin == "mnist" else NO_STRATEGY
 
 
 def _of_dsa(data: Dataset, _net: nn.Module) -> str:
-    return f"dsa:{FULL_STRATEGY.replace('_flip', '') if data.name in DIGITS else FULL_STRATEGY}"
+    return f"dsa:{FULL_STRATEGY.replace('_flip', '') if data.origin in DIGITS else FULL_STRATEGY}"
 
 
 def _without_cutout(data: Dataset, net: nn.Module) -> str:

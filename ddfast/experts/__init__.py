@@ -1,6 +1,7 @@
 """Experts: networks trained on real data, and the trajectories that they leave."""
 
 from ddfast.experts.curriculum import CURRICULA, Curriculum
+from ddfast.experts.fitting import expect_preprocessed_alike, expect_trained_with
 from ddfast.experts.judges import NEVER_LEARNT, SCORES, Judges
 from ddfast.experts.segments import SegmentReader, Segments
 from ddfast.experts.settings import OPTIMIZERS, SCHEDULES, ExpertTraining
@@ -21,6 +22,8 @@ __all__ = [
     "SegmentReader",
     "Segments",
     "TrajectoryStore",
+    "expect_preprocessed_alike",
+    "expect_trained_with",
     "kept_epochs",
     "predicted_bytes",
     "train_experts",

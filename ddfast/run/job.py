@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from ddfast import networks
-from ddfast.data import Dataset, Preprocessing, counts_of
+from ddfast.data import Dataset, counts_of
 from ddfast.data.augment import NO_STRATEGY
 from ddfast.engine.planner import UNKNOWN, BudgetTooSmallError, Plan, UnrollSize, make_plan, parse_budget, predict
 from ddfast.engine.students import RankBatches, Student, student_of
 from ddfast.evaluation import asked_rates, more_baselines, protocol_named
-from ddfast.experts import TrajectoryStore, kept_epochs
+from ddfast.experts import TrajectoryStore, expect_preprocessed_alike, expect_trained_with, kept_epochs
 from ddfast.methods import Needs, method_class
 from ddfast.ops import release_memory
 from ddfast.run.config import NEEDED, ExpertOptions, defaults_of
@@ -209,20 +209,8 @@ class Job:
         wanted = {"fingerprint": self.data.fingerprint, "structure": self.config.get("structure")}
         wanted |= {n: self.config[n] for n in ("network", "optimizer")}
         for name, value in wanted.items():
-            has = store.settings.get(name, EXPERT_TRAINING.get(name))
-            if has != value and not (name == "optimizer" and has is None):  # not known
-                what = "training images" if name == "fingerprint" else name
-                raise ValueError(
-                    f"experts: {store.path} was trained with {what} {has!r} of {store.settings.get('dataset')!r}, "
-                    f"this run has {value!r} of {self.data.name!r}"
-                )
-        trained = _preprocessing_of(store)
-        if not trained.matches(self.data.preprocessing):
-            raise ValueError(
-                f"experts: {store.path} and this run preprocess images differently: "
-                f"{trained.difference(self.data.preprocessing)}; pass --preprocessing {store.path} (in Python "
-                f"preprocessing) to keep that of the former"
-            )
+            expect_trained_with(store, self.data, name, value, EXPERT_TRAINING.get(name))
+        expect_preprocessed_alike(store, self.data)
         first, needed = self.settings.used_epochs
         if store.epochs < needed and not self.matches_trajectories:
             raise ValueError(f"experts: {store.path} has {store.epochs} epochs, this run looks at epoch {needed}")
@@ -258,10 +246,3 @@ class Job:
     def new_network(self, generator: torch.Generator) -> torch.nn.Module:
         """One of that kind, its initial parameters drawn from a generator."""
         return networks.create(self.config["network"], generator=generator, **self.data.network_arguments)
-
-
-def _preprocessing_of(store: TrajectoryStore) -> Preprocessing:
-    try:
-        return Preprocessing.described(store.settings["preprocessing"])
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise ValueError(f"{store.path / 'experts.json'}: does not say how images were preprocessed") from None

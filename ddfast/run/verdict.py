@@ -2,12 +2,14 @@
 
 import logging
 import math
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch.nn.utils import vector_to_parameters
 
 from ddfast.data import take_statistics
+from ddfast.data.listing import counted
 from ddfast.experts import TrajectoryStore
 from ddfast.methods.descent import LR_FLOOR
 from ddfast.run.job import Job
@@ -20,7 +22,7 @@ JUDGED_IMAGES = 2000
 DEVIATIONS = 3.0  # above chance, for an expert to have learned something
 FEW_ITERATIONS = 100
 FAR, NEAR = 10.0, 0.01  # that images went, over their norm; 0.2 to 3 where they learn well
-TOO_LONG = 1.5  # a first loss: the student went past its target
+TOO_LONG, NO_NEARER = 1.5, 0.9  # a first and a last loss: the student went past its target, and still does not reach it
 AS_GOOD = 1.0  # percentage points
 CHANCES = 150.0  # percent: half as good again as chance
 
@@ -98,32 +100,40 @@ def verdict(
 
 
 def _advice(job: Job, full: dict[str, Any] | None, history: list[dict[str, Any]], moved: float | None) -> str:
-    """What most probably helps, by what the run shows."""
-    settings, chance = job.settings, 100 / job.data.num_classes
+    """What most probably helps, by what the run shows; the surest signs come first."""
+    settings, chance, count = job.settings, 100 / job.data.num_classes, len(history)
     losses = [record["loss"] for record in history if math.isfinite(record["loss"])]
-    floored = sum(record.get("lr", math.inf) <= 1.01 * LR_FLOOR for record in history)
-    left_out = sum(not record.get("updated", True) for record in history)
-    unrolls = job.matches_trajectories
+    unrolls, lr_img = job.matches_trajectories, getattr(settings, "lr_img", 0.0)
     if unrolls and full is not None and full["mean"] < 1.2 * chance:
         return f"the experts themselves reach {full['mean']:.1f}%; train them longer (train_epochs) or on more images"
-    if moved is not None and moved < NEAR and len(history) >= FEW_ITERATIONS and getattr(settings, "lr_img", 0.0):
-        return f"the images hardly moved, by {moved:.2%} of their size; raise lr_img"
-    if unrolls and settings.distance == "squared" and losses and losses[0] > TOO_LONG:
+    if lr_img == 0 and not settings.lr_label and settings.labels == "hard":
+        return "lr_img is 0, and nothing else of the images is learned; give one"
+    gated, left_out = history[-1].get("gated", 0), sum(not record.get("updated", True) for record in history)
+    floored = sum(record.get("lr", math.inf) <= 1.01 * LR_FLOOR for record in history)
+    if gated > count / 4:
+        return f"the loss of {gated} of {count} iterations was above the threshold; raise threshold, or give none"
+    tenth = max(1, len(losses) // 10)
+    first, last = (fmean(part) if part else math.nan for part in (losses[:tenth], losses[-tenth:]))
+    far = moved is not None and moved > FAR
+    if moved is not None and lr_img and moved < NEAR * min(1.0, count / FEW_ITERATIONS):
+        if max(floored, left_out) <= count / 4:
+            return f"the images hardly moved, by {moved:.2g} of their size; raise lr_img"
+    if unrolls and not far and settings.distance == "squared" and losses[:1] > [TOO_LONG] and last > NO_NEARER:
         return (
             f"the first student ended farther from its target than it began (loss {losses[0]:.3g}); let segments begin "
             f"where experts still go far (min_start_epoch, max_start_epoch), or lower lr_teacher"
         )
-    if floored > len(history) / 4:
-        return f"the student's rate was at its floor in {floored} of {len(history)} iterations; lower lr_lr"
-    if left_out > len(history) / 4:
-        return f"{left_out} of {len(history)} updates were left out; lower {'lr_teacher or ' if unrolls else ''}lr_img"
-    if moved is not None and moved > FAR:
+    if floored > count / 4:
+        change = "lower lr_lr" if settings.lr_lr else "raise lr_teacher, for lr_lr is 0"
+        return f"the student's rate was at its floor in {floored} of {count} iterations; {change}"
+    if left_out > count / 4:
+        return f"{left_out} of {count} updates were left out; lower {'lr_teacher or ' if unrolls else ''}lr_img"
+    if far:
         return f"the images moved {moved:.0f} times as far as they are large; lower lr_img"
-    if len(history) < FEW_ITERATIONS:
-        return f"{len(history)} iterations are few; give more (iterations, or a longer budget)"
-    tenth = max(1, len(losses) // 10)
-    if losses and sum(losses[-tenth:]) > 0.95 * sum(losses[:tenth]):
-        other = ", or give more syn_steps" if unrolls else ""
+    if count < FEW_ITERATIONS:
+        return f"after {counted(count, 'iteration')} little is learned; give more (iterations, or a longer budget)"
+    if last > 0.95 * first:
+        other = ", or give more syn_steps or a larger lr_teacher" if unrolls else ""
         return f"the loss did not fall; try another lr_img{other}"
     if not job.needs.experts:
         return "give more iterations, or another lr_img"

@@ -17,12 +17,14 @@ from ddfast.data.synthetic import DEFAULT_LR
 from ddfast.engine.students import Training
 from ddfast.evaluation import data_for
 from ddfast.evaluation.judging import logits_of
-from ddfast.experts import TrajectoryStore
+from ddfast.experts import TrajectoryStore, expect_preprocessed_alike, expect_trained_with
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.devices import resolve_device
 from ddfast.runtime.forecast import counted
-from ddfast.studies.tables import Table, save_picture, save_table, study_folder
+from ddfast.studies.tables import Table, digest, save_picture, save_table, study_folder
+
+STUDY = "trajectory-error"
 
 
 def trajectory_error(
@@ -56,20 +58,27 @@ def trajectory_error(
     Errors: ValueError for experts of another network, or without the epochs.
     """
     expect_whole(syn_steps=syn_steps, expert_epochs=expert_epochs, num_experts=num_experts)
-    folder = study_folder(output)
     store = experts if isinstance(experts, TrajectoryStore) else TrajectoryStore(experts)
     last = store.epochs if last_epoch is None else last_epoch
     if not expert_epochs <= last <= store.epochs or num_experts > store.num_experts:
         raise ValueError(
             f"experts: {store.path} has {store.num_experts} of {store.epochs} epochs; expected {num_experts}, and a "
-            f"last epoch from {expert_epochs} on, got {last}"
+            f"last epoch from {expert_epochs} to {store.epochs}, got {last}"
         )
     if not sets:
         raise ValueError("sets: expected at least one")
+    read = {name: data_for(synthetic, dataset) for name, synthetic in sets.items()}
+    for name, synthetic in sets.items():
+        expect_trained_with(store, read[name], "fingerprint", read[name].fingerprint)
+        if synthetic.network is not None:
+            expect_trained_with(store, read[name], "network", synthetic.network)
+        expect_preprocessed_alike(store, read[name])
+    of = {"sets": {name: digest(synthetic) for name, synthetic in sets.items()}, "experts": str(store.path)}
+    folder = study_folder(output, STUDY, of)
     rows, where = [], resolve_device(device)
     epochs = range(expert_epochs, last + 1, expert_epochs)
     for name, synthetic in sets.items():
-        walk = _Walk(synthetic.decoded(), data_for(synthetic, dataset), store.settings["network"], where, seed)
+        walk = _Walk(synthetic.decoded(), read[name], store.settings["network"], where, seed)
         found: dict[int, list[dict[str, float]]] = {epoch: [] for epoch in epochs}
         for expert in counted(f"{name}: expert", range(num_experts)):
             student = store.snapshot(expert, 0)
@@ -83,8 +92,8 @@ def trajectory_error(
         for epoch, records in found.items():
             rows.append({"set": name, "epoch": epoch, **{key: fmean(r[key] for r in records) for key in records[0]}})
     findings = {name: [row for row in rows if row["set"] == name][-1] for name in sets}
-    settings = {"syn_steps": syn_steps, "expert_epochs": expert_epochs, "num_experts": num_experts, "seed": seed}
-    table = {"study": "trajectory-error", "settings": settings, "rows": rows, "findings": findings}
+    settings = of | {"syn_steps": syn_steps, "expert_epochs": expert_epochs, "num_experts": num_experts, "seed": seed}
+    table = {"study": STUDY, "settings": settings, "rows": rows, "findings": findings}
 
     def draw(axes: Any) -> None:
         for n, name in enumerate(sets):

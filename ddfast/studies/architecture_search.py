@@ -14,7 +14,9 @@ from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.forecast import Forecast
 from ddfast.runtime.ranks import ALONE, Ranks
-from ddfast.studies.tables import Table, save_picture, save_table, study_folder
+from ddfast.studies.tables import Table, digest, save_picture, save_table, study_folder
+
+STUDY = "architectures"
 
 SPACE: dict[str, tuple[Any, ...]] = {  # DC's and FTD's 720 ConvNets
     "width": (32, 64, 128, 256),
@@ -66,7 +68,9 @@ def architectures(
     the top 5, 10, 20.
     """
     expect_whole(count=count, eval_epochs=eval_epochs, full_epochs=full_epochs)
-    folder, data = study_folder(output), data_for(synthetic, dataset)
+    data = data_for(synthetic, dataset)
+    of = {"set": digest(synthetic), "dataset": data.name}
+    folder = study_folder(output, STUDY, of)
     every = networks_of_space()
     drawn = torch.randperm(len(every), generator=seeds.generator(seed, "architectures"))[:count].sort().values
     names = [every[n] for n in drawn.tolist()]
@@ -93,8 +97,8 @@ def architectures(
     findings["chosen_by_proxy"] = max(rows, key=lambda row: row["proxy"])
     findings["best"] = max(rows, key=lambda row: row["real"])
     findings |= {"seconds_of_proxy": _seconds(proxy), "seconds_of_real_data": _seconds(real)}
-    settings = {"count": count, "eval_epochs": eval_epochs, "full_epochs": full_epochs, "seed": seed}
-    table = {"study": "architectures", "settings": settings, "rows": rows, "findings": findings}
+    settings = of | {"count": count, "eval_epochs": eval_epochs, "full_epochs": full_epochs, "seed": seed}
+    table = {"study": STUDY, "settings": settings, "rows": rows, "findings": findings}
 
     def draw(axes: Any) -> None:
         axes.scatter([row["proxy"] for row in rows], [row["real"] for row in rows], s=8)

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from ddfast.data import SyntheticSet, load_dataset
-from ddfast.evaluation import evaluate
+from ddfast.evaluation import check_evaluation, evaluate
 from ddfast.run.distill import distill
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.forecast import counted
 from ddfast.runtime.ranks import ALONE, Ranks
-from ddfast.studies.tables import Table, save_picture, save_table, study_folder
+from ddfast.studies.tables import Table, expect_joined, save_picture, save_table, study_folder
+
+STUDY = "continual"
 
 
 def continual(
@@ -54,9 +56,13 @@ def continual(
     """
     expect_whole(steps=steps, ipc=ipc, orders=orders, num_eval=num_eval, eval_epochs=eval_epochs)
     data = load_dataset(dataset, data_root=data_root)
-    K, folder = data.num_classes, study_folder(output)
+    K = data.num_classes
+    of = {"dataset": data.name, "method": method, "steps": steps, "ipc": ipc, "network": network, "seed": seed}
+    folder = study_folder(output, STUDY, of)
     if K % steps or K // steps < 2:
         raise ValueError(f"steps: expected a number that divides the {K} classes, two or more each, got {steps}")
+    check_evaluation([network], protocol, data)
+    expect_joined(protocol, options)
     found: list[list[float]] = [[] for _ in range(steps)]
     memory: list[SyntheticSet] = []
     for order, step in counted("set", list(product(range(orders), range(steps)))):
@@ -84,9 +90,8 @@ def continual(
         }
         for step, values in enumerate(found)
     ]
-    settings = {"dataset": data.name, "method": method, "steps": steps, "ipc": ipc, "orders": orders}
-    settings |= {"num_eval": num_eval, "eval_epochs": eval_epochs, "protocol": protocol, "network": network}
-    table = {"study": "continual", "settings": settings, "rows": rows, "findings": {"last": rows[-1]["accuracy"]}}
+    settings = of | {"orders": orders, "num_eval": num_eval, "eval_epochs": eval_epochs, "protocol": protocol}
+    table = {"study": STUDY, "settings": settings, "rows": rows, "findings": {"last": rows[-1]["accuracy"]}}
 
     def draw(axes: Any) -> None:
         axes.errorbar(*([row[key] for row in rows] for key in ("classes", "accuracy", "std")), capsize=3, label=method)

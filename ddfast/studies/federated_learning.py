@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from ddfast.data import Dataset, SyntheticSet, load_dataset
-from ddfast.evaluation import evaluate
+from ddfast.evaluation import check_evaluation, evaluate
+from ddfast.networks import name_of
 from ddfast.run.distill import distill
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.forecast import counted
-from ddfast.studies.tables import Table, save_table, study_folder
+from ddfast.studies.tables import Table, expect_joined, save_table, study_folder
+
+STUDY = "federated"
 
 log = logging.getLogger("ddfast")
 
@@ -46,7 +49,8 @@ def federated(
     """Divide the training images among clients, distil each part by itself, and train networks on the sets together.
 
     A client is a process of its own (`workers` at a time), which is given its part and leaves a synthetic set; the
-    server reads these files only. All use the preprocessing of the data set. Clients that are done are not run again.
+    server reads these files only. Clients are started anew (`spawn`): a script calls this below `if __name__ ==
+    "__main__":`. All use the preprocessing of the data set. Clients that are done are not run again.
 
     Args:
         dataset: as load_dataset takes it.
@@ -63,7 +67,12 @@ def federated(
     Source: Song et al. 2023 (FedD3), by its code.
     """
     expect_whole(clients=clients, ipc=ipc, num_eval=num_eval, eval_epochs=eval_epochs, workers=workers)
-    data, folder = load_dataset(dataset, data_root=data_root), study_folder(output)
+    data = load_dataset(dataset, data_root=data_root)
+    of = {"dataset": data.name, "method": method, "clients": clients, "classes_per_client": classes_per_client}
+    of |= {"ipc": ipc, "seed": seed}
+    folder = study_folder(output, STUDY, of)
+    check_evaluation([name_of(network) for network in networks], protocol, data)
+    expect_joined(protocol, options)
     parts = split(data.train_labels, data.num_classes, clients, classes_per_client, seed)
     how = {"method": method, "ipc": ipc, "device": device, "num_eval": 0} | (KIP if method == "kip" else {}) | options
     jobs = []
@@ -90,9 +99,8 @@ def federated(
     ]  # fmt: skip
     findings = {"bytes_sent": sum(path.stat().st_size for path in sent), "images_sent": len(joined)}
     findings |= {"bytes_of_training_images": data.train_images.numel()}
-    settings = {"dataset": data.name, "method": method, "clients": clients, "classes_per_client": classes_per_client}
-    settings |= {"ipc": ipc, "protocol": protocol, "eval_epochs": eval_epochs, "seed": seed}
-    table = {"study": "federated", "settings": settings, "rows": rows, "findings": findings}
+    settings = of | {"protocol": protocol, "eval_epochs": eval_epochs}
+    table = {"study": STUDY, "settings": settings, "rows": rows, "findings": findings}
     save_table(table, folder)
     return table
 

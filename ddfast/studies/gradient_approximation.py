@@ -9,14 +9,16 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from ddfast import networks as all_networks
-from ddfast.data import DSA, Dataset, load_dataset
+from ddfast.data import DSA, Dataset, Preprocessing, load_dataset
 from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll
 from ddfast.engine.unroll import match_trajectory
-from ddfast.experts import TrajectoryStore
+from ddfast.experts import TrajectoryStore, expect_trained_with
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.forecast import counted
 from ddfast.studies.tables import Table, save_table, study_folder
+
+STUDY = "gradient-error"
 
 
 def gradient_error(
@@ -31,6 +33,7 @@ def gradient_error(
     dsa_strategy: str = "none",
     expert_epochs: int = 2,
     data_root: str | Path | None = None,
+    image_size: Any = None,
 ) -> Table:
     """Compare both gradients of the matching loss on random real images, for segments that are drawn.
 
@@ -40,8 +43,12 @@ def gradient_error(
     Errors: ValueError for experts of too few epochs, or another network's.
     """
     expect_whole(draws=draws, ipc=ipc, expert_epochs=expert_epochs, steps=min(steps, default=0))
-    data, store = load_dataset(dataset, data_root=data_root), _store(experts)
-    folder = study_folder(output)
+    store = _store(experts)
+    how = {"preprocessing": Preprocessing.described(store.settings["preprocessing"])}
+    data = load_dataset(dataset, data_root=data_root, image_size=image_size, **how)
+    expect_trained_with(store, data, "fingerprint", data.fingerprint)
+    of = {"experts": str(store.path), "dataset": data.name}
+    folder = study_folder(output, STUDY, of)
     if store.epochs <= expert_epochs:
         raise ValueError(f"experts: {store.path} has {store.epochs} epochs, expected more than {expert_epochs}")
     rows = []
@@ -51,8 +58,8 @@ def gradient_error(
         for name, column in zip(("cosine", "norms", "rates"), zip(*found, strict=True), strict=True):
             row |= {name: median(column), f"least_{name}": min(column), f"largest_{name}": max(column)}
         rows.append(row)
-    settings = {"draws": draws, "ipc": ipc, "lr": lr, "dsa_strategy": dsa_strategy, "expert_epochs": expert_epochs}
-    table = {"study": "gradient-error", "settings": settings, "rows": rows, "findings": {}}
+    settings = of | {"draws": draws, "ipc": ipc, "lr": lr, "dsa_strategy": dsa_strategy, "expert_epochs": expert_epochs}
+    table = {"study": STUDY, "settings": settings, "rows": rows, "findings": {}}
     save_table(table, folder)
     return table
 

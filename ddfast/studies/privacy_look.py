@@ -15,8 +15,11 @@ from ddfast.evaluation import data_for, schedule_of
 from ddfast.evaluation.judging import BATCH, logits_of
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
-from ddfast.studies.tables import Table, save_table, study_folder
+from ddfast.studies.tables import Table, digest, save_table, study_folder
 
+STUDY = "privacy"
+
+USUAL = 1000  # test images whose distances are the usual ones
 CHUNK = 1024  # training images that are compared at a time
 
 
@@ -44,15 +47,16 @@ def privacy(
         output: the folder.
         network: None for the set's own.
         eval_epochs: of the networks.
-        most: training and test images that are looked at, drawn by the seed.
+        most: training and test images that the attack looks at, drawn by the seed. Nearest ones are those of all.
 
     Rows: an image each: index, class, the index of the nearest training image and the ratio, in pixels and in features.
     Findings: the median ratios, those of random real images, and the areas under the attack's ROC curve.
     A look, not a proof: no guarantee such as differential privacy follows from a good one.
     """
     expect_whole(eval_epochs=eval_epochs, most=most)
-    folder = study_folder(output)
     data = data_for(synthetic, dataset)
+    subject = {"set": digest(synthetic), "dataset": data.name}
+    folder = study_folder(output, STUDY, subject)
     decoded = synthetic.decoded()
     name = network or synthetic.network or "convnet"
     schedule = schedule_of("ddfast", eval_epochs, None, decoded.dsa_strategy, None, 1, device, None)
@@ -65,16 +69,16 @@ def privacy(
         sets = [(pair[0].to(schedule.device), pair[1].to(schedule.device))]
         generators = [seeds.generator(seed, "privacy", of)]
         (net,) = schedule.networks(name, rate, data, sets, generators, decoded.parameterisation)
-        found = _nearest(net, pair[0], data, members, others, schedule.device)
+        found = _nearest(net, pair[0], data, others[:: -(-len(others) // USUAL)], schedule.device)
         for space, (nearest, ratio) in found.items():
             findings[f"median_ratio_in_{space}_of_{of}"] = float(ratio.median())
             if of == "distilled":
                 rows = rows or [{"image": n, "class": int(k)} for n, k in enumerate(decoded.classes)]
                 for n, row in enumerate(rows):
-                    row |= {f"nearest_in_{space}": int(members[nearest[n]]), f"ratio_in_{space}": float(ratio[n])}
+                    row |= {f"nearest_in_{space}": int(nearest[n]), f"ratio_in_{space}": float(ratio[n])}
         findings[f"attack_auc_of_{of}"] = _attack(net, data, members, others, schedule.device)
-    settings = {"dataset": data.name, "network": name, "eval_epochs": eval_epochs, "most": most, "seed": seed}
-    table = {"study": "privacy", "settings": settings, "rows": rows, "findings": findings}
+    settings = subject | {"network": name, "eval_epochs": eval_epochs, "most": most, "seed": seed}
+    table = {"study": STUDY, "settings": settings, "rows": rows, "findings": findings}
     save_table(table, folder)
     return table
 
@@ -89,11 +93,10 @@ def _drawn(data: Dataset, most: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(
-    net: nn.Module, images: Tensor, data: Dataset, members: Tensor, others: Tensor, device: torch.device
+    net: nn.Module, images: Tensor, data: Dataset, some: Tensor, device: torch.device
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """By space: the place of the nearest member of each image, and its distance over the median one of test images."""
-    train = Batches(data.train_images[members], data.train_labels[members], data.preprocessing, device)
-    some = others[: len(members)]
+    """By space: the nearest training image of each image, and its distance over the median one of some test images."""
+    train = data.train_batches(device)
     net.eval()
 
     @torch.no_grad()
@@ -103,9 +106,10 @@ def _nearest(
     test = Batches(data.test_images[some], data.test_labels[some], data.preprocessing, device)
     found = {}
     for space, seen in (("pixels", lambda x: x.flatten(1)), ("features", features)):
-        distances, nearest = nearest_members(seen(images.to(device)), train, seen)
-        usual = torch.cat([nearest_members(seen(x), train, seen)[0] for x, _ in test.in_order(BATCH)]).median()
-        found[space] = nearest, distances / usual.clamp(min=1e-12)
+        points = torch.cat([seen(images.to(device)), *(seen(x) for x, _ in test.in_order(BATCH))])
+        distances, nearest = nearest_members(points, train, seen)
+        usual = distances[len(images) :].median()
+        found[space] = nearest[: len(images)], distances[: len(images)] / usual.clamp(min=1e-12)
     return found
 
 

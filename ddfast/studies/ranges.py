@@ -13,6 +13,8 @@ from ddfast.runtime.forecast import counted
 from ddfast.runtime.ranks import ALONE, Ranks
 from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
+STUDY = "range"
+
 MOST_POINTS = 100  # of a curve; each the median of neighbours
 
 
@@ -40,7 +42,9 @@ def range_study(
     """
     expect_whole(**{"syn_steps": min(syn_steps, default=0), "expert_epochs": min(expert_epochs, default=0)})
     expect_whole(num_eval=options.get("num_eval", 1))
-    folder = study_folder(output)
+    if options.get("iterations") == 0:
+        raise ValueError("iterations: expected 1 or more, for what the iterations come to is compared, got 0")
+    folder = study_folder(output, STUDY, {})
     rows: list[dict[str, Any]] = []
     curves: dict[str, tuple[list[int], list[float | None]]] = {}
     for steps, epochs in counted("run", list(product(syn_steps, expert_epochs))):
@@ -61,7 +65,7 @@ def range_study(
     reached = [row for row in rows if row["accuracy"] is not None]
     findings = {"best": max(reached, key=lambda row: row["accuracy"])} if reached else {}
     settings = {name: str(value) for name, value in options.items()}
-    table = {"study": "range", "settings": settings, "rows": rows, "findings": findings}
+    table = {"study": STUDY, "settings": settings, "rows": rows, "findings": findings}
 
     def draw(axes: Any) -> None:
         for epochs in expert_epochs:

@@ -1,26 +1,55 @@
 """What studies leave in their folder: a table as JSON, and a picture."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddfast.runtime.files import replacing, writing
+from ddfast.data import SyntheticSet
+from ddfast.runtime.files import digest_of_tensors, read_json, replacing, writing
 
+TABLE = "study.json"
 Table = dict[str, Any]  # "study", "settings", "rows", "findings"
 
 
-def study_folder(output: str | Path) -> Path:
-    """The folder of a study, made where it is not there yet: OSError before any work where it cannot be."""
+def study_folder(output: str | Path, study: str, of: Mapping[str, Any]) -> Path:
+    """The folder of a study, made where it is not there yet: OSError before any work where it cannot be.
+
+    `of`: what is studied, as its table's settings say it. FileExistsError for a folder with the table of another study,
+    or of something else.
+    """
     folder = Path(output)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    if (folder / TABLE).is_file():
+        there = read_json(folder / TABLE)
+        had = there.get("settings", {})
+        if there.get("study") != study:
+            raise FileExistsError(f"{folder}: has the study {there.get('study')}; choose another output folder")
+        for name, value in of.items():
+            value = json.loads(json.dumps(value))
+            if had.get(name, value) != value:
+                what = f"{study} of {name} {had[name]}, not {value}"
+                raise FileExistsError(f"{folder}: has the study {what}; choose another output folder")
     return folder
+
+
+def expect_joined(protocol: str, options: Mapping[str, Any]) -> None:
+    """ValueError for what sets cannot have that are distilled apart, and joined."""
+    if protocol == "recipe":
+        raise ValueError("protocol: recipe is a single set's steps, which joined sets have not; give another protocol")
+    if options.get("zca"):
+        raise ValueError("zca: each part would have a whitening of its own; distil without")
+
+
+def digest(synthetic: SyntheticSet) -> str:
+    """By which a table says whose it is."""
+    return digest_of_tensors({"images": synthetic.images.cpu(), "labels": synthetic.labels.cpu()}, {})[:12]
 
 
 def save_table(table: Table, folder: Path) -> None:
     """Write `study.json`."""
-    with replacing(folder / "study.json") as temporary:
+    with replacing(folder / TABLE) as temporary:
         temporary.write_text(json.dumps(table, indent=1) + "\n")
 
 

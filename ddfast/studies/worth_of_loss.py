@@ -9,6 +9,8 @@ from ddfast.run.folder import WatchedRunFolder
 from ddfast.runtime.arguments import expect_whole
 from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
+STUDY = "loss-correlation"
+
 FEWEST = 3  # evaluations, of which a correlation says something
 
 
@@ -26,7 +28,10 @@ def loss_correlation(runs: Sequence[str | Path], output: str | Path, *, smooth: 
     Errors: ValueError for a run with fewer than three evaluations.
     """
     expect_whole(smooth=smooth)
-    folder = study_folder(output)
+    if isinstance(runs, str | Path):
+        raise TypeError(f"runs: expected a sequence of run folders, got {runs!r}")
+    of = {"runs": [str(run) for run in runs]}
+    folder = study_folder(output, STUDY, of)
     rows: list[dict[str, Any]] = []
     findings: dict[str, Any] = {}
     for run in map(Path, runs):
@@ -44,10 +49,13 @@ def loss_correlation(runs: Sequence[str | Path], output: str | Path, *, smooth: 
             )
         found = [row for row in found if row["loss"] is not None and row["loss"] == row["loss"]]
         if len(found) < FEWEST:
-            raise ValueError(f"{run}: has {len(found)} evaluations, expected at least {FEWEST}; distil with eval_every")
+            raise ValueError(
+                f"{run}: has {len(found)} evaluations, expected at least {FEWEST}; distil with a smaller "
+                f"eval_every, or more iterations"
+            )
         findings[str(run)] = rank_correlation([row["loss"] for row in found], [row["error"] for row in found])
         rows += found
-    table = {"study": "loss-correlation", "settings": {"smooth": smooth}, "rows": rows, "findings": findings}
+    table = {"study": STUDY, "settings": of | {"smooth": smooth}, "rows": rows, "findings": findings}
 
     def draw(axes: Any) -> None:
         for run in map(str, runs):

@@ -160,16 +160,20 @@ def test_protocols_of_papers_bring_their_augmentation(data, good, monkeypatch):
     original = ddfast.evaluation.schedule.augmentation
     monkeypatch.setattr(ddfast.evaluation.schedule, "augmentation", lambda s: used.append(s) or original(s))
     digits = replace(data, name="mnist")
+    some = digits.of_classes([0, 1])
+    assert (some.name, some.origin, some.of_classes([1, 0]).origin) == ("mnist, 2 classes", "mnist", "mnist")
     for name, network, of in (
         ("dc", "mlp", data), ("dc", "mlp", digits), ("dc", "convnet:norm=batchnorm:width=8", data),
         ("dsa", "mlp", data), ("dsa", "mlp", digits), ("idc", "mlp", data), ("ddfast", "mlp", data),
-        ("fedd3", "mlp", data),
+        ("fedd3", "mlp", data), ("dsa", "mlp", some),
     ):  # fmt: skip
-        evaluate(good, of, protocol=name, networks=(network,), num_eval=1, eval_epochs=1, eval_lr=0.01)
+        made = good.of_classes([0, 1]) if of is some else good
+        evaluate(made, of, protocol=name, networks=(network,), num_eval=1, eval_epochs=1, eval_lr=0.01)
     evaluate_random_real(data, 1, protocol="dsa", networks=("mlp",), num_eval=1, eval_epochs=1, augmented=False)
     assert used == [
         "none", "dc:crop_scale_rotate", "dc:crop_noise", "dsa:color_crop_cutout_flip_scale_rotate",
-        "dsa:color_crop_cutout_scale_rotate", "dsa:color_crop_flip_scale_rotate", "flip_scale", "none", "none",
+        "dsa:color_crop_cutout_scale_rotate", "dsa:color_crop_flip_scale_rotate", "flip_scale", "none",
+        "dsa:color_crop_cutout_scale_rotate", "none",
     ]  # fmt: skip
 
 

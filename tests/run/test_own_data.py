@@ -270,8 +270,18 @@ def test_better_is_more_than_the_standard_error_of_the_difference(distilled, ran
         ([{"loss": 1.0, "lr": 0.1, "updated": False}] * 150, 90, 1.0, "lower lr_teacher or lr_img"),
         ([{"loss": 1.0, "lr": 0.1}] * 10, 90, 1.0, "give more (iterations"),
         ([{"loss": 1.0, "lr": 0.1}] * 10, 90, 252.0, "the images moved 252 times as far as they are large; lower"),
-        ([{"loss": 1.0, "lr": 0.1}] * 150, 90, 0.0025, "the images hardly moved, by 0.25% of their size; raise lr_img"),
-        ([{"loss": 2.9, "lr": 0.1}] * 150, 90, 0.0025, "raise lr_img"),
+        (
+            [{"loss": 1.0, "lr": 0.1}] * 150,
+            90,
+            0.0025,
+            "images hardly moved, by 0.0025 of their size; raise lr_img",
+        ),
+        ([{"loss": 2.9, "lr": 0.1}] * 150, 90, 0.0025, "raise lr_img"),  # as from noise
+        ([{"loss": 1.0, "lr": 0.1}] * 20, 90, 1e-5, "the images hardly moved, by 1e-05 of their size; raise lr_img"),
+        ([{"loss": 2.9, "lr": 0.1}] * 150, 90, 252.0, "lower lr_img"),
+        ([{"loss": 2.0 / n, "lr": 0.1} for n in range(1, 11)], 90, 1.0, "give more (iterations"),
+        ([{"loss": 1.0, "lr": 1e-6}] * 150, 90, 0.0, "lower lr_lr"),
+        ([{"loss": 1.0, "lr": 0.1, "updated": False, "gated": n} for n in range(150)], 90, 0.0, "raise threshold"),
         ([{"loss": 1.0, "lr": 0.1}] * 150, 90, 1.0, "the loss did not fall"),
         ([{"loss": 1.0, "lr": 0.1}] * 150, 90, None, "the loss did not fall"),
         ([{"loss": 1.0, "lr": 0.1}] * 150, 50, 1.0, "the experts themselves reach 50.0%"),
@@ -282,6 +292,19 @@ def test_the_verdict_says_what_to_change(job, records, full, moved, advice):
     accuracy = {"distilled": row(40), "random_real": row(50), "full_data": row(full)}
     sentence = verdict.verdict(job, accuracy, records, moved)
     assert "no better than random real ones (40.0% ± 1.0 against 50.0% ± 1.0)" in sentence and advice in sentence
+
+
+@pytest.mark.parametrize(
+    ("changed", "advice"),
+    [
+        ({"lr_lr": 0.0}, "raise lr_teacher, for lr_lr is 0"),
+        ({"lr_img": 0.0, "lr_lr": 0.0}, "lr_img is 0, and nothing else of the images is learned"),
+    ],
+)
+def test_the_verdict_knows_what_was_asked_for(job, changed, advice):
+    accuracy = {"distilled": row(40), "random_real": row(50), "full_data": row(90)}
+    other = replace(job, settings=replace(job.settings, **changed))
+    assert advice in verdict.verdict(other, accuracy, [{"loss": 1.0, "lr": 1e-6}] * 150, 0.0)
 
 
 def test_experts_that_learned_nothing_are_told_beside_good_random_images(job):

@@ -17,6 +17,7 @@ from ddfast.studies import (
     architectures,
     continual,
     federated,
+    gradient_approximation,
     gradient_error,
     loss_correlation,
     privacy,
@@ -132,8 +133,9 @@ def test_clients_of_kip_have_fedd3s_settings_unless_told_otherwise(digits, tmp_p
         assert (config["kernel_depth"], config["iterations"], config["ipc"]) == (2, 2, 1)
 
 
-def test_copies_are_found_and_noise_is_not(digits, real, tmp_path):
-    table = privacy(real, digits, tmp_path, eval_epochs=40, most=2000)
+def test_copies_are_found_and_noise_is_not(digits, real, experts, tmp_path):
+    """Among all training images, of which the attack looks at some; and no table takes another's place."""
+    table = privacy(real, digits, tmp_path / "real", eval_epochs=40, most=200)
     found = table["findings"]
     for n, row in enumerate(table["rows"]):
         copied = digits.preprocessing.apply(digits.train_images[[row["nearest_in_pixels"]]])
@@ -143,9 +145,14 @@ def test_copies_are_found_and_noise_is_not(digits, real, tmp_path):
     )
     assert 0.4 < found["attack_auc_of_distilled"] < 0.7
     noise = replace(real, images=3 * torch.randn(real.images.shape, generator=seeds.generator(3)))
-    assert (
-        privacy(noise, digits, tmp_path, eval_epochs=2, most=200)["findings"]["median_ratio_in_pixels_of_distilled"] > 1
-    )
+    found = privacy(noise, digits, tmp_path / "noise", eval_epochs=2, most=200)["findings"]
+    assert found["median_ratio_in_pixels_of_distilled"] > 1
+    before = (tmp_path / "real" / "study.json").read_bytes()
+    with pytest.raises(FileExistsError, match=r"real: has the study privacy of set \w+, not \w+; choose"):
+        privacy(noise, digits, tmp_path / "real", eval_epochs=2, most=200)
+    with pytest.raises(FileExistsError, match=r"real: has the study privacy; choose another output folder"):
+        gradient_error(digits, experts, tmp_path / "real")
+    assert (tmp_path / "real" / "study.json").read_bytes() == before
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +161,46 @@ def experts(digits, tmp_path_factory):
     return ddfast.train_experts(digits, num_experts=1, train_epochs=4, network="mlp", dsa_strategy="none", output=path)
 
 
+def test_experts_of_other_data_or_networks_are_refused_and_their_preprocessing_is_kept(digits, real, experts, tmp_path):
+    few = {"num_experts": 1, "train_epochs": 3, "network": "mlp", "dsa_strategy": "none"}
+    whitened = ddfast.train_experts("digits", zca=True, output=tmp_path / "whitened", **few)
+    other = replace(real, network="convnet")
+    with pytest.raises(ValueError, match=r"experts: .* was trained with network 'mlp' of .*, this run has 'convnet'"):
+        trajectory_error({"other": other}, digits, experts, tmp_path / "a", syn_steps=1)
+    with pytest.raises(ValueError, match=r"experts: .* and this run preprocess images differently"):
+        trajectory_error({"real": replace(real, network=None)}, digits, whitened, tmp_path / "b", syn_steps=1)
+    small = ddfast.train_experts("digits", image_size=8, output=tmp_path / "small", **few)
+    with pytest.raises(ValueError, match=r"experts: .* was trained with training images .* of 'digits'"):
+        gradient_error(digits, small, tmp_path / "c", steps=(1,), draws=1)
+    table = gradient_error("digits", small.path, tmp_path / "c", steps=(1,), draws=1, image_size=8)
+    assert table["settings"]["experts"] == str(small.path)
+    seen = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gradient_approximation, "_compared", lambda data, *_: seen.append(data) or (1.0, 1.0, 1.0))
+        gradient_error("digits", whitened, tmp_path / "d", steps=(1,), draws=1)
+    assert seen[0].preprocessing.zca is not None and not any(tmp_path.joinpath(name).exists() for name in "ab")
+
+
+def test_what_cannot_be_joined_or_trained_is_said_before_anything_is_distilled(digits, tmp_path):
+    for how, sentence in (
+        ({"networks": ("foo",)}, "network: expected one of"),
+        ({"protocol": "recipe"}, "protocol: recipe is a single set's steps"),
+        ({"zca": True}, "zca: each part would have a whitening of its own"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            federated(digits, tmp_path, clients=2, method="random", **how)
+    for how, sentence in (
+        ({"protocol": "foo"}, "protocol: expected one of"),
+        ({"zca": True}, "zca: each part would have a whitening of its own"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            continual(digits, tmp_path, method="random", **how)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_error_accumulates_from_an_experts_start_and_is_small_from_its_epochs(digits, real, experts, tmp_path):
     """Against a student by hand, in plain PyTorch."""
-    table = trajectory_error({"real": real}, digits, experts, tmp_path, syn_steps=5, expert_epochs=2)
+    table = trajectory_error({"real": real}, digits, experts, tmp_path / "study", syn_steps=5, expert_epochs=2)
     rows = table["rows"]
     assert [row["epoch"] for row in rows] == [2, 4]
     net = ddfast.networks.create("mlp", generator=seeds.generator(0), **digits.network_arguments)
@@ -188,7 +232,7 @@ def test_an_error_accumulates_from_an_experts_start_and_is_small_from_its_epochs
         assert row["matching_loss"] == pytest.approx(float(share), rel=1e-3)
     assert rows[0]["evaluation"] == rows[0]["distillation"]  # they begin alike
     with pytest.raises(
-        ValueError, match=r"experts: .* has 1 of 4 epochs; expected 1, and a last epoch from 2 on, got 9"
+        ValueError, match=r"experts: .* has 1 of 4 epochs; expected 1, and a last epoch from 2 to 4, got 9"
     ):
         trajectory_error({"real": real}, digits, experts, tmp_path, last_epoch=9)
     with pytest.raises(ValueError, match="sets: expected at least one"):
@@ -240,7 +284,9 @@ def test_the_correlation_is_that_of_loss_and_error(tmp_path):
     expected = float(spearmanr(means, errors).statistic)
     assert table["findings"][str(run)] == (pytest.approx(expected) if expected == expected else None)
     ddfast.distill("digits", output=tmp_path / "short", iterations=2, syn_steps=1, expert_epochs=1, **SHORT)
-    with pytest.raises(ValueError, match="has 0 evaluations, expected at least 3; distil with eval_every"):
+    with pytest.raises(ValueError, match="has 0 evaluations, expected at least 3; distil with a smaller"):
+        loss_correlation([tmp_path / "short"], tmp_path / "other")
+    with pytest.raises(FileExistsError, match=r"has the study loss-correlation of runs .*; choose another"):
         loss_correlation([tmp_path / "short"], tmp_path)
 
 
@@ -279,5 +325,13 @@ def test_studies_from_the_command_line(real, experts, tmp_path, monkeypatch):
     for command in (["privacy", "set", "--dataset", "digits"], ["loss-correlation", "set"], ["range"], ["continual"]):
         wrong = run(*command, "--output", "file", expected=1)
         assert str(wrong.exception) == "file: cannot be written (File exists)"
+    wrong = run("continual", "--set", "method=dm", expected=1)
+    assert str(wrong.exception) == "--set method: expected as an option of the study, --method dm"
+    wrong = run("range", "--set", "syn_steps=3", expected=1)
+    assert "--set syn_steps: expected as an option of the study" in str(wrong.exception)
+    wrong = run("range", "--set", "iterations=0", expected=1)
+    assert "iterations: expected 1 or more" in str(wrong.exception)
+    wrong = run("continual", "--set", "iterations=-3", expected=1)
+    assert str(wrong.exception).startswith("--set iterations: expected a whole number")
     wrong = run("continual", "--set", "colour=red", expected=1)
     assert "expected an option of ddfast distill as NAME=VALUE, got 'colour=red'" in str(wrong.exception)
