@@ -135,7 +135,7 @@ class Dataset:
 
         Errors: ValueError for classes that are not there, given twice, or fewer than two.
         """
-        expect_classes(classes, self.num_classes)
+        classes = expect_classes(classes, self.num_classes)
         parts: dict[str, Tensor] = {}
         for part in ("train", "test", "held"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")

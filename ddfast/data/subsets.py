@@ -1,6 +1,7 @@
 """Classes of a set, chosen, and sets of several classes, joined."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,10 +14,16 @@ from ddfast.data.synthetic import SyntheticSet
 ABSENT = -30.0  # logit of a class that a set with label logits does not have, below its smallest one
 
 
-def expect_classes(classes: Sequence[int], num_classes: int) -> None:
-    """ValueError for other classes than some of 0 … K − 1, each once, at least two."""
-    if len(set(classes)) < 2 or len(set(classes)) < len(classes) or not all(0 <= k < num_classes for k in classes):
-        raise ValueError(f"classes: expected at least two of 0 to {num_classes - 1}, each once, got {list(classes)}")
+def expect_classes(classes: Sequence[int], num_classes: int) -> list[int]:
+    """The classes as numbers; ValueError for others than some of 0 … K − 1, each once, at least two."""
+    expected = f"classes: expected at least two of 0 to {num_classes - 1}, each once"
+    try:
+        numbers = [operator.index(k) for k in classes]
+    except TypeError:
+        raise ValueError(f"{expected}, got {classes!r}") from None
+    if len(set(numbers)) < 2 or len(set(numbers)) < len(numbers) or not all(0 <= k < num_classes for k in numbers):
+        raise ValueError(f"{expected}, got {numbers}")
+    return numbers
 
 
 def labels_among(labels: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:  # int64 [N] -> int64 [M], [M]
@@ -33,7 +40,7 @@ def of_classes(synthetic: SyntheticSet, classes: Sequence[int]) -> SyntheticSet:
 
     Errors: ValueError for classes that are not there, given twice, or fewer than two, or a set of textures.
     """
-    expect_classes(classes, len(synthetic.class_names))
+    classes = expect_classes(classes, len(synthetic.class_names))
     pixels = _pixels(synthetic)
     chosen, new = labels_among(pixels.classes, classes)
     labels = new if pixels.is_hard else pixels.labels[chosen][:, list(classes)]
@@ -41,12 +48,18 @@ def of_classes(synthetic: SyntheticSet, classes: Sequence[int]) -> SyntheticSet:
     return replace(pixels, images=pixels.images[chosen], labels=labels, class_names=names, recipe=None)
 
 
-def join(sets: Sequence[SyntheticSet]) -> SyntheticSet:
+def join(sets: Iterable[SyntheticSet]) -> SyntheticSet:
     """The images of several sets, as pixels, in one: of the same classes, or of others, by their names, in the order in
-    which they are met. The learning rate is the mean; augmentation and network are the first set's.
+    which they are met. The augmentation is the first set's, the learning rate the mean; sets for different networks
+    have no network in common, and no rate.
 
-    Errors: ValueError for no sets, or some that differ in size, preprocessing or kind of labels, or are textures.
+    Errors: TypeError for anything but sets; ValueError for no sets, or some that differ in size, preprocessing or kind
+    of labels, or are textures.
     """
+    sets = list(sets) if isinstance(sets, Iterable) else [sets]
+    for one in sets:
+        if not isinstance(one, SyntheticSet):
+            raise TypeError(f"sets: expected synthetic sets, got {type(one).__name__}")
     if not sets:
         raise ValueError("sets: expected at least one")
     pixels = [_pixels(one) for one in sets]
@@ -58,10 +71,12 @@ def join(sets: Sequence[SyntheticSet]) -> SyntheticSet:
             differing = one.preprocessing.difference(first.preprocessing)
             raise ValueError(f"sets: expected one preprocessing, got different ones: {differing}")
     labels = torch.cat([_among(one, names) for one in pixels])
+    alike = all(one.network == first.network for one in pixels)
     rates = [one.lr for one in pixels if one.lr is not None]
-    lr = torch.stack(rates).mean() if rates else None
+    lr = torch.stack(rates).mean() if rates and alike else None
     images = torch.cat([one.images for one in pixels])
-    return replace(first, images=images, labels=labels, lr=lr, class_names=names, recipe=None)
+    network = first.network if alike else None
+    return replace(first, images=images, labels=labels, lr=lr, class_names=names, network=network, recipe=None)
 
 
 def _pixels(synthetic: SyntheticSet) -> SyntheticSet:

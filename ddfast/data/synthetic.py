@@ -1,7 +1,7 @@
 """SyntheticSet: the distilled images, how to train on them, and how real data must be preprocessed beside them."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ class SyntheticSet:
         return of_classes(self, classes)
 
     @staticmethod
-    def join(sets: Sequence["SyntheticSet"]) -> "SyntheticSet":
+    def join(sets: Iterable["SyntheticSet"]) -> "SyntheticSet":
         """Several sets in one: ddfast.data.subsets.join."""
         from ddfast.data.subsets import join
 

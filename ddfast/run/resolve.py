@@ -267,7 +267,8 @@ def checked_job(
     _check_values({n: v for n, v in config.items() if n in known and n not in names}, known)
     for name in ("eval_every", "full_epochs"):
         if not config["num_eval"] and config.get(name) is not None:
-            raise ValueError(f"{name}: trains networks to test them, of which num_eval 0 wants none; give num_eval")
+            change = f"give num_eval, or {name} none"
+            raise ValueError(f"{name}: trains networks to test them, of which num_eval 0 wants none; {change}")
     if config.get("keep_checkpoints") is not None and config.get("eval_every") is None:
         raise ValueError(
             "keep_checkpoints: says how many of the sets that eval_every evaluates stay; give eval_every too"

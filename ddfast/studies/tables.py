@@ -1,6 +1,7 @@
 """What studies leave in their folder: a table as JSON, and a picture."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,17 @@ def digest(synthetic: SyntheticSet) -> str:
 
 
 def save_table(table: Table, folder: Path) -> None:
-    """Write `study.json`."""
+    """Write `study.json`; numbers that are not finite, which JSON has not, as null."""
     with replacing(folder / TABLE) as temporary:
-        temporary.write_text(json.dumps(table, indent=1) + "\n")
+        temporary.write_text(json.dumps(_in_json(table), indent=1, allow_nan=False) + "\n")
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _in_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_picture(draw: Callable[[Any], None], folder: Path, name: str = "study.png") -> None:

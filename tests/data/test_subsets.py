@@ -36,7 +36,8 @@ def test_classes_of_a_data_set_become_those_of_a_smaller_one(data, pair):
     held = load_dataset(pair, hold_out=0.3)
     kept = held.held_labels != 1
     assert torch.equal(held.of_classes([0, 2]).held_images, held.held_images[kept])
-    for classes in ([0], [0, 0], [0, 3], [-1, 0]):
+    assert torch.equal(data.of_classes(torch.tensor([2, 0])).train_images, data.of_classes([2, 0]).train_images)
+    for classes in ([0], [0, 0], [0, 3], [-1, 0], 1, ["1", "2"], [0.5, 1]):
         with pytest.raises(ValueError, match="classes: expected at least two of 0 to 2, each once, got"):
             data.of_classes(classes)
 
@@ -48,6 +49,14 @@ def test_what_is_taken_apart_is_joined_again(synthetic):
     assert joined.class_names == ("0", "1", "2") and joined.labels.tolist() == [0, 0, 1, 1, 0, 0, 2, 2]
     assert torch.equal(joined.images[:4], synthetic.images[:4]) and float(joined.lr) == pytest.approx(0.02)
     assert SyntheticSet.join([synthetic]).labels.tolist() == synthetic.labels.tolist()
+
+
+def test_sets_for_different_networks_have_none_and_no_rate_in_common(synthetic):
+    sets = [replace(synthetic, network=name) for name in ("mlp", "lenet")]
+    joined = SyntheticSet.join(one for one in sets)
+    assert (joined.network, joined.lr) == (None, None)
+    assert SyntheticSet.join([sets[0], sets[0]]).network == "mlp"
+    assert SyntheticSet.join([replace(sets[0], network=None), sets[1]]).lr is None
 
 
 def test_label_logits_are_joined_by_the_classes_names(synthetic):
@@ -74,5 +83,8 @@ def test_sets_that_differ_are_refused(synthetic):
             SyntheticSet.join([synthetic, differing])
     with pytest.raises(ValueError, match="sets: expected at least one"):
         SyntheticSet.join([])
+    for given, kind in (("ab", "str"), ([synthetic, "run"], "str"), (3, "int")):
+        with pytest.raises(TypeError, match=f"sets: expected synthetic sets, got {kind}"):
+            SyntheticSet.join(given)
     with pytest.raises(ValueError, match="expected images, got texture"):
         SyntheticSet.join([replace(synthetic, parameterisation=2)])

@@ -1,6 +1,7 @@
 """Studies on small real data, from Python and from the command line: what they say, and that they go on."""
 
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -268,6 +269,13 @@ def test_the_approximation_is_exact_for_one_step_and_not_for_more(digits, expert
     )
     with pytest.raises(ValueError, match=r"experts: .* has 4 epochs, expected more than 4"):
         gradient_error(digits, experts, tmp_path, expert_epochs=4)
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_table(digits, experts, tmp_path):
+    table = gradient_error(digits, experts, tmp_path, steps=(8,), draws=1, lr=1e12)
+    assert not math.isfinite(table["rows"][0]["cosine"])
+    saved = json.loads((tmp_path / "study.json").read_text(), parse_constant=pytest.fail)
+    assert saved["rows"][0]["cosine"] is None and saved["rows"][0]["steps"] == 8
 
 
 def test_the_correlation_is_that_of_loss_and_error(tmp_path):
