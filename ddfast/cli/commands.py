@@ -194,7 +194,7 @@ def experts(dataset: Any, ipc: Any, method: Any, preset: Any, plan: Any, **optio
 def evaluate(synthetic: Path, table: Path | None, **options: Any) -> None:
     """Train networks on SYNTHETIC, a run folder or a synthetic set's file, and test them.
 
-    Unset options are those of the run, or of the set.
+    Unset, data and networks are those of the run, or of the set; how they are trained is not.
     """
     from ddfast.run.transfer import save_transfer, transfer_table
     from ddfast.runtime.ranks import launched

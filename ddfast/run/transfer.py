@@ -76,7 +76,7 @@ def transfer_table(
     """Networks trained on a set, and on as many random real images: accuracies, rates, seconds, sizes and scores.
 
     Args:
-        synthetic: a set, the path of one, or of a run folder, whose settings are then taken for what is not given.
+        synthetic: a set, the path of one, or of a run folder, whose data, networks and experts are then taken.
         dataset: what to test on, as load_dataset takes it; None for the run's.
         networks: as `evaluate` takes them; None for those of the run, or the one that the set was distilled for.
         random_real, baselines: which random real images stand beside it: none; trained on as the set is; also "plain"
