@@ -323,7 +323,7 @@ def test_a_useless_result_has_an_exit_status_of_its_own_and_stays_so(tmp_path, m
         assert result.exit_code == USELESS, result.output
         assert ("time: about " in result.output) == is_new
         assert "useless: the distilled images are no better than random real ones" in result.output
-    assert "give more (iterations" in json.loads((tmp_path / "run" / "summary.json").read_text())["useless"]
+    assert "lr_img is 0" in json.loads((tmp_path / "run" / "summary.json").read_text())["useless"]
 
 
 def test_experts_and_evaluate_say_how_long_they_take_too(tmp_path, monkeypatch):
