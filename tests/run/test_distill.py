@@ -386,7 +386,7 @@ def test_more_experts_in_the_cache_do_not_change_a_run(pair, tmp_path):
         ({"lr_lr": 1e40}, "lr_lr: expected a number from 0 to 1e[+]30, got 1e[+]40"),
         ({"num_experts": 0}, "num_experts: expected a whole number of at least 1, got 0"),
         ({"batch_train": 0}, "batch_train: expected a whole number of at least 1, got 0"),
-        ({"num_eval": -1}, "num_eval: expected a whole number of at least 1, got -1"),
+        ({"num_eval": -1}, "num_eval: expected a whole number of at least 0, got -1"),
         ({"network": "vgg"}, r"network: expected one of convnet, resnet18, .*, got 'vgg'"),
         (
             {"dataset": "cifar"},
