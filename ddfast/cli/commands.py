@@ -32,6 +32,8 @@ def main() -> None:
     except Exception as error:
         if "--traceback" in sys.argv[1:2]:
             raise
+        if told:  # a library made its own error of the interrupt that it met
+            sys.exit(128 + told[0])
         if os.environ.get("RANK", "0") != "0" and type(error).__name__ == "RankError":
             sys.exit(1)  # the first process says what happened
         nameless = "memory ran out" if isinstance(error, MemoryError) else type(error).__name__
