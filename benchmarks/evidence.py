@@ -172,7 +172,7 @@ def run(row: Row, seed: int, folder: Path) -> dict:
     return line
 
 
-def test_on_others(folder: Path, seeds: list[int]) -> None:
+def evaluate_on_others(folder: Path, seeds: list[int]) -> None:
     """Accuracies of other networks on the sets that are kept, as lines: one of each, 200 epochs at 0.01."""
     there = read_lines(folder / "others.jsonl")
     how = ["--num-eval", "1", "--eval-epochs", "200", "--eval-lr", "0.01", "--no-random-real"]
@@ -234,7 +234,7 @@ def main() -> None:
     file, began = options.folder / "results.jsonl", time.perf_counter()
     lines, numbers = read_lines(file), [int(seed) for seed in options.seeds.split(",")]
     if options.others:
-        test_on_others(options.folder, numbers)
+        evaluate_on_others(options.folder, numbers)
         return
     for seed in numbers:
         for row in rows():

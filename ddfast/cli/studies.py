@@ -17,7 +17,6 @@ DATASET = option("--dataset", help="Real data.  [default: the run's]")
 ROOT = option("--data-root", type=PATH, help="Where named data sets are.  [default: DDFAST_DATA, or the cache]")
 SEED = option("--seed", type=int, default=0, help="Same seed, same result.")
 DEVICE = option("--device", help="cpu, cuda, ….  [default: a GPU if there is one]")
-SIZE = OptionType(run_options()["image_size"])
 METHOD_OPTION = option(
     "--set", "options", multiple=True, metavar="NAME=VALUE", help="An option of ddfast distill, as iterations=100."
 )

@@ -58,19 +58,17 @@ class _Torchvision:
         for split in self.splits:
             try:
                 parts.append(getattr(torchvision.datasets, self.cls)(str(root), **split, download=download))
-            except RuntimeError as error:
+            except Exception as error:  # MNIST's files have no checksum, and damaged ones raise many kinds
                 if is_out_of_memory(error):
                     raise MemoryError(f"{name}: memory ran out while it was read") from None
-                if download:
+                if download and isinstance(error, RuntimeError | OSError):
                     raise OSError(f"{name}: cannot be downloaded ({error}); put {by_hand} there by hand") from None
-                raise FileNotFoundError(f"{name}: not found or damaged; expected {by_hand}, or --download") from None
-            except OSError as error:
-                if download:
-                    raise OSError(f"{name}: cannot be downloaded ({error}); put {by_hand} there by hand") from None
-                raise
-            except MemoryError:
-                raise MemoryError(f"{name}: memory ran out while it was read") from None
-            except Exception as error:  # MNIST's files have no checksum, and damaged ones raise many kinds
+                if isinstance(error, OSError):
+                    raise
+                if isinstance(error, RuntimeError):
+                    raise FileNotFoundError(
+                        f"{name}: not found or damaged; expected {by_hand}, or --download"
+                    ) from None
                 raise ValueError(f"{name}: damaged; see {by_hand} ({type(error).__name__})") from None
         images = [self._images(part.data) for part in parts]
         labels = [torch.as_tensor(part.targets if hasattr(part, "targets") else part.labels).long() for part in parts]

@@ -16,7 +16,7 @@ from ddfast.data.parameterisation import PIXELS, Pixels, described, with_canvas
 from ddfast.data.preprocessing import Preprocessing
 from ddfast.data.recipe import Recipe
 from ddfast.runtime.arguments import takes_old_names
-from ddfast.runtime.files import read_json, read_tensors, write_json, write_tensors
+from ddfast.runtime.files import digest_of_tensors, read_json, read_tensors, write_json, write_tensors
 
 log = logging.getLogger("ddfast")
 
@@ -99,6 +99,11 @@ class SyntheticSet:
     def __len__(self) -> int:
         """J, the images that networks see."""
         return len(self.labels)
+
+    @property
+    def digest(self) -> str:
+        """Of its images and labels, by which results say whose they are."""
+        return digest_of_tensors({"images": self.images.cpu(), "labels": self.labels.cpu()}, {})
 
     @property
     def other_tensors(self) -> list[Tensor]:

@@ -20,7 +20,6 @@ from ddfast.evaluation.schedule import Schedule, schedule_of
 from ddfast.evaluation.trainings import Pair, Trainings, num_trainings, on_sets
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import takes_old_names, takes_plain_numbers
-from ddfast.runtime.files import digest_of_tensors
 from ddfast.runtime.forecast import Forecast
 from ddfast.runtime.ranks import ALONE, Ranks
 
@@ -113,8 +112,7 @@ def evaluate(
     def set_of(_n: int, _left_out: Tensor | None) -> Pair:
         return pair
 
-    tensors = {"images": synthetic.images.cpu(), "labels": synthetic.labels.cpu()}
-    about = {} if output is None else {"set": digest_of_tensors(tensors, {}), "seed": seed}
+    about = {} if output is None else {"set": synthetic.digest, "seed": seed}
     trainings = Trainings(
         schedule, data, (seed, "evaluate"), about, on_sets(schedule, data, set_of, synthetic.parameterisation),
         scores=scores, best_on_test=best_on_test, output=output, ranks=ranks, forecast=forecast,

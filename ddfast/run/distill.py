@@ -210,12 +210,11 @@ def _summary(
     run: RunFolder, job: Job, synthetic: SyntheticSet, accuracy: dict[str, Any], history: list[dict[str, Any]]
 ) -> dict[str, Any]:
     iterations = job.config["iterations"]
-    on_the_way = run.keep_until("evaluations", iterations) if accuracy else []
-    best: dict[str, Any] = {}
-    if on_the_way:
-        distilled = {name: accuracy["distilled"][name] for name in ("mean", "std")}
-        best = max([*on_the_way, {"iteration": iterations, **distilled}], key=lambda record: record["mean"])
-        best = {"best_on_test": {key: best[key] for key in ("iteration", "mean", "std")}}
+    best_on_test = {}
+    if accuracy and (on_the_way := run.keep_until("evaluations", iterations)):
+        last = {"iteration": iterations, **accuracy["distilled"]}
+        best = max([*on_the_way, last], key=lambda record: record["mean"])
+        best_on_test = {"best_on_test": {key: best[key] for key in ("iteration", "mean", "std")}}
     return {
         "accuracy": accuracy,
         "seconds": sum(record["seconds"] for record in history),
@@ -223,7 +222,7 @@ def _summary(
         "bytes": synthetic.bytes,
         "peak_bytes": max((record["peak_bytes"] for record in history), default=0),
         "evaluation": _evaluation_settings(job),
-        **best,
+        **best_on_test,
     }
 
 

@@ -49,6 +49,11 @@ class Job:
         return self.needs.experts and self.experts is None
 
     @property
+    def rate_is_fixed(self) -> bool:
+        """Whether the student's rate could be learned, and is not; methods of others may have no such option."""
+        return getattr(self.settings, "lr_lr", None) == 0
+
+    @property
     def matches_trajectories(self) -> bool:
         """Whether the method's own steps are on experts' segments, so that its Settings are TrajectorySettings."""
         return method_class(self.config["method"]).needs.experts

@@ -130,7 +130,7 @@ class Distillation:
         """Warn of what keeps a run from learning."""
         if record.get("lr", math.inf) <= 1.01 * LR_FLOOR and not self._told_of_floor:
             self._told_of_floor = True
-            change = "a smaller lr_lr or lr_teacher" if self._job.settings.lr_lr else "a larger lr_teacher"
+            change = "a larger lr_teacher" if self._job.rate_is_fixed else "a smaller lr_lr or lr_teacher"
             log.warning(
                 "iteration %d: the learning rate fell to its floor, %g, at which the images do not learn; try %s",
                 self.iteration, LR_FLOOR, change,

@@ -103,10 +103,10 @@ def _advice(job: Job, full: dict[str, Any] | None, history: list[dict[str, Any]]
     """What most probably helps, by what the run shows; the surest signs come first."""
     settings, chance, count = job.settings, 100 / job.data.num_classes, len(history)
     losses = [record["loss"] for record in history if math.isfinite(record["loss"])]
-    unrolls, lr_img = job.matches_trajectories, getattr(settings, "lr_img", 0.0)
+    unrolls, moved = job.matches_trajectories, math.nan if moved is None else moved
     if unrolls and full is not None and full["mean"] < 1.2 * chance:
         return f"the experts themselves reach {full['mean']:.1f}%; train them longer (train_epochs) or on more images"
-    if lr_img == 0 and not settings.lr_label and settings.labels == "hard":
+    if not (settings.lr_img or settings.lr_weights or settings.lr_label):
         return "lr_img is 0, and nothing else of the images is learned; give one"
     gated, left_out = history[-1].get("gated", 0), sum(not record.get("updated", True) for record in history)
     floored = sum(record.get("lr", math.inf) <= 1.01 * LR_FLOOR for record in history)
@@ -114,21 +114,21 @@ def _advice(job: Job, full: dict[str, Any] | None, history: list[dict[str, Any]]
         return f"the loss of {gated} of {count} iterations was above the threshold; raise threshold, or give none"
     tenth = max(1, len(losses) // 10)
     first, last = (fmean(part) if part else math.nan for part in (losses[:tenth], losses[-tenth:]))
-    far = moved is not None and moved > FAR
-    if moved is not None and lr_img and moved < NEAR * min(1.0, count / FEW_ITERATIONS):
-        if max(floored, left_out) <= count / 4:
-            return f"the images hardly moved, by {moved:.2g} of their size; raise lr_img"
-    if unrolls and not far and settings.distance == "squared" and losses[:1] > [TOO_LONG] and last > NO_NEARER:
+    near = moved < NEAR * min(1.0, count / FEW_ITERATIONS) and settings.lr_img > 0
+    if near and max(floored, left_out) <= count / 4:
+        return f"the images hardly moved, by {moved:.2g} of their size; raise lr_img"
+    too_long = losses and losses[0] > TOO_LONG and last > NO_NEARER
+    if unrolls and settings.distance == "squared" and too_long and not moved > FAR:
         return (
             f"the first student ended farther from its target than it began (loss {losses[0]:.3g}); let segments begin "
             f"where experts still go far (min_start_epoch, max_start_epoch), or lower lr_teacher"
         )
     if floored > count / 4:
-        change = "lower lr_lr" if settings.lr_lr else "raise lr_teacher, for lr_lr is 0"
+        change = "raise lr_teacher, for lr_lr is 0" if job.rate_is_fixed else "lower lr_lr"
         return f"the student's rate was at its floor in {floored} of {count} iterations; {change}"
     if left_out > count / 4:
         return f"{left_out} of {count} updates were left out; lower {'lr_teacher or ' if unrolls else ''}lr_img"
-    if far:
+    if moved > FAR:
         return f"the images moved {moved:.0f} times as far as they are large; lower lr_img"
     if count < FEW_ITERATIONS:
         return f"after {counted(count, 'iteration')} little is learned; give more (iterations, or a longer budget)"

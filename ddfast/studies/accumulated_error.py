@@ -22,7 +22,7 @@ from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.devices import resolve_device
 from ddfast.runtime.forecast import counted
-from ddfast.studies.tables import Table, digest, save_picture, save_table, study_folder
+from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
 STUDY = "trajectory-error"
 
@@ -73,7 +73,7 @@ def trajectory_error(
         if synthetic.network is not None:
             expect_trained_with(store, read[name], "network", synthetic.network)
         expect_preprocessed_alike(store, read[name])
-    of = {"sets": {name: digest(synthetic) for name, synthetic in sets.items()}, "experts": str(store.path)}
+    of = {"sets": {name: synthetic.digest for name, synthetic in sets.items()}, "experts": str(store.path)}
     folder = study_folder(output, STUDY, of)
     rows, where = [], resolve_device(device)
     epochs = range(expert_epochs, last + 1, expert_epochs)

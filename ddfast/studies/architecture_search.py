@@ -14,7 +14,7 @@ from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.forecast import Forecast
 from ddfast.runtime.ranks import ALONE, Ranks
-from ddfast.studies.tables import Table, digest, save_picture, save_table, study_folder
+from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
 STUDY = "architectures"
 
@@ -69,7 +69,7 @@ def architectures(
     """
     expect_whole(count=count, eval_epochs=eval_epochs, full_epochs=full_epochs)
     data = data_for(synthetic, dataset)
-    of = {"set": digest(synthetic), "dataset": data.name}
+    of = {"set": synthetic.digest, "dataset": data.name}
     folder = study_folder(output, STUDY, of)
     every = networks_of_space()
     drawn = torch.randperm(len(every), generator=seeds.generator(seed, "architectures"))[:count].sort().values

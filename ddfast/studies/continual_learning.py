@@ -57,12 +57,12 @@ def continual(
     expect_whole(steps=steps, ipc=ipc, orders=orders, num_eval=num_eval, eval_epochs=eval_epochs)
     data = load_dataset(dataset, data_root=data_root)
     K = data.num_classes
-    of = {"dataset": data.name, "method": method, "steps": steps, "ipc": ipc, "network": network, "seed": seed}
-    folder = study_folder(output, STUDY, of)
     if K % steps or K // steps < 2:
         raise ValueError(f"steps: expected a number that divides the {K} classes, two or more each, got {steps}")
     check_evaluation([network], protocol, data)
     expect_joined(protocol, options)
+    of = {"dataset": data.name, "method": method, "steps": steps, "ipc": ipc, "network": network, "seed": seed}
+    folder = study_folder(output, STUDY, of)
     found: list[list[float]] = [[] for _ in range(steps)]
     memory: list[SyntheticSet] = []
     for order, step in counted("set", list(product(range(orders), range(steps)))):
@@ -70,7 +70,7 @@ def continual(
         memory = memory if step else []
         new = classes[step * K // steps : (step + 1) * K // steps]
         how = {"method": method, "ipc": ipc, "network": network, "seed": seed + order, "device": device}
-        how |= {"num_eval": 0} | options
+        how |= {"num_eval": 0, **options}
         run = folder / "runs" / f"{order:02d}-{step:02d}"
         done = distill(data.of_classes(new), output=run, resume=True, ranks=ranks, **how)
         memory.append(done.synthetic)

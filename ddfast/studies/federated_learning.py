@@ -68,12 +68,12 @@ def federated(
     """
     expect_whole(clients=clients, ipc=ipc, num_eval=num_eval, eval_epochs=eval_epochs, workers=workers)
     data = load_dataset(dataset, data_root=data_root)
-    of = {"dataset": data.name, "method": method, "clients": clients, "classes_per_client": classes_per_client}
-    of |= {"ipc": ipc, "seed": seed}
-    folder = study_folder(output, STUDY, of)
     check_evaluation([name_of(network) for network in networks], protocol, data)
     expect_joined(protocol, options)
     parts = split(data.train_labels, data.num_classes, clients, classes_per_client, seed)
+    of = {"dataset": data.name, "method": method, "clients": clients, "classes_per_client": classes_per_client}
+    of |= {"ipc": ipc, "seed": seed}
+    folder = study_folder(output, STUDY, of)
     how = {"method": method, "ipc": ipc, "device": device, "num_eval": 0} | (KIP if method == "kip" else {}) | options
     jobs = []
     for client, (classes, indices) in enumerate(parts):

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from ddfast import networks as all_networks
-from ddfast.data import DSA, Dataset, Preprocessing, load_dataset
+from ddfast.data import DSA, Dataset, load_dataset
 from ddfast.engine.adjoints import CheckpointedUnroll, DetachedUnroll
 from ddfast.engine.unroll import match_trajectory
 from ddfast.experts import TrajectoryStore, expect_trained_with
@@ -44,13 +44,12 @@ def gradient_error(
     """
     expect_whole(draws=draws, ipc=ipc, expert_epochs=expert_epochs, steps=min(steps, default=0))
     store = _store(experts)
-    how = {"preprocessing": Preprocessing.described(store.settings["preprocessing"])}
-    data = load_dataset(dataset, data_root=data_root, image_size=image_size, **how)
+    data = load_dataset(dataset, data_root=data_root, image_size=image_size, preprocessing=store.path)
     expect_trained_with(store, data, "fingerprint", data.fingerprint)
-    of = {"experts": str(store.path), "dataset": data.name}
-    folder = study_folder(output, STUDY, of)
     if store.epochs <= expert_epochs:
         raise ValueError(f"experts: {store.path} has {store.epochs} epochs, expected more than {expert_epochs}")
+    of = {"experts": str(store.path), "dataset": data.name}
+    folder = study_folder(output, STUDY, of)
     rows = []
     for count in counted("number of steps", list(steps)):
         found = [_compared(data, store, count, n, ipc, lr, dsa_strategy, expert_epochs) for n in range(draws)]

@@ -15,10 +15,9 @@ from ddfast.evaluation import data_for, schedule_of
 from ddfast.evaluation.judging import BATCH, logits_of
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
-from ddfast.studies.tables import Table, digest, save_table, study_folder
+from ddfast.studies.tables import Table, save_table, study_folder
 
 STUDY = "privacy"
-
 USUAL = 1000  # test images whose distances are the usual ones
 CHUNK = 1024  # training images that are compared at a time
 
@@ -55,7 +54,7 @@ def privacy(
     """
     expect_whole(eval_epochs=eval_epochs, most=most)
     data = data_for(synthetic, dataset)
-    subject = {"set": digest(synthetic), "dataset": data.name}
+    subject = {"set": synthetic.digest, "dataset": data.name}
     folder = study_folder(output, STUDY, subject)
     decoded = synthetic.decoded()
     name = network or synthetic.network or "convnet"

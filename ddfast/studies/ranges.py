@@ -14,7 +14,6 @@ from ddfast.runtime.ranks import ALONE, Ranks
 from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
 STUDY = "range"
-
 MOST_POINTS = 100  # of a curve; each the median of neighbours
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddfast.data import SyntheticSet
-from ddfast.runtime.files import digest_of_tensors, read_json, replacing, writing
+from ddfast.runtime.files import read_json, replacing, writing
 
 TABLE = "study.json"
 Table = dict[str, Any]  # "study", "settings", "rows", "findings"
@@ -24,11 +23,11 @@ def study_folder(output: str | Path, study: str, of: Mapping[str, Any]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     if (folder / TABLE).is_file():
         there = read_json(folder / TABLE)
+        if not isinstance(there, dict) or there.get("study") != study:
+            what = there.get("study") if isinstance(there, dict) else "of another program"
+            raise FileExistsError(f"{folder}: has the study {what}; choose another output folder")
         had = there.get("settings", {})
-        if there.get("study") != study:
-            raise FileExistsError(f"{folder}: has the study {there.get('study')}; choose another output folder")
         for name, value in of.items():
-            value = json.loads(json.dumps(value))
             if had.get(name, value) != value:
                 what = f"{study} of {name} {had[name]}, not {value}"
                 raise FileExistsError(f"{folder}: has the study {what}; choose another output folder")
@@ -41,11 +40,6 @@ def expect_joined(protocol: str, options: Mapping[str, Any]) -> None:
         raise ValueError("protocol: recipe is a single set's steps, which joined sets have not; give another protocol")
     if options.get("zca"):
         raise ValueError("zca: each part would have a whitening of its own; distil without")
-
-
-def digest(synthetic: SyntheticSet) -> str:
-    """By which a table says whose it is."""
-    return digest_of_tensors({"images": synthetic.images.cpu(), "labels": synthetic.labels.cpu()}, {})[:12]
 
 
 def save_table(table: Table, folder: Path) -> None:

@@ -10,7 +10,6 @@ from ddfast.runtime.arguments import expect_whole
 from ddfast.studies.tables import Table, save_picture, save_table, study_folder
 
 STUDY = "loss-correlation"
-
 FEWEST = 3  # evaluations, of which a correlation says something
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddfast.cli import USELESS
+from ddfast.cli import USELESS, commands
 from ddfast.runtime import seeds
 
 SMALL = (
@@ -54,6 +54,20 @@ def test_distill_then_evaluate_from_the_run_folder(tmp_path):
     assert (again.returncode, again.stderr.splitlines()[-1]) == (
         1, "ddfast: runs/0001: holds a run already; choose another output folder, or resume it"
     )  # fmt: skip
+
+
+def test_a_signal_that_a_library_makes_an_error_of_is_still_a_signal(monkeypatch, capsys):
+    """As safetensors does, whose error says that a file is damaged."""
+
+    def fails(**_):
+        raise ValueError("not a whole trajectory file")
+
+    monkeypatch.setattr(commands, "cli", fails)
+    for told, status, words in (([signal.SIGTERM], 143, ""), ([], 1, "ddfast: not a whole trajectory file\n")):
+        monkeypatch.setattr(commands, "_end_when_told", lambda told=told: told)
+        with pytest.raises(SystemExit) as found:
+            commands.main()
+        assert (found.value.code, capsys.readouterr().err) == (status, words)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

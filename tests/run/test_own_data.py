@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import ddfast
 from ddfast.cli import USELESS, cli
 from ddfast.data import load_dataset
-from ddfast.methods import INITS
+from ddfast.methods import INITS, SetSettings
 from ddfast.run import own_data, verdict
 from ddfast.run.loop import initial_of
 from ddfast.run.presets import choose_preset
@@ -305,6 +305,13 @@ def test_the_verdict_knows_what_was_asked_for(job, changed, advice):
     accuracy = {"distilled": row(40), "random_real": row(50), "full_data": row(90)}
     other = replace(job, settings=replace(job.settings, **changed))
     assert advice in verdict.verdict(other, accuracy, [{"loss": 1.0, "lr": 1e-6}] * 150, 0.0)
+
+
+def test_the_verdict_needs_no_option_that_a_method_of_ones_own_may_lack(job):
+    """Such as lr_lr, where the method learns a rate all the same."""
+    accuracy = {"distilled": row(40), "random_real": row(50)}
+    other = replace(job, settings=SetSettings(lr_img=1.0), config=job.config | {"method": "dm"})
+    assert "lower lr_lr" in verdict.verdict(other, accuracy, [{"loss": 1.0, "lr": 1e-6}] * 150, 1.0)
 
 
 def test_experts_that_learned_nothing_are_told_beside_good_random_images(job):

@@ -154,6 +154,11 @@ def test_copies_are_found_and_noise_is_not(digits, real, experts, tmp_path):
     with pytest.raises(FileExistsError, match=r"real: has the study privacy; choose another output folder"):
         gradient_error(digits, experts, tmp_path / "real")
     assert (tmp_path / "real" / "study.json").read_bytes() == before
+    for text, error in (("[1]", FileExistsError), ("{", ValueError)):
+        (tmp_path / "real" / "study.json").write_text(text)
+        with pytest.raises(error, match=r"real(: has the study of another program|/study\.json: not a JSON file)"):
+            privacy(noise, digits, tmp_path / "real", eval_epochs=2, most=200)
+        assert (tmp_path / "real" / "study.json").read_text() == text
 
 
 @pytest.fixture(scope="module")
