@@ -202,7 +202,7 @@ def evaluate(synthetic: Path, table: Path | None, **options: Any) -> None:
     from ddfast.runtime.ranks import launched
 
     path = synthetic / "transfer.json" if table is None and synthetic.is_dir() else table
-    if path is not None and not path.parent.is_dir():
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise ValueError(f"--table: expected a file in a folder that is there, got {path}")
     with launched() as ranks:
         options = {name: value for name, value in options.items() if value is not None}

@@ -37,15 +37,13 @@ def study() -> None:
 @option("--full-epochs", type=AT_LEAST_1, default=20, help="Epochs on real data.")
 @SEED
 @DEVICE
-def architectures(synthetic: Path, output: Path | None, dataset: Any, data_root: Any, **options: Any) -> None:
+def architectures(synthetic: Path, output: Path | None, dataset: Any, **options: Any) -> None:
     """Whether SYNTHETIC ranks networks as real data do: architecture search (FTD, section 4.4)."""
-    from ddfast.run.transfer import set_and_data
     from ddfast.runtime.ranks import launched
     from ddfast.studies import architectures
 
     with launched() as ranks:
-        loaded, data = ranks.in_turn(lambda: set_and_data(synthetic, dataset, data_root))
-        table = architectures(loaded, data, _folder(output, "architectures"), ranks=ranks, **options)
+        table = architectures(synthetic, dataset, _folder(output, "architectures"), ranks=ranks, **options)
     if ranks.is_first:
         _print(table, _folder(output, "architectures"))
 
@@ -111,13 +109,12 @@ def federated(output: Path | None, options: tuple[str, ...], dataset: Any, netwo
 @option("--most", type=AT_LEAST_1, default=10000, help="Training and test images that the attack looks at.")
 @SEED
 @DEVICE
-def privacy(synthetic: Path, output: Path | None, dataset: Any, data_root: Any, **options: Any) -> None:
+def privacy(synthetic: Path, output: Path | None, dataset: Any, **options: Any) -> None:
     """The nearest training images of SYNTHETIC's, and a membership-inference attack."""
-    from ddfast.run.transfer import set_and_data
     from ddfast.studies import privacy
 
     folder = _folder(output, "privacy")
-    _print(privacy(*set_and_data(synthetic, dataset, data_root), folder, **options), folder, rows=False)
+    _print(privacy(synthetic, dataset, folder, **options), folder, rows=False)
 
 
 @study.command("trajectory-error", cls=Command)
@@ -133,18 +130,13 @@ def privacy(synthetic: Path, output: Path | None, dataset: Any, data_root: Any, 
 @SEED
 @DEVICE
 def trajectory_error(
-    synthetic: tuple[Path, ...], output: Path | None, dataset: Any, data_root: Any, experts: Path | None, **options: Any
+    synthetic: tuple[Path, ...], output: Path | None, dataset: Any, experts: Path | None, **options: Any
 ) -> None:
     """How far students on SYNTHETIC, one set or several, leave an expert's path (FTD, figure 1)."""
-    from ddfast.run.transfer import experts_of, set_and_data
     from ddfast.studies import trajectory_error
 
-    loaded = {str(path): set_and_data(path, dataset, data_root) for path in synthetic}
-    sets = {name: one for name, (one, _) in loaded.items()}
-    _, data = loaded[str(synthetic[0])]
     folder = _folder(output, "trajectory-error")
-    store = experts_of(synthetic[0]) if experts is None else experts
-    _print(trajectory_error(sets, data, store, folder, **options), folder)
+    _print(trajectory_error({str(path): path for path in synthetic}, dataset, experts, folder, **options), folder)
 
 
 @study.command("range", cls=Command)

@@ -13,6 +13,7 @@ from ddfast.evaluation.evaluate import (
     data_for,
     evaluate,
     evaluation_seconds,
+    names_of,
     networks_of,
 )
 from ddfast.evaluation.protocols import PROTOCOLS, Protocol, protocol_named
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate_snapshots",
     "evaluation_seconds",
     "more_baselines",
+    "names_of",
     "networks_of",
     "num_trainings",
     "protocol_named",

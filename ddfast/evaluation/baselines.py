@@ -25,7 +25,7 @@ from ddfast.evaluation.schedule import schedule_of
 from ddfast.evaluation.training import train_networks
 from ddfast.evaluation.trainings import Pair, Trainings, chance_of, on_sets
 from ddfast.runtime import seeds
-from ddfast.runtime.arguments import takes_old_names
+from ddfast.runtime.arguments import expect_one_of, takes_old_names
 from ddfast.runtime.devices import resolve_device
 from ddfast.runtime.forecast import Forecast
 from ddfast.runtime.ranks import ALONE, Ranks
@@ -38,6 +38,7 @@ BASELINES = ("none", "plain", "labelled", "all")  # beside random real images th
 
 def more_baselines(which: str, soft: bool, augmented: bool) -> list[str]:
     """Those of BASELINES, but for what is the same as random real images: without soft labels or augmentation."""
+    expect_one_of("baselines", which, BASELINES)
     asked = BASELINES[1:3] if which == "all" else (which,)
     return [name for name in asked if (name == "plain" and augmented) or (name == "labelled" and soft)]
 
@@ -86,7 +87,7 @@ def evaluate_random_real(
     protocol = "ddfast" if protocol_named(protocol).recipe else protocol  # real images have none
     schedule = schedule_of(protocol, eval_epochs, eval_batch, dsa_strategy, sam_rho, num_eval, device, at_once)
     if not augmented:
-        schedule = replace(schedule, dsa_strategy=NO_STRATEGY, protocol=replace(schedule.protocol, strategy=None))
+        schedule = schedule.plain()
 
     def set_of(n: int, left_out: Tensor | None) -> Pair:
         images, classes = dataset.random_real(ipc, seeds.generator(seed, "random_real", n), left_out)
@@ -96,7 +97,7 @@ def evaluate_random_real(
     about = {"random_real": ipc, "seed": seed, **({} if labels is None else {"labels": "experts"})}
     trainings = Trainings(
         schedule, dataset, (seed, "evaluate random_real"), about, on_sets(schedule, dataset, set_of),
-        output=output, ranks=ranks, forecast=forecast,
+        "random real images: ", output=output, ranks=ranks, forecast=forecast,
     )  # fmt: skip
     rates = asked_rates(eval_lr, names, None, schedule.protocol)
     return trainings.evaluation(rates, schedule.protocol.lr or BASELINE_LR, num_eval)

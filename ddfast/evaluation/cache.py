@@ -22,7 +22,7 @@ def run_trainings(
     forecast: Forecast,
 ) -> dict[str, list[dict[str, Any]]]:
     """Records by network, of trainings 0 … count − 1, each done once by one of the ranks: what `train` yields, an
-    "accuracy" in percent among it, and the training's "seconds".
+    "accuracy" in percent among it, and the training's "seconds", which are measured where it does not tell them.
 
     `output`: JSON lines; a record is added as soon as it is known, and one that is there already is not computed again.
     One file can serve several evaluations.
@@ -39,7 +39,7 @@ def run_trainings(
         numbers = [n for network, n in mine if network == name]
         began = time.perf_counter()
         for n, record in zip(numbers, train(name, numbers), strict=True):
-            record = {**record, "seconds": round(time.perf_counter() - began, 3)}
+            record = {"seconds": round(time.perf_counter() - began, 3), **record}
             found[name, n] = record
             forecast.did()
             if path is not None:

@@ -38,6 +38,7 @@ def evaluate(
     eval_lr: Any = None,
     eval_batch: int | None = None,
     dsa_strategy: str | None = None,
+    augmented: bool = True,
     protocol: str = "ddfast",
     sam_rho: float | None = None,
     scores: bool = False,
@@ -65,6 +66,7 @@ def evaluate(
             auto for others, to whom that rate means little; the papers' protocols have the learned one, or their own,
             for all.
         dsa_strategy: None for the set's own.
+        augmented: False for no augmentation, whatever the strategy and the protocol.
         protocol: a name of ddfast.evaluation.PROTOCOLS. ddfast: 1000 epochs of SGD with momentum 0.9 and weight decay
             5e-4, minibatches of 256, a tenth of the rate after half of them. mtt, datm, dc, dsa, idc, ncfm, ddranking,
             bptt and simplified are published ones; recipe is for a set that has one, as DD's: its very steps, rates and
@@ -98,6 +100,8 @@ def evaluate(
     asked = asked_rates(eval_lr, names, own, protocol_named(protocol))
     dsa_strategy = synthetic.dsa_strategy if dsa_strategy is None else dsa_strategy
     schedule = schedule_of(protocol, eval_epochs, eval_batch, dsa_strategy, sam_rho, num_eval, device, at_once)
+    if not augmented:
+        schedule = schedule.plain()
     learned = schedule.protocol.lr or (DEFAULT_LR if synthetic.lr is None else float(synthetic.lr))
     if schedule.protocol.recipe:
         if synthetic.recipe is None:

@@ -62,12 +62,13 @@ def _of_dc(data: Dataset, net: nn.Module) -> str:
     return MNIST_OF_DC if data.origin == "mnist" else NO_STRATEGY
 
 
-def _of_dsa(data: Dataset, _net: nn.Module) -> str:
+def strategy_of_dsa(data: Dataset, _net: nn.Module | None = None) -> str:
+    """DSA's augmentation: all of it, but that digits are not flipped."""
     return f"dsa:{FULL_STRATEGY.replace('_flip', '') if data.origin in DIGITS else FULL_STRATEGY}"
 
 
 def _without_cutout(data: Dataset, net: nn.Module) -> str:
-    return _of_dsa(data, net).replace("_cutout", "")
+    return strategy_of_dsa(data, net).replace("_cutout", "")
 
 
 def _of_none(_data: Dataset, _net: nn.Module) -> str:
@@ -79,11 +80,11 @@ PROTOCOLS = {
     "mtt": Protocol(1001, BATCH, _as_mtt, loses_momentum=True),
     "datm": Protocol(1001, 128, _as_mtt, loses_momentum=True),
     "dc": Protocol(301, BATCH, _as_mtt, loses_momentum=True, lr=0.01, strategy=_of_dc),
-    "dsa": Protocol(1001, BATCH, _as_mtt, loses_momentum=True, lr=0.01, strategy=_of_dsa),
+    "dsa": Protocol(1001, BATCH, _as_mtt, loses_momentum=True, lr=0.01, strategy=strategy_of_dsa),
     "idc": Protocol(
         1000, 64, _at_two_thirds_and_five_sixths, factor=0.2, lr=0.01, cutmix=0.5, strategy=_without_cutout
     ),
-    "ncfm": Protocol(2000, 64, _never, lr=1e-3, optimizer="adamw", cutmix=0.5, strategy=_of_dsa),
+    "ncfm": Protocol(2000, 64, _never, lr=1e-3, optimizer="adamw", cutmix=0.5, strategy=strategy_of_dsa),
     "ddranking": Protocol(1000, 128, _at_half, searches=True),
     "bptt": Protocol(1000, BATCH, _never, lr=1e-3, optimizer="adam"),
     "fedd3": Protocol(500, 50, _never, lr=1e-3, optimizer="adam", weight_decay=1e-4, strategy=_of_none),

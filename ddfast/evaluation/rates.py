@@ -12,6 +12,7 @@ from torch import Tensor
 from ddfast.data import Batches, Dataset
 from ddfast.data.split import draw_share
 from ddfast.evaluation.protocols import Protocol
+from ddfast.networks import name_of
 from ddfast.runtime.arguments import expect_positive
 
 RATES = (0.001, 0.005, 0.01, 0.05, 0.1)  # those that DD-Ranking tries
@@ -28,9 +29,13 @@ def asked_rates(eval_lr: Any, networks: Sequence[str], own: str | None, protocol
     None: the learned one for `own`, the network that the set was distilled for, and AUTO for the others where the
     protocol searches; the learned one for all where it does not, or the network is not known.
 
-    Errors: ValueError for something else than "learned", "auto" or a positive number.
+    Errors: ValueError for something else than "learned", "auto" or a positive number, and for rates of other networks.
     """
-    given = eval_lr if isinstance(eval_lr, Mapping) else dict.fromkeys(networks, eval_lr)
+    given = dict.fromkeys(networks, eval_lr)
+    if isinstance(eval_lr, Mapping):
+        given = {name_of(network): rate for network, rate in eval_lr.items()}
+    if unknown := [name for name in given if name not in networks]:
+        raise ValueError(f"eval_lr: has rates of {', '.join(unknown)}; expected those of {', '.join(networks)}")
     searches = protocol.searches and own is not None
     asked: dict[str, Rate] = {}
     for name in networks:

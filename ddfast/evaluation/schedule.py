@@ -12,6 +12,7 @@ from torch.nn.utils import vector_to_parameters
 
 from ddfast import networks as all_networks
 from ddfast.data import Dataset, augmentation
+from ddfast.data.augment import NO_STRATEGY
 from ddfast.data.parameterisation import PIXELS, Pixels
 from ddfast.data.recipe import Recipe
 from ddfast.engine.students import GSAM, Training, side_by_side
@@ -55,9 +56,7 @@ class Schedule:
             yield from self._by_recipe(self.recipe, name, data, sets, generators)
             return
 
-        def create(generator: torch.Generator) -> nn.Module:
-            return all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
-
+        create = partial(self._create, name, data)
         protocol, done = replace(self.protocol, lr=lr), 0
         if protocol.cutmix:
             sets = [(images, as_weights(targets, data.num_classes)) for images, targets in sets]
@@ -79,6 +78,13 @@ class Schedule:
             done += together
             yield from nets
 
+    def _create(self, name: str, data: Dataset, generator: torch.Generator) -> nn.Module:
+        return all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
+
+    def plain(self) -> "Schedule":
+        """The same without augmentation."""
+        return replace(self, dsa_strategy=NO_STRATEGY, protocol=replace(self.protocol, strategy=None))
+
     def strategy(self, data: Dataset, net: nn.Module) -> str:
         """The augmentation of a network's training."""
         return self.dsa_strategy if self.protocol.strategy is None else self.protocol.strategy(data, net)
@@ -93,7 +99,7 @@ class Schedule:
     ) -> Iterator[nn.Module]:
         """Networks after a set's very steps, without augmentation."""
         for generator, (images, targets) in zip(generators, sets, strict=True):
-            net = all_networks.create(name, generator=generator, **data.network_arguments).to(self.device)
+            net = self._create(name, data, generator)
             if recipe.start is not None:
                 if len(recipe.start) != sum(p.numel() for p in net.parameters()):
                     raise ValueError(
@@ -108,10 +114,9 @@ class Schedule:
             training.write()
             yield net
 
-    def describe(self, data: Dataset, lr: float) -> dict[str, Any]:
-        """All that an accuracy depends on, besides the set, the network and the seed."""
+    def describe(self, name: str, data: Dataset, lr: float) -> dict[str, Any]:
+        """All that an accuracy of a network depends on, besides the set, the network itself and the seed."""
         protocol, size = self.protocol, data.image_size
-        named = "" if protocol.strategy is None else protocol.strategy.__name__
         return {
             "version": build_info()["versions"]["ddfast"].partition("+")[0],  # a wheel's names its torch, too
             "device": self.device.type,
@@ -119,7 +124,7 @@ class Schedule:
             "protocol": [protocol.epochs, protocol.batch, lr, protocol.drops(protocol.epochs), protocol.factor],
             "optimizer": [protocol.optimizer, protocol.loses_momentum, protocol.cutmix],
             **({} if self.recipe is None else {"recipe": digest_of_tensors(self.recipe.tensors(), {})}),
-            "dsa_strategy": named or self.dsa_strategy,
+            "dsa_strategy": self.strategy(data, self._create(name, data, seeds.generator(0))),
             "sharpness": None if self.sharpness is None else [self.sharpness.rho, self.sharpness.alpha],
             "image_size": list(size),
         }

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,14 +95,18 @@ class Trainings:
 
             how: dict[str, Any] = {"look": look} if self.best_on_test else {}
             nets = self.networks(name, rates[name], numbers, generators, None, **how)
+            began = time.perf_counter()
             for place, net in enumerate(nets):
-                record = judge(net, f"{name} trained at rate {rates[name]:g}")
-                best = {"best_on_test": max([*seen[place], record["accuracy"]])} if self.best_on_test else {}
-                yield record | best
+                record = {"seconds": round(time.perf_counter() - began, 3)}  # without the tests, which take scores long
+                record |= judge(net, f"{name} trained at rate {rates[name]:g}")
+                if self.best_on_test:
+                    record["best_on_test"] = max([*seen[place], record["accuracy"]])
+                yield record
+                began = time.perf_counter()
 
         def about(name: str) -> dict[str, Any]:
             more = {"scores": self.scores, "best_on_test": self.best_on_test}
-            return self._about(rates[name]) | {key: True for key, value in more.items() if value}
+            return self._about(name, rates[name]) | {key: True for key, value in more.items() if value}
 
         records = self._run(about, list(asked), num_eval, train)
         accuracies = {name: [record["accuracy"] for record in row] for name, row in records.items()}
@@ -122,8 +127,8 @@ class Trainings:
                 for net in self.networks(name, RATES[n], [0], generators, chosen):
                     yield {"accuracy": accuracy(net, batches, None)}
 
-        def about(_name: str) -> dict[str, Any]:
-            return self._about(0.0) | {"rates": RATES, "held_out": len(chosen)}
+        def about(name: str) -> dict[str, Any]:
+            return self._about(name, 0.0) | {"rates": RATES, "held_out": len(chosen)}
 
         for name, records in self._run(about, searched, len(RATES), train).items():
             found = [record["accuracy"] for record in records]
@@ -132,8 +137,9 @@ class Trainings:
                 log.info("%s%s", self.prefix, words_of_rate(name, found))
         return rates
 
-    def _about(self, lr: float) -> dict[str, Any]:
-        return {**self.about, "words": [str(word) for word in self.words], **self.schedule.describe(self.data, lr)}
+    def _about(self, name: str, lr: float) -> dict[str, Any]:
+        how = self.schedule.describe(name, self.data, lr)
+        return {**self.about, "words": [str(word) for word in self.words], **how}
 
     def _run(self, about: Any, names: Sequence[str], count: int, train: Any) -> dict[str, list[dict[str, Any]]]:
         forecast = self.forecast or Forecast()

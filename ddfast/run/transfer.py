@@ -18,16 +18,19 @@ from ddfast.evaluation import (
     Evaluation,
     asked_rates,
     begin_forecast,
+    check_evaluation,
     data_for,
     evaluate,
     evaluate_full_data,
     evaluate_random_real,
     more_baselines,
+    names_of,
     networks_of,
     protocol_named,
     schedule_of,
 )
 from ddfast.evaluation.costs import cost_of
+from ddfast.evaluation.protocols import strategy_of_dsa
 from ddfast.evaluation.scores import (
     augmentation_robust_score,
     hard_label_recovery,
@@ -36,7 +39,7 @@ from ddfast.evaluation.scores import (
     recalls,
 )
 from ddfast.experts import Judges, TrajectoryStore
-from ddfast.networks import create, name_of
+from ddfast.networks import create
 from ddfast.run.folder import RunFolder
 from ddfast.run.resume import test_folder_of
 from ddfast.runtime import seeds
@@ -93,8 +96,9 @@ def transfer_table(
     Errors: as those of `evaluate`; ValueError where no data set is known.
     """
     loaded, config = _loaded(synthetic)
-    data = ranks.in_turn(lambda: _data(loaded, dataset, config, data_options, str(synthetic)))
-    names = tuple(map(name_of, networks or config.get("networks") or networks_of(loaded)))
+    data = ranks.in_turn(lambda: _data(loaded, dataset, config, data_options, synthetic))
+    names = names_of(networks or config.get("networks") or networks_of(loaded))
+    check_evaluation(names, protocol, data)
     strategy = loaded.dsa_strategy if dsa_strategy is None else dsa_strategy
     asked = asked_rates(eval_lr, names, loaded.network, protocol_named(protocol))
     more = more_baselines(baselines, loaded.is_soft, strategy != NO_STRATEGY) if random_real else []
@@ -139,17 +143,19 @@ def save_transfer(table: dict[str, Any], path: str | Path) -> None:
         temporary.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def set_and_data(synthetic: str | Path, dataset: Any = None, data_root: Any = None) -> tuple[SyntheticSet, Dataset]:
-    """A saved set, or a run's, and the data to test it on, read as the run read them."""
+def set_and_data(
+    synthetic: str | Path | SyntheticSet, dataset: Any = None, data_root: Any = None
+) -> tuple[SyntheticSet, Dataset]:
+    """A set, a saved one, or a run's, and the data to test it on, read as the run read them."""
     loaded, config = _loaded(synthetic)
-    return loaded, _data(loaded, dataset, config, {"data_root": data_root}, str(synthetic))
+    return loaded, _data(loaded, dataset, config, {"data_root": data_root}, synthetic)
 
 
-def experts_of(run: str | Path) -> TrajectoryStore:
-    """Those of a run; ValueError where they are not there."""
-    path = _experts_path(RunFolder(Path(run)).read_config())
+def experts_of(synthetic: str | Path | SyntheticSet) -> TrajectoryStore:
+    """Those of the run that made a set; ValueError where they are not there."""
+    path = _experts_path(_loaded(synthetic)[1])
     if path is None:
-        raise ValueError(f"experts: the run in {run} had none; give a folder of experts")
+        raise ValueError(f"experts: {_words(synthetic)} comes with none; give a folder of experts")
     return TrajectoryStore(path)
 
 
@@ -168,11 +174,21 @@ def _loaded(synthetic: str | Path | SyntheticSet) -> tuple[SyntheticSet, dict[st
     return SyntheticSet.load(path / "synthetic" if path.is_dir() else path), config
 
 
-def _data(loaded: SyntheticSet, dataset: Any, config: dict[str, Any], options: dict[str, Any], where: str) -> Dataset:
+def _words(synthetic: str | Path | SyntheticSet) -> str:
+    return "the set" if isinstance(synthetic, SyntheticSet) else str(synthetic)
+
+
+def _data(
+    loaded: SyntheticSet,
+    dataset: Any,
+    config: dict[str, Any],
+    options: dict[str, Any],
+    given: str | Path | SyntheticSet,
+) -> Dataset:
     """What to test on, read as the run read it."""
     dataset = config.get("dataset") if dataset is None else dataset
     if dataset is None or (isinstance(dataset, str) and dataset == "custom"):
-        raise ValueError(f"--dataset: say what to test {where} on (in Python, dataset)")
+        raise ValueError(f"--dataset: say what to test {_words(given)} on (in Python, dataset)")
     if isinstance(dataset, Dataset):
         return data_for(loaded, dataset)
     reading = {name: options.get(name) for name in READING}
@@ -243,13 +259,22 @@ def _of_dd_ranking(
     scores: dict[str, Any] = {}
     random_real = next((result for words, result in found.items() if words.startswith(RANDOM_REAL)), None)
     ior = None
+
+    def over_random(**augmentation: Any) -> float:
+        on_set = evaluate(loaded, data, **(once | asked | augmentation)).mean
+        on_real = evaluate_random_real(data, loaded.stored_ipc, **(once | asked | augmentation)).mean
+        return improvement_over_random(on_set / 100, on_real / 100)
+
     if random_real is not None:
         ior = improvement_over_random(reached / 100, random_real.of(first).mean / 100)
         scores["improvement_over_random"] = ior
-        plain = evaluate(loaded, data, **(once | asked | {"dsa_strategy": NO_STRATEGY})).mean
-        plain_real = evaluate_random_real(data, loaded.stored_ipc, **(once | asked), augmented=False).mean
-        without = improvement_over_random(plain / 100, plain_real / 100)
-        scores["augmentation_robust_score"] = augmentation_robust_score(ior, without)
+        own = protocol_named(how["protocol"]).strategy
+        network = create(first, generator=seeds.generator(0), **data.network_arguments)
+        if (how["dsa_strategy"] if own is None else own(data, network)) != NO_STRATEGY:
+            scores["augmentation_robust_score"] = augmentation_robust_score(ior, over_random(augmented=False))
+        elif own is None:  # a protocol that would augment, and a set that asks for nothing: with what DSA does
+            with_it = over_random(dsa_strategy=strategy_of_dsa(data))
+            scores["augmentation_robust_score"] = augmentation_robust_score(with_it, ior)
     if "full data" in found:
         full, hard = found["full data"].of(first).mean, reached
         if loaded.is_soft:

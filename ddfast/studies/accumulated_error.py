@@ -15,9 +15,9 @@ from ddfast import networks as all_networks
 from ddfast.data import Dataset, SyntheticSet, augmentation, take_statistics
 from ddfast.data.synthetic import DEFAULT_LR
 from ddfast.engine.students import Training
-from ddfast.evaluation import data_for
 from ddfast.evaluation.judging import logits_of
 from ddfast.experts import TrajectoryStore, expect_preprocessed_alike, expect_trained_with
+from ddfast.run.transfer import experts_of, set_and_data
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.devices import resolve_device
@@ -28,9 +28,9 @@ STUDY = "trajectory-error"
 
 
 def trajectory_error(
-    sets: Mapping[str, SyntheticSet],
+    sets: Mapping[str, str | Path | SyntheticSet],
     dataset: Any,
-    experts: TrajectoryStore | str | Path,
+    experts: TrajectoryStore | str | Path | None,
     output: str | Path,
     *,
     syn_steps: int = 50,
@@ -39,6 +39,7 @@ def trajectory_error(
     last_epoch: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    data_root: str | Path | None = None,
 ) -> Table:
     """Test losses of students on the way of an expert, above the expert's own.
 
@@ -47,9 +48,9 @@ def trajectory_error(
     is above the second has accumulated.
 
     Args:
-        sets: by the names that the picture gives them.
-        dataset: as load_dataset takes it.
-        experts: a store with all epochs kept, or its folder.
+        sets: sets, their paths, or run folders, by the names that the picture gives them.
+        dataset: as load_dataset takes it; None for the runs'.
+        experts: a store with all epochs kept, or its folder; None for the first run's.
         last_epoch: None for the experts' last.
 
     Rows: set, epoch, expert_loss, evaluation and distillation (test losses above it, in nats, means over experts), and
@@ -58,6 +59,10 @@ def trajectory_error(
     Errors: ValueError for experts of another network, or without the epochs.
     """
     expect_whole(syn_steps=syn_steps, expert_epochs=expert_epochs, num_experts=num_experts)
+    if not sets:
+        raise ValueError("sets: expected at least one")
+    if experts is None:
+        experts = experts_of(next(iter(sets.values())))
     store = experts if isinstance(experts, TrajectoryStore) else TrajectoryStore(experts)
     last = store.epochs if last_epoch is None else last_epoch
     if not expert_epochs <= last <= store.epochs or num_experts > store.num_experts:
@@ -65,20 +70,18 @@ def trajectory_error(
             f"experts: {store.path} has {store.num_experts} of {store.epochs} epochs; expected {num_experts}, and a "
             f"last epoch from {expert_epochs} to {store.epochs}, got {last}"
         )
-    if not sets:
-        raise ValueError("sets: expected at least one")
-    read = {name: data_for(synthetic, dataset) for name, synthetic in sets.items()}
-    for name, synthetic in sets.items():
-        expect_trained_with(store, read[name], "fingerprint", read[name].fingerprint)
+    read = {name: set_and_data(synthetic, dataset, data_root) for name, synthetic in sets.items()}
+    for synthetic, data in read.values():
+        expect_trained_with(store, data, "fingerprint", data.fingerprint)
         if synthetic.network is not None:
-            expect_trained_with(store, read[name], "network", synthetic.network)
-        expect_preprocessed_alike(store, read[name])
-    of = {"sets": {name: synthetic.digest for name, synthetic in sets.items()}, "experts": str(store.path)}
+            expect_trained_with(store, data, "network", synthetic.network)
+        expect_preprocessed_alike(store, data)
+    of = {"sets": {name: synthetic.digest for name, (synthetic, _) in read.items()}, "experts": str(store.path)}
     folder = study_folder(output, STUDY, of)
     rows, where = [], resolve_device(device)
     epochs = range(expert_epochs, last + 1, expert_epochs)
-    for name, synthetic in sets.items():
-        walk = _Walk(synthetic.decoded(), read[name], store.settings["network"], where, seed)
+    for name, (synthetic, data) in read.items():
+        walk = _Walk(synthetic.decoded(), data, store.settings["network"], where, seed)
         found: dict[int, list[dict[str, float]]] = {epoch: [] for epoch in epochs}
         for expert in counted(f"{name}: expert", range(num_experts)):
             student = store.snapshot(expert, 0)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ddfast.data import SyntheticSet
-from ddfast.evaluation import Evaluation, data_for, evaluate, evaluate_full_data
+from ddfast.evaluation import Evaluation, evaluate, evaluate_full_data
 from ddfast.evaluation.scores import rank_correlation
+from ddfast.run.transfer import set_and_data
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.runtime.forecast import Forecast
@@ -36,7 +37,7 @@ def networks_of_space() -> list[str]:
 
 
 def architectures(
-    synthetic: SyntheticSet,
+    synthetic: str | Path | SyntheticSet,
     dataset: Any,
     output: str | Path,
     *,
@@ -47,15 +48,16 @@ def architectures(
     top: Sequence[int] = TOP,
     seed: int = 0,
     device: str | torch.device | None = None,
+    data_root: str | Path | None = None,
     ranks: Ranks = ALONE,
 ) -> Table:
     """Train networks of FTD's search space on a set and on real data, and compare the rankings.
 
     Args:
-        synthetic: the proxy.
-        dataset: real data, as load_dataset takes them.
+        synthetic: the proxy: a set, the path of one, or of a run folder.
+        dataset: real data, as load_dataset takes them; None for the run's.
         output: the folder; accuracies.jsonl there keeps every training.
-        count: of the 720 networks so many, drawn by the seed.
+        count: of the 720 networks so many, two or more, drawn by the seed.
         eval_epochs: epochs on the set; 200 in FTD.
         full_epochs: epochs on real data, at rate 0.01, a tenth of it after half of them.
         eval_lr: as `evaluate` takes it.
@@ -68,7 +70,9 @@ def architectures(
     the top 5, 10, 20.
     """
     expect_whole(count=count, eval_epochs=eval_epochs, full_epochs=full_epochs)
-    data = data_for(synthetic, dataset)
+    if count < 2:
+        raise ValueError("count: one network has no rank; give 2 or more")
+    synthetic, data = ranks.in_turn(lambda: set_and_data(synthetic, dataset, data_root))
     of = {"set": synthetic.digest, "dataset": data.name}
     folder = study_folder(output, STUDY, of)
     every = networks_of_space()

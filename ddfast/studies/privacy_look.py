@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy
 from ddfast.data import Batches, Dataset, SyntheticSet
 from ddfast.data.synthetic import DEFAULT_LR
 from ddfast.engine.students.features import features_of
-from ddfast.evaluation import data_for, schedule_of
+from ddfast.evaluation import schedule_of
 from ddfast.evaluation.judging import BATCH, logits_of
+from ddfast.run.transfer import set_and_data
 from ddfast.runtime import seeds
 from ddfast.runtime.arguments import expect_whole
 from ddfast.studies.tables import Table, save_table, study_folder
@@ -23,7 +24,7 @@ CHUNK = 1024  # training images that are compared at a time
 
 
 def privacy(
-    synthetic: SyntheticSet,
+    synthetic: str | Path | SyntheticSet,
     dataset: Any,
     output: str | Path,
     *,
@@ -32,6 +33,7 @@ def privacy(
     most: int = 10000,
     seed: int = 0,
     device: str | torch.device | None = None,
+    data_root: str | Path | None = None,
 ) -> Table:
     """The nearest training image of every distilled one, in pixels and in features, and a membership-inference attack.
 
@@ -41,8 +43,8 @@ def privacy(
     images, which are copies, and of a network that was trained on them.
 
     Args:
-        synthetic: the set.
-        dataset: what it was distilled from, as load_dataset takes it.
+        synthetic: a set, the path of one, or of a run folder.
+        dataset: what it was distilled from, as load_dataset takes it; None for the run's.
         output: the folder.
         network: None for the set's own.
         eval_epochs: of the networks.
@@ -53,7 +55,7 @@ def privacy(
     A look, not a proof: no guarantee such as differential privacy follows from a good one.
     """
     expect_whole(eval_epochs=eval_epochs, most=most)
-    data = data_for(synthetic, dataset)
+    synthetic, data = set_and_data(synthetic, dataset, data_root)
     subject = {"set": synthetic.digest, "dataset": data.name}
     folder = study_folder(output, STUDY, subject)
     decoded = synthetic.decoded()

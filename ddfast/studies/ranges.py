@@ -69,15 +69,20 @@ def range_study(
     def draw(axes: Any) -> None:
         for epochs in expert_epochs:
             of = [row for row in reached if row["expert_epochs"] == epochs]
-            axes.plot([r["syn_steps"] for r in of], [r["accuracy"] for r in of], "o-", label=f"{epochs} expert epochs")
+            if of:
+                axes.plot(
+                    [r["syn_steps"] for r in of], [r["accuracy"] for r in of], "o-", label=f"{epochs} expert epochs"
+                )
         axes.set(xlabel="synthetic steps", ylabel="test accuracy in %")
-        axes.legend()
+        if reached:
+            axes.legend()
 
     def draw_distances(axes: Any) -> None:
         for words, points in curves.items():
             axes.plot(*thinned(*points, MOST_POINTS), label=words)
         axes.set(xlabel="iteration", ylabel="squared distance to the target\nover that of the start")
-        axes.legend(fontsize="small")
+        if curves:
+            axes.legend(fontsize="small")
 
     if ranks.is_first:
         save_table(table, folder)

@@ -224,6 +224,7 @@ def test_options_may_be_written_with_underscores_as_the_field_does(tmp_path):
         ("distill --device gpu0", 1, "ddfast: device: "),
         ("distill --experts /nowhere", 1, "ddfast: /nowhere: no trained experts here"),
         ("distill --output /proc/run", 1, "ddfast: "),
+        ("evaluate /nowhere --table /tmp", 1, "ddfast: --table: expected a file in a folder that is there, got /tmp"),
         ("evaluate /nowhere --table /not/there.json", 1, "ddfast: --table: expected a file in a folder that is there"),
         ("evaluate /nowhere", 1, "ddfast: /nowhere.safetensors: no such file"),
         ("info --segments 4", 1, "ddfast: info: these options are for --plan"),

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import time
 from dataclasses import replace
 
 import numpy
@@ -23,6 +24,7 @@ from ddfast.evaluation.scores import (
     log_loss,
     recalls,
 )
+from ddfast.run import transfer
 from ddfast.run.transfer import save_transfer, transfer_table
 from ddfast.runtime import seeds
 from tests.conftest import uniform
@@ -224,6 +226,46 @@ def test_a_transfer_table_says_all_of_a_set(data, good, tmp_path, caplog):
     assert scores["compression"] == data.train_images.numel() / good.bytes
     save_transfer(table, tmp_path / "table.json")
     assert json.loads((tmp_path / "table.json").read_text())["rows"][0]["network"] == "mlp"
+
+
+def test_the_score_of_augmentation_is_of_trainings_with_and_without(data, good, monkeypatch):
+    """Sets without augmentation get DSA's; protocols lose theirs, and give no such score without one."""
+    used, given, how = [], [], HOW | {"networks": ("mlp",), "num_eval": 1, "eval_epochs": 20, "scores": True}
+    original = ddfast.evaluation.schedule.augmentation
+    monkeypatch.setattr(ddfast.evaluation.schedule, "augmentation", lambda s: used.append(s) or original(s))
+    monkeypatch.setattr(transfer, "augmentation_robust_score", lambda *pair: given.append(pair))
+    plain = transfer_table(good, data, **how | {"dsa_strategy": "none"})["scores"]
+    assert used == 2 * ["none"] + 2 * ["dsa:color_crop_cutout_flip_scale_rotate"]
+    assert given[0][1] == plain["improvement_over_random"]
+    used.clear()
+    published = transfer_table(good, data, protocol="dsa", **how)["scores"]
+    assert used == 2 * ["dsa:color_crop_cutout_flip_scale_rotate"] + 2 * ["none"]
+    assert given[1][0] == published["improvement_over_random"]
+    assert "augmentation_robust_score" not in transfer_table(good, data, protocol="fedd3", **how)["scores"]
+
+
+def test_seconds_of_a_table_are_those_of_training(data, good, monkeypatch):
+    original = ddfast.evaluation.judging.Judge.__call__
+
+    def slow(*arguments):
+        time.sleep(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(ddfast.evaluation.judging.Judge, "__call__", slow)
+    found = evaluate(good, data, networks=("mlp",), num_eval=2, eval_epochs=1)
+    assert all(0 < record["seconds"] < 1 for record in found.records["mlp"])
+
+
+def test_rates_and_baselines_that_mean_nothing_are_told_before_any_training(data, good, monkeypatch):
+    monkeypatch.setattr(ddfast.evaluation.schedule, "train_networks", None)
+    with pytest.raises(ValueError, match="eval_lr: has rates of vgg11; expected those of mlp"):
+        evaluate(good, data, networks=("mlp",), eval_lr={"vgg11": 0.1})
+    with pytest.raises(ValueError, match="baselines: expected one of none, plain, labelled, all"):
+        transfer_table(good, data, baselines="random", networks=("mlp",))
+    with pytest.raises(ValueError, match="networks: expected a tuple of names"):
+        transfer_table(good, data, networks="mlp")
+    with pytest.raises(ValueError, match="vgg12"):
+        transfer_table(good, data, networks=("mlp", "vgg12"))
 
 
 @pytest.mark.parametrize("width", [8, 128])

@@ -13,6 +13,7 @@ import ddfast
 from ddfast import SyntheticSet
 from ddfast.cli import cli
 from ddfast.data import load_dataset
+from ddfast.run.loop import DistillationDivergedError
 from ddfast.runtime import seeds
 from ddfast.studies import (
     architectures,
@@ -264,6 +265,32 @@ def test_a_range_study_runs_every_cell_once(tmp_path):
         range_study("digits", tmp_path, num_eval=0)
     with pytest.raises(ValueError, match="syn_steps: expected a whole number of at least 1, got 0"):
         range_study("digits", tmp_path, syn_steps=(0, 2))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_range_study_whose_runs_all_diverge_says_so_in_its_rows(tmp_path, monkeypatch):
+    def diverge(*_given, **_options):
+        raise DistillationDivergedError
+
+    monkeypatch.setattr("ddfast.studies.ranges.distill", diverge)
+    table = range_study("digits", tmp_path, syn_steps=(2,), expert_epochs=(1,))
+    assert table["rows"][0]["accuracy"] is None and table["findings"] == {}
+
+
+def test_studies_take_paths_of_sets_and_the_data_of_runs(tmp_path, real):
+    """As the command line gives them."""
+    run = ddfast.distill("digits", output=tmp_path / "run", **SHORT | {"iterations": 1})
+    of_run = privacy(run.path, None, tmp_path / "a", eval_epochs=1, most=50)
+    assert of_run["rows"] == privacy(run.synthetic, "digits", tmp_path / "b", eval_epochs=1, most=50)["rows"]
+    assert trajectory_error({"run": run.path}, None, None, tmp_path / "c", syn_steps=1)["rows"][0]["set"] == "run"
+    real.save(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"experts: .*set comes with none; give a folder of experts"):
+        trajectory_error({"set": tmp_path / "set"}, "digits", None, tmp_path / "d")
+    with pytest.raises(ValueError, match="say what to test the set on"):
+        privacy(real, None, tmp_path / "d")
+    with pytest.raises(ValueError, match="count: one network has no rank; give 2 or more"):
+        architectures(run.path, None, tmp_path / "d", count=1)
+    assert not (tmp_path / "d").exists()
 
 
 def test_the_approximation_is_exact_for_one_step_and_not_for_more(digits, experts, tmp_path):
