@@ -25,7 +25,7 @@ from benchmarks.plain_mtt import PlainMTT
 from benchmarks.processor_time import time_iterations_by_processor
 from ddfast.methods import MTT
 
-EXPERTS = ("--num-experts", "2", "--train-epochs", "10", "--no-zca", "--preset", "mtt/cifar10/ipc1")
+EXPERTS = ("--num-experts", "2", "--train-epochs", "5", "--no-zca", "--preset", "mtt/cifar10/ipc1")
 FAST = {"init": "real", "lr_img": 0.01}  # ten times the published rate: iterations are few
 SEGMENTS = {"syn_steps": 20, "expert_epochs": 1, "protocol": "ddfast"}
 METHODS = {
@@ -33,19 +33,19 @@ METHODS = {
     "plain_mtt": SEGMENTS,
     "rat_bptt": {**FAST, "total_steps": 100, "window": 30, "batch_real": 512, "protocol": "bptt"},
 }
-EVALUATION = {"num_eval": 2, "eval_epochs": 300}
-POINTS = 6
 
 
-def run(method: str, data: str, ipc: int, minutes: float, seed: int, folder: Path) -> list[dict]:
-    """The accuracies on the way, by minutes of iterations."""
+def run(
+    method: str, data: str, ipc: int, minutes: float, seed: int, points: int, evaluation: dict, folder: Path
+) -> list[dict]:
+    """So many accuracies on the way, by minutes of iterations, and the last one."""
     options = {
         "method": method.removeprefix("plain_"),
         "ipc": ipc,
         "seed": seed,
         "zca": False,
         **METHODS[method],
-        **EVALUATION,
+        **evaluation,
     }
     if METHODS[method] is SEGMENTS:
         options |= {"max_start_epoch": 1 if data == "mnist" else 4, "batch_syn": min(50, 10 * ipc)}
@@ -58,9 +58,9 @@ def run(method: str, data: str, ipc: int, minutes: float, seed: int, folder: Pat
     name = folder / "runs" / f"{data}-ipc{ipc}-{method}-{seed}"
     trial = ddfast.distill(data, output=f"{name}-trial", resume=True, iterations=4, **options)
     each = fmean(record["seconds"] for record in trial.history[1:])
-    count = max(POINTS, int(60 * minutes / each))
+    count = max(points, int(60 * minutes / each))
     result = ddfast.distill(
-        data, output=name, resume=True, iterations=count, eval_every=max(1, count // POINTS), **options
+        data, output=name, resume=True, iterations=count, eval_every=max(1, count // points), **options
     )
     passed, seconds = {0: 0.0}, 0.0
     for record in result.history:
@@ -109,6 +109,8 @@ def main() -> None:
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--ipc", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--points", type=int, default=6, help="evaluations on the way")
+    parser.add_argument("--num-eval", type=int, default=2, help="networks of an evaluation, of 300 epochs each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", default="mtt,rat_bptt")
     options = parser.parse_args()
@@ -121,7 +123,9 @@ def main() -> None:
             MTT.unrolled = PlainMTT.unrolled
         key = {"data": options.data, "ipc": options.ipc, "method": method, "seed": options.seed}
         if not any(line.items() >= key.items() for line in lines):
-            lines += run(method, options.data, options.ipc, options.minutes, options.seed, options.folder)
+            evaluation = {"num_eval": options.num_eval, "eval_epochs": 300}
+            what = (method, options.data, options.ipc, options.minutes, options.seed)
+            lines += run(*what, options.points, evaluation, options.folder)
             file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     picture(lines, options.folder / "accuracy.png")
     text = [described(" ".join(["python -m benchmarks.equal_minutes", *sys.argv[1:]])), ""]
