@@ -43,7 +43,7 @@ ITERATIONS = {  # about three minutes of one core, at 1 and at 10 per class
     "dm": (100, 100),
     "dc": (40, 3),
     "dsa": (20, 3),
-    "kip": (1000, 400),
+    "kip": (300, 300),
     "rat_bptt": (60, 12),
     "at_bptt": (60, 12),
     "at_bptt_pp": (60, 12),

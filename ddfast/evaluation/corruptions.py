@@ -1,12 +1,15 @@
 """Common corruptions of test images (Hendrycks & Dietterich 2019), with the strengths of CIFAR-10-C.
 
-All of its fifteen kinds but frost, which needs photographs of it, and Gaussian blur. What is in pixels is of images of
-32, and grows with the side of larger ones.
+All of its fifteen kinds, and Gaussian blur; frost where its photographs are installed. What is in pixels is of images
+of 32, and grows with the side of larger ones.
 """
 
 import io
 import math
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -17,6 +20,9 @@ from torch.nn.functional import conv2d, grid_sample, interpolate, pad
 SEVERITIES = (1, 3, 5)  # of 1 to 5
 CHUNK = 256
 SIDE = 32  # of CIFAR-10-C's images, px
+PHOTOGRAPHS = "imagecorruptions"  # the package with frost, of which only the pictures are used
+NUM_PHOTOGRAPHS = 5  # of its six, as CIFAR-10-C's code draws them
+SHRUNK = 0.2  # for images of 32
 
 Corruption = Callable[[Tensor, Any, torch.Generator], Tensor]  # [B, C, H, W] in [0, 1], a strength -> the same
 
@@ -123,6 +129,41 @@ def _fog(images: Tensor, strength: tuple[float, float], generator: torch.Generat
     return (images + amount * clouds) * brightest / (brightest + amount)
 
 
+def _frost(images: Tensor, strength: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """A piece of a photograph of frost, drawn for each image, on top."""
+    kept, amount = strength
+    C, H, W = images.shape[1:]
+    photographs, pieces = _photographs(_folder_of_frost(), SHRUNK * _scale(images), H, W), []
+    for _ in images:
+        photograph = photographs[int(torch.randint(len(photographs), (), generator=generator))]
+        h, w = photograph.shape[1:]
+        y, x = (int(torch.randint(rest + 1, (), generator=generator)) for rest in (h - H, w - W))
+        pieces.append(photograph[:, y : y + H, x : x + W])
+    frost = torch.stack(pieces)
+    return kept * images + amount * (frost if C == 3 else frost.mean(1, keepdim=True))
+
+
+def _folder_of_frost() -> Path | None:
+    """Where the photographs are; None where they are not installed."""
+    found = find_spec(PHOTOGRAPHS)
+    places = (found.submodule_search_locations if found else None) or []
+    return next((Path(place) / "frost" for place in places if (Path(place) / "frost").is_dir()), None)
+
+
+@cache
+def _photographs(folder: Path, zoom: float, height: int, width: int) -> list[Tensor]:  # [3, h, w] in [0, 1]
+    """Photographs, magnified so, or more where they would be smaller than height × width."""
+    from PIL import Image
+
+    found = []
+    for path in sorted(folder.glob("frost*"))[:NUM_PHOTOGRAPHS]:
+        pixels = torch.from_numpy(numpy.array(Image.open(path).convert("RGB"))).movedim(2, 0)[None] / 255
+        sides = zip(pixels.shape[2:], (height, width), strict=True)
+        size = [max(round(zoom * side), least) for side, least in sides]
+        found.append(interpolate(pixels, size, mode="bilinear")[0])
+    return found
+
+
 def _snow(
     images: Tensor, strength: tuple[float, float, float, float, float, float, float], generator: torch.Generator
 ) -> Tensor:
@@ -209,6 +250,7 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[Any, ...]]] = {  # and their stre
             (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
         ),
     ),
+    "frost": (_frost, ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))),
     "fog": (_fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
     "contrast": (_contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
     "brightness": (_brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
@@ -216,6 +258,11 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[Any, ...]]] = {  # and their stre
     "pixelate": (_pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
     "jpeg": (_jpeg, (80, 65, 58, 50, 40)),
 }
+
+
+def corruptions() -> list[str]:
+    """The names of those that can be computed here: frost only with its photographs."""
+    return [name for name in CORRUPTIONS if name != "frost" or _folder_of_frost() is not None]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddfast.data import Batches, Dataset
-from ddfast.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from ddfast.evaluation.corruptions import SEVERITIES, corrupted, corruptions
 from ddfast.evaluation.scores import calibration_error, confusion, log_loss
 from ddfast.runtime import seeds
 
@@ -53,7 +53,7 @@ class Judge:
                 "confusion": confusion(logits, labels, self.data.num_classes).tolist(),
                 "calibration_error": calibration_error(logits, labels),
                 "log_loss": log_loss(logits, labels),
-                "robust": {name: self._robust(net, name) for name in CORRUPTIONS},
+                "robust": {name: self._robust(net, name) for name in corruptions()},
             }
         return record
 

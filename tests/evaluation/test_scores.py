@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
+from PIL import Image
 
 import ddfast
 from ddfast import SyntheticSet
 from ddfast.data import load_dataset
 from ddfast.evaluation import evaluate, evaluate_random_real, more_baselines
-from ddfast.evaluation.corruptions import CORRUPTIONS, corrupted
+from ddfast.evaluation.corruptions import CORRUPTIONS, corrupted, corruptions
 from ddfast.evaluation.costs import cost_of
 from ddfast.evaluation.scores import (
     augmentation_robust_score,
@@ -86,6 +87,34 @@ def smooth():
     return lambda channels: (255 * ((wave[:, None] * wave) + shades[:, :channels])).round() / 255
 
 
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """Stands for the package with frost, which is not imported; its photographs are smooth and bright."""
+    folder = tmp_path / "imagecorruptions" / "frost"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise ImportError")
+    for n in range(1, 7):
+        shades = numpy.linspace(100 + 10 * n, 250, 300).astype("uint8")
+        Image.fromarray(numpy.broadcast_to(shades, (200, 300)).copy()).save(folder / f"frost{n}.png")
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder
+
+
+def test_frost_is_there_with_its_photographs_and_lies_on_top(photographs, monkeypatch):
+    assert corruptions() == list(CORRUPTIONS)
+    black = torch.zeros(40, 1, 32, 32)
+    found = corrupted(black, "frost", 2, seeds.generator(0))
+    for place, image in enumerate(found):  # a fifth of the size: 60 pixels from a shade of 110 to 150, to 250
+        assert 0.3 * 110 / 255 < image.min() and image.max() < 0.3 * 250 / 255 + 1e-6, place
+        assert (image.diff(dim=-1) > 0).all() and image.diff(dim=-2).abs().max() < 1e-6
+    assert len({float(image[0, 0, 0]) for image in found}) > 20
+    large = corrupted(torch.zeros(1, 3, 300, 320), "frost", 1, seeds.generator(0))
+    assert large.min() > 0.2 * 110 / 255  # where photographs are too small, they are magnified
+    monkeypatch.setattr("ddfast.evaluation.corruptions.PHOTOGRAPHS", "a_package_that_is_not_there")
+    assert corruptions() == [name for name in CORRUPTIONS if name != "frost"]
+
+
+@pytest.mark.usefixtures("photographs")
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_corrupted_images_are_images_and_the_same_every_time(smooth, name, channels):
@@ -100,6 +129,7 @@ def test_corrupted_images_are_images_and_the_same_every_time(smooth, name, chann
         assert (found - as_bytes).abs().max() < 0.005  # a shade of JPEG's, at most
 
 
+@pytest.mark.usefixtures("photographs")
 @pytest.mark.parametrize("name", [name for name in CORRUPTIONS if name not in ("glass_blur", "elastic")])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_corruptions_harm_more_the_stronger_they_are(smooth, name, channels):
@@ -222,7 +252,7 @@ def test_a_transfer_table_says_all_of_a_set(data, good, tmp_path, caplog):
     )
     assert set(scores["accuracy_of_classes"]) == set(data.class_names)
     assert numpy.mean(list(scores["accuracy_of_classes"].values())) == pytest.approx(own["mean"], abs=1)
-    assert set(scores["accuracy_on_corrupted_images"]) == set(CORRUPTIONS)
+    assert set(scores["accuracy_on_corrupted_images"]) == set(corruptions())
     assert scores["compression"] == data.train_images.numel() / good.bytes
     save_transfer(table, tmp_path / "table.json")
     assert json.loads((tmp_path / "table.json").read_text())["rows"][0]["network"] == "mlp"
