@@ -204,7 +204,7 @@ def test_inherited_rows_are_those_of_the_other_method_with_the_own_settings_over
     rows = [(load_presets(m)[f"{m}/mnist/ipc10"], mtt["mtt/mnist/ipc10"]) for m in ("pp", "pad", "texture", "ftd")]
     for row, of in rows:
         assert (row.dataset, row.ipc, row.side, row.classes, row.channels) == ("mnist", 10, 28, 10, 1)
-        assert of.settings.items() <= row.settings.items() and of.settings["batch_syn"] == 20
+        assert of.settings.items() <= row.settings.items() and of.settings["batch_syn"] == 50
 
 
 @pytest.mark.parametrize("method", [method for method in TRAJECTORY if method != "simplified"])
