@@ -30,6 +30,11 @@ class Judge:
     scores: bool = False
 
     @cached_property
+    def corruptions(self) -> list[str]:
+        """Of which the accuracies are measured: none without scores."""
+        return corruptions() if self.scores else []
+
+    @cached_property
     def _test(self) -> Batches:
         return self.data.test_batches(self.device)
 
@@ -53,7 +58,7 @@ class Judge:
                 "confusion": confusion(logits, labels, self.data.num_classes).tolist(),
                 "calibration_error": calibration_error(logits, labels),
                 "log_loss": log_loss(logits, labels),
-                "robust": {name: self._robust(net, name) for name in corruptions()},
+                "robust": {name: self._robust(net, name) for name in self.corruptions},
             }
         return record
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ddfast.data import Dataset
 from ddfast.data.parameterisation import PIXELS, Pixels
 from ddfast.evaluation.cache import run_trainings
-from ddfast.evaluation.corruptions import corruptions
 from ddfast.evaluation.judging import Judge, accuracy
 from ddfast.evaluation.rates import (
     AUTO,
@@ -106,7 +105,7 @@ class Trainings:
                 began = time.perf_counter()
 
         def about(name: str) -> dict[str, Any]:
-            more = {"scores": corruptions() if self.scores else None, "best_on_test": self.best_on_test}
+            more = {"scores": judge.corruptions, "best_on_test": self.best_on_test}
             return self._about(name, rates[name]) | {key: value for key, value in more.items() if value}
 
         records = self._run(about, list(asked), num_eval, train)
